@@ -1,0 +1,3 @@
+//! The wire between the kernel half and the process.
+#![no_std]
+#![forbid(unsafe_code)]

@@ -1,0 +1,102 @@
+//! What enters the core: one record of the kernel half, decoded, and the words all stages share.
+
+/// Nanoseconds of `CLOCK_MONOTONIC` as the kernel half read them (`bpf_ktime_get_ns`). The only clock in the core.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct MonoNs(pub u64);
+
+impl MonoNs {
+    /// Nanoseconds from `earlier` to `self`; 0 when `earlier` is later.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+
+    /// Seconds from `earlier` to `self`; 0.0 when `earlier` is later.
+    #[must_use]
+    pub fn seconds_since(self, earlier: Self) -> f64 {
+        self.since(earlier) as f64 / 1e9
+    }
+}
+
+/// When the hooked call that moved some bytes was entered and when it returned.
+///
+/// Bytes that were **written** exist from `entry` on; bytes that were **read** exist from `ret` on. Bytes decoded from
+/// one call share its stamp: times inside a call are never interpolated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Stamp {
+    /// Entry of the call.
+    pub entry: MonoNs,
+    /// Return of the call.
+    pub ret: MonoNs,
+}
+
+/// A connection as numbered by the kernel half. Never reused while the observer runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnId(pub u64);
+
+/// Direction of bytes as the observed process sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// The process read them.
+    Read,
+    /// The process wrote them.
+    Write,
+}
+
+/// One record of the kernel half.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Record<'a> {
+    /// Connection.
+    pub conn: ConnId,
+    /// Process (tgid in the initial pid namespace).
+    pub pid: u32,
+    /// Thread that made the call.
+    pub tid: u32,
+    /// Stamps of the call.
+    pub at: Stamp,
+    /// What happened.
+    pub kind: RecordKind<'a>,
+}
+
+/// What a record says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RecordKind<'a> {
+    /// Bytes moved.
+    Data {
+        /// Which way.
+        dir: Direction,
+        /// Offset of the first byte in its direction, counted by the kernel half from its first sight of the connection.
+        offset: u64,
+        /// Number of this connection's turn: grows by one at each write that follows a read. A read belongs to the turn
+        /// of the last write before it, so a read whose turn is not known yet overtook a write between the two rings.
+        turn: u32,
+        /// The bytes that were copied; may be fewer than `len`, even none.
+        payload: &'a [u8],
+        /// Bytes of the stream that this record stands for; the part beyond `payload` is a gap.
+        len: u64,
+        /// Why `payload` is shorter than `len`, and what happened before this record.
+        flags: RecordFlags,
+    },
+    /// The connection ended (freed, cleared or its number was retired).
+    Close {
+        /// Final offset of the read direction, in bytes: shows a loss at the very end.
+        read_end: u64,
+        /// Final offset of the write direction, in bytes.
+        write_end: u64,
+    },
+}
+
+/// Properties of a data record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RecordFlags {
+    /// The kernel half saw the connection being made: offset 0 is its first byte. Otherwise it was joined mid-life.
+    pub from_start: bool,
+    /// The missing payload was left out on purpose (cap on written bytes).
+    pub capped: bool,
+    /// The missing payload could not be read from the process's memory.
+    pub fault: bool,
+    /// Bytes between the previous record of this direction and this one were left out because of a verdict.
+    pub after_skip: bool,
+    /// An unknown number of bytes was lost before this record (the entry of a call could not be kept).
+    pub after_unknown_loss: bool,
+}

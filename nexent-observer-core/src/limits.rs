@@ -1,0 +1,46 @@
+//! Every cap of the core in one place. A buffer without a cap here is a bug.
+
+/// Longest message head (start line and all fields), in bytes; a longer one is a defect and ends the exchange.
+pub const HEAD_BYTES: usize = 64 * 1024;
+/// Most header fields in one head.
+pub const HEAD_FIELDS: usize = 128;
+/// Longest chunk-size line including extensions, in bytes (RFC 9112 section 7.1).
+pub const CHUNK_LINE_BYTES: usize = 4096;
+/// Longest single event (SSE event, NDJSON line) that is decoded, in bytes; a longer one is skipped and counted.
+pub const EVENT_BYTES: usize = 4 * 1024 * 1024;
+/// Longest answer body that is not a stream and is decoded, in bytes.
+pub const BODY_BYTES: usize = 8 * 1024 * 1024;
+/// Bytes of a request body that are kept at its head.
+pub const REQUEST_HEAD_BYTES: usize = 64 * 1024;
+/// Bytes of a request body that are kept at its tail.
+pub const REQUEST_TAIL_BYTES: usize = 64 * 1024;
+/// Rate-limit headers kept of one response.
+pub const RATE_LIMIT_HEADERS: usize = 24;
+/// Longest text kept of a name (model, id, host, path, finish reason, error type), in bytes.
+pub const NAME_BYTES: usize = 256;
+/// Most exchanges open on one connection.
+pub const OPEN_EXCHANGES: usize = 256;
+
+/// Caps that a user may set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Most connections followed at once; the one silent longest goes first.
+    pub connections: usize,
+    /// A connection silent for so long is let go, in nanoseconds.
+    pub idle_ns: u64,
+    /// Longest packed timeline of one exchange, in bytes.
+    pub timeline_bytes: usize,
+    /// Longest generated text kept when content was asked for, in bytes.
+    pub content_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 65_536,
+            idle_ns: 15 * 60 * 1_000_000_000,
+            timeline_bytes: 64 * 1024,
+            content_bytes: 1024 * 1024,
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Plain counters of the core. The process exports them; the core knows no metrics library.
+
+/// Why something was dropped or a defect was counted. Each has a label value, a counter and a test.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum DropReason {
+    /// Bytes on a connection that are no HTTP.
+    NotHttp,
+    /// A message head over [`crate::limits::HEAD_BYTES`] or with too many fields.
+    HeadTooLong,
+    /// A message head that does not parse.
+    HeadInvalid,
+    /// A chunk-size line that does not parse, or a missing CRLF after a chunk.
+    ChunkInvalid,
+    /// An event over [`crate::limits::EVENT_BYTES`].
+    EventTooLong,
+    /// A body over [`crate::limits::BODY_BYTES`] that had to be read whole.
+    BodyTooLong,
+    /// JSON that does not parse, or of the wrong shape.
+    JsonInvalid,
+    /// Text that is not UTF-8.
+    Utf8Invalid,
+    /// A content coding that cannot be decoded.
+    ContentCoding,
+    /// Bytes lost before they reached the core.
+    Gap,
+    /// A response without a request: joined mid-stream.
+    Joined,
+    /// A connection let go because the table was full.
+    ConnectionsFull,
+    /// A connection let go because it was silent too long.
+    Idle,
+    /// An exchange let go because its connection had too many open.
+    ExchangesFull,
+    /// A record that contradicts what was seen before (offset behind, unknown connection's close).
+    RecordInvalid,
+}
+
+impl DropReason {
+    /// All reasons, in the order of their label values in docs/metrics.md.
+    pub const ALL: [Self; 15] = [
+        Self::NotHttp,
+        Self::HeadTooLong,
+        Self::HeadInvalid,
+        Self::ChunkInvalid,
+        Self::EventTooLong,
+        Self::BodyTooLong,
+        Self::JsonInvalid,
+        Self::Utf8Invalid,
+        Self::ContentCoding,
+        Self::Gap,
+        Self::Joined,
+        Self::ConnectionsFull,
+        Self::Idle,
+        Self::ExchangesFull,
+        Self::RecordInvalid,
+    ];
+
+    /// Label value.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NotHttp => "not_http",
+            Self::HeadTooLong => "head_too_long",
+            Self::HeadInvalid => "head_invalid",
+            Self::ChunkInvalid => "chunk_invalid",
+            Self::EventTooLong => "event_too_long",
+            Self::BodyTooLong => "body_too_long",
+            Self::JsonInvalid => "json_invalid",
+            Self::Utf8Invalid => "utf8_invalid",
+            Self::ContentCoding => "content_coding",
+            Self::Gap => "gap",
+            Self::Joined => "joined",
+            Self::ConnectionsFull => "connections_full",
+            Self::Idle => "idle",
+            Self::ExchangesFull => "exchanges_full",
+            Self::RecordInvalid => "record_invalid",
+        }
+    }
+}
+
+/// Counters of the whole core.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Records taken in.
+    pub records: u64,
+    /// Payload bytes taken in.
+    pub bytes: u64,
+    /// Bytes that were lost before they reached the core, where their number is known.
+    pub bytes_lost: u64,
+    /// Gaps that are losses (known size or not).
+    pub gaps: u64,
+    /// HTTP exchanges begun.
+    pub http_exchanges: u64,
+    /// LLM exchanges finished.
+    pub llm_exchanges: u64,
+    /// Output chunks decoded.
+    pub chunks: u64,
+    /// Connections followed now.
+    pub connections_open: u64,
+    /// LLM exchanges open now.
+    pub exchanges_open: u64,
+    drops: [u64; DropReason::ALL.len()],
+}
+
+impl Stats {
+    /// Counts one drop or defect.
+    pub fn count(&mut self, reason: DropReason) {
+        self.drops[reason as usize] += 1;
+    }
+
+    /// How often `reason` was counted.
+    #[must_use]
+    pub fn drops(&self, reason: DropReason) -> u64 {
+        self.drops[reason as usize]
+    }
+}

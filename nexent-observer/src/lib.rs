@@ -1,0 +1,1 @@
+//! The process: stages 1, 2 and 7 around the pure core.
