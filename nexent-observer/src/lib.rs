@@ -1,1 +1,4 @@
 //! The process: stages 1, 2 and 7 around the pure core.
+
+pub mod probe;
+pub mod ring;

@@ -1,0 +1,197 @@
+//! Records: the smallest class that fits, straight into the ring, without a wake-up.
+
+use core::mem::MaybeUninit;
+
+use aya_ebpf::{
+    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    helpers::generated::bpf_probe_read_user,
+    maps::RingBuf,
+};
+use nexent_observer_common::{
+    counters::Counter,
+    piece::{self, MAX_PIECES, Window},
+    record::{CLASS_BYTES, HEADER_BYTES, MAX_PIECE, RecordHeader, flag},
+};
+
+use crate::{
+    inflight::Returned,
+    maps::{READS, WOKEN, WRITES, count, read_wake_bytes, write_wake_bytes},
+};
+
+/// One of the two rings.
+#[derive(Clone, Copy)]
+pub struct Ring {
+    index: u32,
+    made: Counter,
+    lost: Counter,
+}
+
+/// The ring of reads.
+pub const READ_RING: Ring = Ring { index: 0, made: Counter::ReadRecords, lost: Counter::ReadLost };
+/// The ring of writes.
+pub const WRITE_RING: Ring = Ring { index: 1, made: Counter::WriteRecords, lost: Counter::WriteLost };
+
+impl Ring {
+    #[inline(always)]
+    fn map(self) -> &'static RingBuf {
+        if self.index == 0 { &READS } else { &WRITES }
+    }
+
+    /// Flags for a submission: no wake-up, unless the ring is over a quarter full and user space was not woken since its
+    /// last drain. A wake-up per record would cost the observed process about 13 us each (measured).
+    #[inline(always)]
+    fn submit_flags(self) -> u64 {
+        let limit = if self.index == 0 { read_wake_bytes() } else { write_wake_bytes() };
+        if self.map().query(u64::from(BPF_RB_AVAIL_DATA)) < limit {
+            return u64::from(BPF_RB_NO_WAKEUP);
+        }
+        let Some(woken) = WOKEN.get_ptr_mut(self.index) else { return u64::from(BPF_RB_NO_WAKEUP) };
+        // SAFETY: an aligned word of a map. Two programs may both see 0 and both wake: harmless.
+        unsafe {
+            if core::ptr::read_volatile(woken) != 0 {
+                return u64::from(BPF_RB_NO_WAKEUP);
+            }
+            core::ptr::write_volatile(woken, 1);
+        }
+        count(Counter::Wakeups);
+        u64::from(BPF_RB_FORCE_WAKEUP)
+    }
+}
+
+/// A record of one class.
+#[repr(C)]
+struct Slot<const ROOM: usize> {
+    header: RecordHeader,
+    payload: [MaybeUninit<u8>; ROOM],
+}
+
+const ROOM_0: usize = CLASS_BYTES[0] - HEADER_BYTES;
+const ROOM_1: usize = CLASS_BYTES[1] - HEADER_BYTES;
+const ROOM_2: usize = CLASS_BYTES[2] - HEADER_BYTES;
+const ROOM_3: usize = MAX_PIECE;
+
+/// Puts one record of a class: `len` bytes (at most `ROOM`) from the user address `from`.
+#[inline(always)]
+fn put<const ROOM: usize>(ring: Ring, header: &RecordHeader, from: u64, len: u64) {
+    let Some(mut entry) = ring.map().reserve::<Slot<ROOM>>(0) else {
+        count(ring.lost);
+        return;
+    };
+    let slot = entry.as_mut_ptr();
+    // SAFETY: the entry has room for a `Slot<ROOM>`; every field of the header is written here, and user space reads only
+    // `len` bytes of the payload.
+    unsafe {
+        (&raw mut (*slot).header).write(*header);
+        (*slot).header.len = len as u32;
+        if len > 0 && len <= ROOM as u64 {
+            let to = (&raw mut (*slot).payload).cast::<core::ffi::c_void>();
+            if bpf_probe_read_user(to, len as u32, from as *const core::ffi::c_void) != 0 {
+                // Never zeros in the place of bytes: the record says that they are unknown.
+                (*slot).header.len = 0;
+                (*slot).header.flags |= flag::FAULT;
+                count(Counter::UserFault);
+            }
+        } else {
+            (*slot).header.len = 0;
+        }
+    }
+    let flags = ring.submit_flags();
+    entry.submit(flags);
+    count(ring.made);
+}
+
+/// Puts one record, in the smallest class with room for `len` bytes.
+#[inline(always)]
+fn put_smallest(ring: Ring, header: &RecordHeader, from: u64, len: u64) {
+    if len <= ROOM_0 as u64 {
+        put::<ROOM_0>(ring, header, from, len);
+    } else if len <= ROOM_1 as u64 {
+        put::<ROOM_1>(ring, header, from, len);
+    } else if len <= ROOM_2 as u64 {
+        put::<ROOM_2>(ring, header, from, len);
+    } else {
+        put::<ROOM_3>(ring, header, from, len);
+    }
+}
+
+/// Puts the records of a call at its return. `header` carries what all of them share, with the offset of the first byte; flags
+/// that speak of what went before stand in the first record only.
+#[inline(always)]
+pub fn call<R: ToRing>(header: &RecordHeader, returned: &Returned, window: Window) {
+    let (from, n) = (returned.call.buf, returned.bytes);
+    if n <= MAX_PIECE as u64 && (n <= window.head || n <= window.tail) {
+        let header = RecordHeader { orig_len: n as u32, ..*header };
+        put_smallest(R::RING, &header, from, n);
+        return;
+    }
+    let mut header = *header;
+    let first_offset = header.offset;
+    let lasting = header.flags & flag::FROM_START;
+    // SAFETY: the call's own value in the map of calls in flight; only this thread touches it, and it is removed after this.
+    let (moved, cut) = unsafe { (&raw mut (*returned.kept).moved, &raw mut (*returned.kept).cut) };
+    // SAFETY: as above.
+    unsafe {
+        core::ptr::write_volatile(moved, n);
+        core::ptr::write_volatile(cut, 0);
+    }
+    for _ in 0..MAX_PIECES {
+        // SAFETY: as above.
+        let (n, at) = unsafe { (core::ptr::read_volatile(moved), core::ptr::read_volatile(cut)) };
+        if at >= n {
+            return;
+        }
+        let piece = piece::next_piece(n, at, window);
+        header.offset = first_offset.wrapping_add(at);
+        header.orig_len = piece.stands_for as u32;
+        if piece.capped {
+            header.flags |= flag::CAPPED;
+        }
+        put_smallest(R::RING, &header, from.wrapping_add(at), piece.copy);
+        header.flags = lasting;
+        // SAFETY: as above.
+        unsafe { core::ptr::write_volatile(cut, at.wrapping_add(piece.stands_for)) };
+    }
+    // SAFETY: as above.
+    let at = unsafe { core::ptr::read_volatile(cut) };
+    if at < n {
+        // More than the bounded loop may copy: say how much was left out.
+        header.offset = first_offset.wrapping_add(at);
+        header.orig_len = piece::clamp_u32(n - at) as u32;
+        put::<ROOM_0>(R::RING, &header, 0, 0);
+    }
+}
+
+/// A direction's ring, as a type: the verifier wants to know the map at each call.
+pub trait ToRing {
+    /// The ring.
+    const RING: Ring;
+}
+
+/// Reads.
+pub struct ToReads;
+impl ToRing for ToReads {
+    const RING: Ring = READ_RING;
+}
+
+/// Writes.
+pub struct ToWrites;
+impl ToRing for ToWrites {
+    const RING: Ring = WRITE_RING;
+}
+
+/// Puts a record whose payload is one word (close) or nothing (process events).
+#[inline(always)]
+pub fn note(header: &RecordHeader, word: Option<u64>) -> bool {
+    let Some(mut entry) = READS.reserve::<Slot<ROOM_0>>(0) else { return false };
+    let slot = entry.as_mut_ptr();
+    // SAFETY: as in `put`.
+    unsafe {
+        (&raw mut (*slot).header).write(*header);
+        if let Some(word) = word {
+            (&raw mut (*slot).payload).cast::<u64>().write(word);
+        }
+    }
+    let flags = READ_RING.submit_flags();
+    entry.submit(flags);
+    true
+}

@@ -1,0 +1,100 @@
+//! Maps and the globals that user space sets before loading.
+
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, HashMap, PerCpuArray, RingBuf},
+};
+use nexent_observer_common::{
+    counters::Counter,
+    state::{Call, CallKey, Conn, ConnKey, Target, VERDICT_SLOTS},
+};
+
+/// Reads, closes and process events. Apart from the writes, so that large prompts cannot push out tokens.
+#[map]
+pub static READS: RingBuf = RingBuf::with_byte_size(8 << 20, 0);
+
+/// Written payload.
+#[map]
+pub static WRITES: RingBuf = RingBuf::with_byte_size(8 << 20, 0);
+
+/// Observed processes by tgid.
+#[map]
+pub static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(16_384, 0);
+
+/// Calls between entry and return. Preallocated: an allocation in a probe could fail at the worst moment.
+#[map]
+pub static INFLIGHT: HashMap<CallKey, Call> = HashMap::with_max_entries(32_768, 0);
+
+/// Connections.
+#[map]
+pub static CONNS: HashMap<ConnKey, Conn> = HashMap::with_max_entries(65_536, 0);
+
+/// Verdicts of user space, one word a slot (`state::verdict_value`).
+#[map]
+pub static VERDICTS: Array<u64> = Array::with_max_entries(VERDICT_SLOTS, 0);
+
+/// Last connection number given.
+#[map]
+pub static NEXT_CONN: Array<u64> = Array::with_max_entries(1, 0);
+
+/// Per ring (0 reads, 1 writes): user space was woken and has not drained since.
+#[map]
+pub static WOKEN: Array<u32> = Array::with_max_entries(2, 0);
+
+/// Counters, by `Counter`.
+#[map]
+pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT, 0);
+
+/// A value that user space sets before loading. Volatile, or the compiler would fold the default in.
+macro_rules! global {
+    ($(#[$doc:meta])* $name:ident: $ty:ty = $default:expr, $get:ident) => {
+        #[unsafe(no_mangle)]
+        static $name: $ty = $default;
+        $(#[$doc])*
+        #[inline(always)]
+        pub fn $get() -> $ty {
+            // SAFETY: a static of this program, initialised and aligned.
+            unsafe { core::ptr::read_volatile(&raw const $name) }
+        }
+    };
+}
+
+global!(
+    /// Bytes of a turn kept at its head.
+    WRITE_HEAD_CAP: u64 = 32 << 10, write_head_cap
+);
+global!(
+    /// Bytes kept at the tail of each written call.
+    WRITE_TAIL_CAP: u64 = 64 << 10, write_tail_cap
+);
+global!(
+    /// Fill of the ring of reads that wakes user space, bytes.
+    READ_WAKE_BYTES: u64 = 2 << 20, read_wake_bytes
+);
+global!(
+    /// Fill of the ring of writes that wakes user space, bytes.
+    WRITE_WAKE_BYTES: u64 = 2 << 20, write_wake_bytes
+);
+global!(
+    /// Offset of `tgid` in `struct task_struct`, bytes (from the kernel's BTF).
+    TASK_TGID_OFFSET: u64 = 0, task_tgid_offset
+);
+global!(
+    /// Whether every exec is reported, or only those of observed processes.
+    REPORT_ALL_EXECS: u32 = 0, report_all_execs
+);
+
+/// Counts one.
+#[inline(always)]
+pub fn count(counter: Counter) {
+    add(counter, 1);
+}
+
+/// Counts `n`.
+#[inline(always)]
+pub fn add(counter: Counter, n: u64) {
+    if let Some(slot) = COUNTERS.get_ptr_mut(counter as u32) {
+        // SAFETY: the verifier checked the slot. A program preempted here by another on the same CPU may lose one count.
+        unsafe { *slot = (*slot).wrapping_add(n) };
+    }
+}

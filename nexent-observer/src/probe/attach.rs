@@ -1,0 +1,404 @@
+//! Attaches to processes: which scope, in which order, and how it ends. Nothing is ever half attached.
+
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    path::PathBuf,
+    sync::mpsc,
+    thread,
+};
+
+use nexent_observer_common::cookie::Scope;
+
+use super::{
+    kernel::{Attached, KernelError, KernelHalf},
+    library::{Libraries, Library},
+    hookpoint::Cost,
+    openssl::{Hook, Program},
+    process::{FileId, MappedFile, Process},
+};
+
+/// Why a process cannot be observed. Each message says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// There is no such process.
+    #[error("there is no process with pid {pid} (in a container, share the host's pid namespace: hostPID or `--pid=host`)")]
+    NoProcess {
+        /// Which.
+        pid: u32,
+    },
+    /// Its maps cannot be read.
+    #[error("the mappings of process {pid} cannot be read ({source}): CAP_SYS_PTRACE is needed")]
+    Unreadable {
+        /// Which.
+        pid: u32,
+        /// Why.
+        source: io::Error,
+    },
+    /// Nothing to hook.
+    #[error(
+        "process {pid} ({exe}) has no TLS library that can be hooked: none of its {files} mapped files has SSL_read and \
+         SSL_write; if it loads one later, attach again then (Go, rustls and Java are not supported by this version)"
+    )]
+    NoTls {
+        /// Which.
+        pid: u32,
+        /// Its executable.
+        exe: String,
+        /// Files looked into.
+        files: usize,
+    },
+    /// The kernel would kill the target.
+    #[error(
+        "process {pid} runs under seccomp, and kernel {kernel} kills such a process at a return probe (fixed in 6.14): not \
+         attached; update the kernel or run the process without seccomp"
+    )]
+    Seccomp {
+        /// Which.
+        pid: u32,
+        /// Release of the kernel.
+        kernel: String,
+    },
+    /// It is this process.
+    #[error("process {pid} is the observer itself")]
+    Itself {
+        /// Which.
+        pid: u32,
+    },
+    /// The kernel refused.
+    #[error("cannot attach to process {pid}: {source}")]
+    Kernel {
+        /// Which.
+        pid: u32,
+        /// Why.
+        source: KernelError,
+    },
+}
+
+/// What was attached to a process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttachReport {
+    /// Which.
+    pub pid: u32,
+    /// Libraries hooked: path, hooks, notes.
+    pub libraries: Vec<(PathBuf, Vec<Hook>, Vec<String>)>,
+    /// Whether the attachment is shared with other processes and filtered.
+    pub filtered: bool,
+}
+
+/// One observed process.
+#[derive(Debug)]
+struct Observed {
+    process: Process,
+    scope: Scope,
+    follow_forks: bool,
+    /// Hooked libraries, and the probes that are this process's own (none in the filtered scope).
+    libraries: HashMap<FileId, Vec<Attached>>,
+}
+
+/// Probes of a scope that a process has left; kept until no call that began in it is in flight.
+#[derive(Debug)]
+struct Leaving {
+    pid: u32,
+    probes: Vec<Attached>,
+}
+
+/// Attaches and detaches.
+pub struct Attacher {
+    kernel: KernelHalf,
+    libraries: Libraries,
+    observed: HashMap<u32, Observed>,
+    /// Attachments for all processes, by library.
+    filtered: HashMap<FileId, Vec<Attached>>,
+    leaving: Vec<Leaving>,
+    per_process_limit: usize,
+    undertaker: mpsc::Sender<Vec<Attached>>,
+}
+
+impl Attacher {
+    /// Takes over the kernel half. Up to `per_process_limit` processes of one library get attachments of their own: other
+    /// processes pay nothing then, but each further one costs every hit of that library about 97 ns (measured).
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn new(kernel: KernelHalf, per_process_limit: usize) -> io::Result<Self> {
+        let (undertaker, dead) = mpsc::channel::<Vec<Attached>>();
+        // Detaching one probe waits for the kernel up to 250 ms: not in the loop that drains the rings.
+        thread::Builder::new().name("detach".to_owned()).spawn(move || {
+            while let Ok(probes) = dead.recv() {
+                drop(probes);
+            }
+        })?;
+        Ok(Self {
+            kernel,
+            libraries: Libraries::default(),
+            observed: HashMap::new(),
+            filtered: HashMap::new(),
+            leaving: Vec::new(),
+            per_process_limit,
+            undertaker,
+        })
+    }
+
+    /// The kernel half.
+    pub fn kernel(&mut self) -> &mut KernelHalf {
+        &mut self.kernel
+    }
+
+    /// Observed pids.
+    pub fn pids(&self) -> impl Iterator<Item = u32> + '_ {
+        self.observed.keys().copied()
+    }
+
+    /// Whether a pid is observed.
+    #[must_use]
+    pub fn observes(&self, pid: u32) -> bool {
+        self.observed.contains_key(&pid)
+    }
+
+    /// Number of probes attached now.
+    #[must_use]
+    pub fn probes(&self) -> usize {
+        let own = self.observed.values().flat_map(|observed| observed.libraries.values()).map(Vec::len).sum::<usize>();
+        own + self.filtered.values().map(Vec::len).sum::<usize>()
+    }
+
+    /// Libraries of an observed process.
+    #[must_use]
+    pub fn libraries_of(&self, pid: u32) -> Vec<FileId> {
+        self.observed.get(&pid).map(|observed| observed.libraries.keys().copied().collect()).unwrap_or_default()
+    }
+
+    /// Attaches to a process, or adds what it has loaded since. Reads are hooked before writes and the process is armed last,
+    /// so that no request is seen without its response.
+    ///
+    /// # Errors
+    /// [`AttachError`]; the process is left as it was.
+    pub fn attach(&mut self, pid: u32, follow_forks: bool) -> Result<AttachReport, AttachError> {
+        if pid == std::process::id() {
+            return Err(AttachError::Itself { pid });
+        }
+        let process = Process::find(pid).map_err(|_| AttachError::NoProcess { pid })?;
+        if self.observed.get(&pid).is_some_and(|observed| observed.process != process) {
+            self.detach(pid); // a reused pid
+        }
+        check_seccomp(pid)?;
+        let files = Process::mapped_files(pid).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => AttachError::NoProcess { pid },
+            _ => AttachError::Unreadable { pid, source },
+        })?;
+        let hookable = self.libraries.hookable(&files);
+        if hookable.is_empty() && !self.observed.contains_key(&pid) {
+            let exe = Process::executable_path(pid).map_or_else(|| "?".to_owned(), |path| path.display().to_string());
+            return Err(AttachError::NoTls { pid, exe, files: files.len() });
+        }
+        let filtered = self.wants_filtered(pid, &hookable);
+        let kernel_error = |source| AttachError::Kernel { pid, source };
+        if filtered {
+            self.share(&hookable, &files).map_err(kernel_error)?;
+        }
+        let scope = if filtered { Scope::Filtered } else { Scope::PerProcess };
+        let mut fresh: HashMap<FileId, Vec<Attached>> = HashMap::new();
+        let already: HashSet<FileId> = self.libraries_of(pid).into_iter().collect();
+        for library in &hookable {
+            if already.contains(&library.id) {
+                continue;
+            }
+            let probes = if filtered {
+                Vec::new()
+            } else {
+                self.hook(library, &files, Some(pid)).map_err(kernel_error)?
+            };
+            fresh.insert(library.id, probes);
+        }
+        self.kernel.arm(pid, scope, follow_forks).map_err(kernel_error)?;
+        let observed = self.observed.entry(pid).or_insert_with(|| Observed {
+            process,
+            scope,
+            follow_forks,
+            libraries: HashMap::new(),
+        });
+        observed.follow_forks = follow_forks;
+        observed.libraries.extend(fresh);
+        if filtered {
+            self.move_to_filtered(&hookable).map_err(kernel_error)?;
+        }
+        let libraries = hookable
+            .iter()
+            .map(|library| (library.path.clone(), library.plan.hooks.clone(), library.plan.notes.clone()))
+            .collect();
+        Ok(AttachReport { pid, libraries, filtered })
+    }
+
+    /// Takes over a child that the kernel half already follows (filtered scope). `false`: it has to be attached.
+    pub fn adopt(&mut self, parent: u32, child: u32) -> bool {
+        let Some(observed) = self.observed.get(&parent) else { return false };
+        if observed.scope != Scope::Filtered || !observed.follow_forks {
+            return false;
+        }
+        let Ok(process) = Process::find(child) else { return true };
+        let libraries = observed.libraries.keys().map(|id| (*id, Vec::new())).collect();
+        let child_of = Observed { process, scope: Scope::Filtered, follow_forks: true, libraries };
+        self.observed.insert(child, child_of);
+        true
+    }
+
+    /// Lets go of a process. Its probes are removed in the background; they do nothing from now on.
+    pub fn detach(&mut self, pid: u32) {
+        if let Err(error) = self.kernel.disarm(pid) {
+            tracing::warn!(pid, %error, "A process could not be disarmed.");
+        }
+        if let Some(observed) = self.observed.remove(&pid) {
+            self.bury(observed.libraries.into_values().flatten().collect());
+        }
+        let (gone, left) = std::mem::take(&mut self.leaving).into_iter().partition(|leaving| leaving.pid == pid);
+        self.leaving = left;
+        for leaving in gone {
+            self.bury(leaving.probes);
+        }
+    }
+
+    /// Observed processes that have ended.
+    #[must_use]
+    pub fn ended(&self) -> Vec<u32> {
+        self.observed.values().filter(|observed| !observed.process.is_alive()).map(|observed| observed.process.pid).collect()
+    }
+
+    /// Housekeeping, about once a second: removes probes that nothing waits for any more, and targets of the kernel half that
+    /// are not ours (children that ended before they were adopted).
+    pub fn tidy(&mut self) {
+        let kernel = &self.kernel;
+        let (done, waiting) = std::mem::take(&mut self.leaving)
+            .into_iter()
+            .partition(|leaving| !kernel.has_calls_in_flight(leaving.pid, Scope::PerProcess));
+        self.leaving = waiting;
+        for leaving in done {
+            self.bury(leaving.probes);
+        }
+        for pid in self.kernel.armed() {
+            if !self.observed.contains_key(&pid) && Process::find(pid).is_err() {
+                self.detach(pid);
+            }
+        }
+    }
+
+    fn bury(&self, probes: Vec<Attached>) {
+        if !probes.is_empty() && self.undertaker.send(probes).is_err() {
+            tracing::warn!("The thread that removes probes is gone; they were removed in place.");
+        }
+    }
+
+    /// Whether a process with these libraries belongs into the filtered scope.
+    fn wants_filtered(&self, pid: u32, libraries: &[Library]) -> bool {
+        if self.observed.get(&pid).is_some_and(|observed| observed.scope == Scope::Filtered) {
+            return true;
+        }
+        libraries.iter().any(|library| {
+            let others = self
+                .observed
+                .iter()
+                .filter(|(other, observed)| **other != pid && observed.libraries.contains_key(&library.id))
+                .count();
+            self.filtered.contains_key(&library.id) || others + 1 > self.per_process_limit
+        })
+    }
+
+    /// Attaches for all processes to each library that is not attached so yet.
+    fn share(&mut self, libraries: &[Library], files: &[MappedFile]) -> Result<(), KernelError> {
+        for library in libraries {
+            if !self.filtered.contains_key(&library.id) {
+                let probes = self.hook(library, files, None)?;
+                self.filtered.insert(library.id, probes);
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves every process that shares one of these libraries into the filtered scope. The probes of the old scope stay until
+    /// the calls that began in it have returned, so that no read in flight is lost.
+    fn move_to_filtered(&mut self, libraries: &[Library]) -> Result<(), KernelError> {
+        let movers: Vec<u32> = self
+            .observed
+            .iter()
+            .filter(|(_, observed)| {
+                observed.scope == Scope::PerProcess
+                    && libraries.iter().any(|library| observed.libraries.contains_key(&library.id))
+            })
+            .map(|(pid, _)| *pid)
+            .collect();
+        for pid in movers {
+            let Ok(files) = Process::mapped_files(pid) else { continue };
+            let all = self.libraries.hookable(&files);
+            self.share(&all, &files)?;
+            let Some(observed) = self.observed.get_mut(&pid) else { continue };
+            self.kernel.arm(pid, Scope::Filtered, observed.follow_forks)?;
+            observed.scope = Scope::Filtered;
+            let probes = observed.libraries.values_mut().flat_map(std::mem::take).collect();
+            self.leaving.push(Leaving { pid, probes });
+        }
+        Ok(())
+    }
+
+    /// Attaches all hooks of a library, reads first. On failure what was attached is removed again.
+    fn hook(&mut self, library: &Library, files: &[MappedFile], pid: Option<u32>) -> Result<Vec<Attached>, KernelError> {
+        let open = files.iter().find(|file| file.id == library.id).map_or(&library.path, |file| &file.open);
+        let mut hooks: Vec<&Hook> = library.plan.hooks.iter().collect();
+        hooks.sort_by_key(|hook| match hook.program {
+            Program::Read => 0,
+            Program::New | Program::End => 1,
+            Program::Write => 2,
+        });
+        let mut probes = Vec::new();
+        for hook in hooks {
+            match self.kernel.attach(hook, open, pid) {
+                Ok(attached) => probes.extend(attached),
+                Err(error) => {
+                    self.bury(probes);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(probes)
+    }
+}
+
+/// Kernels from 6.11 up to the fix in 6.14 kill a process under seccomp at a return probe (the uretprobe system call is not in
+/// its filter).
+fn check_seccomp(pid: u32) -> Result<(), AttachError> {
+    if Process::seccomp(pid) == 0 {
+        return Ok(());
+    }
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned();
+    if kills_under_seccomp(&kernel) { Err(AttachError::Seccomp { pid, kernel }) } else { Ok(()) }
+}
+
+fn kills_under_seccomp(release: &str) -> bool {
+    let mut parts = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse::<u32>().unwrap_or(0));
+    let version = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
+    ((6, 11)..(6, 14)).contains(&version)
+}
+
+/// Most expensive hook of a report, for a warning.
+#[must_use]
+pub fn is_expensive(report: &AttachReport) -> bool {
+    report
+        .libraries
+        .iter()
+        .flat_map(|(_, hooks, _)| hooks)
+        .any(|hook| matches!(hook.program, Program::Read | Program::Write) && hook.cost == Cost::SingleStepped)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::kills_under_seccomp;
+
+    #[test]
+    fn kernels_that_kill_at_a_return_probe_are_known() {
+        for release in ["6.11.0", "6.12.48+deb13-amd64", "6.13.7-arch1"] {
+            assert!(kills_under_seccomp(release), "{release}");
+        }
+        for release in ["5.15.0-91-generic", "6.1.0-28-amd64", "6.10.9", "6.14.0", "6.18.44-fc", "7.0.1", ""] {
+            assert!(!kills_under_seccomp(release), "{release}");
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Symbols, code and addresses of one ELF file, read piece by piece: a runtime with a static TLS library has hundreds of MB.
+
+use std::{collections::HashMap, fs::File};
+
+use object::{
+    Object, ObjectSection, ObjectSymbol, ReadCache, ReadRef, SymbolKind,
+    read::elf::{ElfFile64, ProgramHeader},
+};
+
+/// Why a file cannot be looked into.
+#[derive(Debug, thiserror::Error)]
+pub enum ElfError {
+    /// Not a 64-bit little-endian ELF file, or damaged.
+    #[error("not a readable 64-bit ELF file: {0}")]
+    Format(#[from] object::read::Error),
+    /// Built for another machine.
+    #[error("built for another machine architecture")]
+    Architecture,
+}
+
+/// A function in a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Function {
+    /// Name of its symbol.
+    pub name: String,
+    /// Virtual address as the file tells it.
+    pub address: u64,
+}
+
+/// An ELF file.
+pub struct Elf<'a> {
+    file: ElfFile64<'a, object::Endianness, &'a ReadCache<File>>,
+    segments: Vec<Segment>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Segment {
+    address: u64,
+    offset: u64,
+    file_size: u64,
+}
+
+impl<'a> Elf<'a> {
+    /// Opens a file for this machine's architecture.
+    ///
+    /// # Errors
+    /// [`ElfError`].
+    pub fn parse(cache: &'a ReadCache<File>) -> Result<Self, ElfError> {
+        let file = ElfFile64::<object::Endianness, _>::parse(cache)?;
+        let native = if cfg!(target_arch = "aarch64") { object::Architecture::Aarch64 } else { object::Architecture::X86_64 };
+        if file.architecture() != native {
+            return Err(ElfError::Architecture);
+        }
+        let endian = file.endian();
+        let segments = file
+            .elf_program_headers()
+            .iter()
+            .filter(|header| header.p_type(endian) == object::elf::PT_LOAD && header.p_flags(endian) & object::elf::PF_X != 0)
+            .map(|header| Segment {
+                address: header.p_vaddr(endian),
+                offset: header.p_offset(endian),
+                file_size: header.p_filesz(endian),
+            })
+            .collect();
+        Ok(Self { file, segments })
+    }
+
+    /// Functions by name among `wanted`, from the dynamic symbols and, where those lack one, from the full table.
+    #[must_use]
+    pub fn functions(&self, wanted: &[&str]) -> HashMap<String, Function> {
+        let mut found: HashMap<String, Function> = HashMap::new();
+        for symbol in self.file.dynamic_symbols().chain(self.file.symbols()) {
+            if symbol.kind() != SymbolKind::Text || !symbol.is_definition() {
+                continue;
+            }
+            let Ok(name) = symbol.name() else { continue };
+            if wanted.contains(&name) && !found.contains_key(name) && self.offset_of(symbol.address()).is_some() {
+                found.insert(name.to_owned(), Function { name: name.to_owned(), address: symbol.address() });
+            }
+        }
+        found
+    }
+
+    /// File offset of a virtual address in an executable segment: what a uprobe wants.
+    #[must_use]
+    pub fn offset_of(&self, address: u64) -> Option<u64> {
+        self.segments.iter().find_map(|segment| {
+            let into = address.checked_sub(segment.address)?;
+            (into < segment.file_size).then(|| segment.offset.checked_add(into))?
+        })
+    }
+
+    /// Up to `n` bytes of code at a virtual address of an executable segment; fewer at its end.
+    #[must_use]
+    pub fn code(&self, address: u64, n: u64) -> Option<&'a [u8]> {
+        let segment = self.segments.iter().find(|s| address.checked_sub(s.address).is_some_and(|into| into < s.file_size))?;
+        let into = address - segment.address;
+        let size = n.min(segment.file_size - into);
+        self.file.data().read_bytes_at(segment.offset.checked_add(into)?, size).ok()
+    }
+
+    /// Whether an address lies in a section of trampolines to other libraries (`.plt`, `.plt.sec`, `.plt.got`).
+    #[must_use]
+    pub fn in_plt(&self, address: u64) -> bool {
+        self.file.sections().any(|section| {
+            section.name().is_ok_and(|name| name.starts_with(".plt"))
+                && address.checked_sub(section.address()).is_some_and(|into| into < section.size())
+        })
+    }
+
+    /// GNU build id, in hexadecimal.
+    #[must_use]
+    pub fn build_id(&self) -> Option<String> {
+        let id = self.file.build_id().ok()??;
+        Some(id.iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// Whether the file has any loadable executable segment.
+    #[must_use]
+    pub fn is_executable(&self) -> bool {
+        self.file.segments().next().is_some() && !self.segments.is_empty()
+    }
+}

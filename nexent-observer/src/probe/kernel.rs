@@ -1,0 +1,337 @@
+//! Loads the kernel half and speaks with its maps.
+
+use std::{fs, io, os::fd::OwnedFd};
+
+use aya::{
+    Btf, Ebpf, EbpfLoader,
+    maps::{Array, HashMap as BpfMap, Map, MapData, MapError, PerCpuArray, RingBuf},
+    programs::{
+        BtfTracePoint, ProgramError, UProbe,
+        uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope},
+    },
+};
+use nexent_observer_common::{
+    cookie::{Cookie, Scope},
+    counters::Counter,
+    state::{Call, CallKey, Conn, ConnKey, Target, verdict_slot, verdict_value},
+};
+
+use super::{
+    btf,
+    openssl::{Hook, Program},
+};
+
+/// The kernel half, built by `cargo xtask build` or taken from the repository (see nexent-observer-ebpf/prebuilt/README.md).
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("NEXENT_OBSERVER_BPF_OBJECT"));
+
+/// Why the kernel half cannot run here. Each message says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// Not enough rights.
+    #[error(
+        "missing capability {missing}: attaching probes needs CAP_SYS_ADMIN (and CAP_BPF, CAP_PERFMON, CAP_SYS_PTRACE, which \
+         it includes); run as root, with `docker run --privileged`, or with `capabilities: add: [SYS_ADMIN, SYS_PTRACE]`"
+    )]
+    Capability {
+        /// First capability that is missing.
+        missing: &'static str,
+    },
+    /// No BTF.
+    #[error(
+        "the kernel shows no type information at {path} ({source}): a kernel with CONFIG_DEBUG_INFO_BTF=y is needed (5.15 or \
+         later of any large distribution), and /sys has to be mounted in a container",
+        path = btf::KERNEL_BTF
+    )]
+    NoBtf {
+        /// What reading it gave.
+        source: io::Error,
+    },
+    /// BTF without what is needed.
+    #[error("the kernel's type information cannot be used: {0}")]
+    Btf(#[from] btf::BtfError),
+    /// The kernel's type information could not be parsed by aya.
+    #[error("the kernel's type information cannot be used: {0}")]
+    BtfParse(#[from] aya::BtfError),
+    /// The object was refused.
+    #[error("the kernel refused the probes: {0}")]
+    Load(#[from] aya::EbpfError),
+    /// A program was refused or could not be attached.
+    #[error("the kernel refused the probe {program}: {source}")]
+    Program {
+        /// Which.
+        program: &'static str,
+        /// Why.
+        source: Box<ProgramError>,
+    },
+    /// A map is missing or of another kind: the object and this program are of different versions.
+    #[error("the kernel half does not fit this program (map {0}): build both together with `cargo xtask build`")]
+    Map(&'static str),
+    /// An operation on a map failed.
+    #[error("a map of the kernel half cannot be used: {0}")]
+    MapUse(#[from] MapError),
+}
+
+/// Settings of the kernel half.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KernelOptions {
+    /// Size of the ring of reads, bytes; a power of two and a multiple of the page size.
+    pub read_ring_bytes: u32,
+    /// Size of the ring of writes, bytes; likewise.
+    pub write_ring_bytes: u32,
+    /// Bytes of a turn kept at its head.
+    pub write_head_bytes: u64,
+    /// Bytes kept at the tail of each written call.
+    pub write_tail_bytes: u64,
+    /// Report every exec of the host, to find processes by executable.
+    pub report_all_execs: bool,
+}
+
+/// A value that crosses to a map byte by byte.
+#[derive(Debug, Clone, Copy)]
+#[repr(transparent)]
+struct Plain<T>(T);
+
+// SAFETY: these types are repr(C) without padding (asserted in nexent-observer-common) and valid for any bits.
+unsafe impl aya::Pod for Plain<Target> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Plain<CallKey> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Plain<Call> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Plain<ConnKey> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Plain<Conn> {}
+
+/// Names of the loaded programs.
+const READ_ENTER: &str = "tls_read_enter";
+const READ_RETURN: &str = "tls_read_return";
+const WRITE_ENTER: &str = "tls_write_enter";
+const WRITE_RETURN: &str = "tls_write_return";
+const NEW_RETURN: &str = "tls_new_return";
+const END: &str = "tls_end";
+
+/// The two rings, for the stage that drains them.
+pub struct Rings {
+    /// Reads, closes and process events.
+    pub reads: RingBuf<MapData>,
+    /// Writes.
+    pub writes: RingBuf<MapData>,
+    /// Marks that the kernel half set when it woke us; cleared after each drain.
+    pub woken: Woken,
+}
+
+/// The wake-up marks.
+pub struct Woken(Array<MapData, u32>);
+
+impl Woken {
+    /// Allows the kernel half to wake us again. Costs two system calls, so it is done only after a wake-up.
+    ///
+    /// # Errors
+    /// [`MapError`].
+    pub fn clear(&mut self) -> Result<(), MapError> {
+        self.0.set(0, 0, 0)?;
+        self.0.set(1, 0, 0)
+    }
+}
+
+/// One probe at one place. Detached when dropped, which takes the kernel up to 250 ms: drop it off the loop.
+#[derive(Debug)]
+pub struct Attached(#[expect(dead_code, reason = "held for its Drop")] UProbeLink);
+
+/// The loaded kernel half.
+pub struct KernelHalf {
+    ebpf: Ebpf,
+    targets: BpfMap<MapData, u32, Plain<Target>>,
+    inflight: BpfMap<MapData, Plain<CallKey>, Plain<Call>>,
+    conns: BpfMap<MapData, Plain<ConnKey>, Plain<Conn>>,
+    verdicts: Array<MapData, u64>,
+    counters: PerCpuArray<MapData, u64>,
+}
+
+impl KernelHalf {
+    /// Checks rights, loads, and attaches the process tracepoints. Nothing is attached to any process yet.
+    ///
+    /// # Errors
+    /// [`KernelError`]; nothing stays loaded then.
+    pub fn load(options: KernelOptions) -> Result<(Self, Rings), KernelError> {
+        check_capabilities()?;
+        let btf_bytes = fs::read(btf::KERNEL_BTF).map_err(|source| KernelError::NoBtf { source })?;
+        let tgid_offset = btf::member_offset(&btf_bytes, "task_struct", "tgid")?;
+        let report_all = u32::from(options.report_all_execs);
+        let (read_wake, write_wake) = (u64::from(options.read_ring_bytes) / 4, u64::from(options.write_ring_bytes) / 4);
+        let mut ebpf = EbpfLoader::new()
+            .override_global("WRITE_HEAD_CAP", &options.write_head_bytes, true)
+            .override_global("WRITE_TAIL_CAP", &options.write_tail_bytes, true)
+            .override_global("READ_WAKE_BYTES", &read_wake, true)
+            .override_global("WRITE_WAKE_BYTES", &write_wake, true)
+            .override_global("TASK_TGID_OFFSET", &tgid_offset, true)
+            .override_global("REPORT_ALL_EXECS", &report_all, true)
+            .map_max_entries("READS", options.read_ring_bytes)
+            .map_max_entries("WRITES", options.write_ring_bytes)
+            .load(OBJECT)?;
+        let rings = Rings {
+            reads: RingBuf::try_from(take(&mut ebpf, "READS")?)?,
+            writes: RingBuf::try_from(take(&mut ebpf, "WRITES")?)?,
+            woken: Woken(Array::try_from(take(&mut ebpf, "WOKEN")?)?),
+        };
+        let mut half = Self {
+            targets: BpfMap::try_from(take(&mut ebpf, "TARGETS")?)?,
+            inflight: BpfMap::try_from(take(&mut ebpf, "INFLIGHT")?)?,
+            conns: BpfMap::try_from(take(&mut ebpf, "CONNS")?)?,
+            verdicts: Array::try_from(take(&mut ebpf, "VERDICTS")?)?,
+            counters: PerCpuArray::try_from(take(&mut ebpf, "COUNTERS")?)?,
+            ebpf,
+        };
+        for name in [READ_ENTER, READ_RETURN, WRITE_ENTER, WRITE_RETURN, NEW_RETURN, END] {
+            half.uprobe(name)?.load().map_err(refused(name))?;
+        }
+        let btf = Btf::from_sys_fs()?;
+        for (program, event) in [
+            ("process_fork", "sched_process_fork"),
+            ("process_exec", "sched_process_exec"),
+            ("process_exit", "sched_process_exit"),
+        ] {
+            let tracepoint: &mut BtfTracePoint = half
+                .ebpf
+                .program_mut(program)
+                .and_then(|found| found.try_into().ok())
+                .ok_or(KernelError::Map(program))?;
+            tracepoint.load(event, &btf).map_err(refused(program))?;
+            tracepoint.attach().map_err(refused(program))?;
+        }
+        Ok((half, rings))
+    }
+
+    fn uprobe(&mut self, name: &'static str) -> Result<&mut UProbe, KernelError> {
+        self.ebpf.program_mut(name).and_then(|found| found.try_into().ok()).ok_or(KernelError::Map(name))
+    }
+
+    /// Attaches the programs of one hook in a file, for one process or for all. The return side first, so that no entry is
+    /// kept whose return cannot be seen.
+    ///
+    /// # Errors
+    /// [`KernelError::Program`]; what this call attached is detached again.
+    pub fn attach(&mut self, hook: &Hook, file: &std::path::Path, pid: Option<u32>) -> Result<Vec<Attached>, KernelError> {
+        let programs: &[&'static str] = match hook.program {
+            Program::Read => &[READ_RETURN, READ_ENTER],
+            Program::Write => &[WRITE_RETURN, WRITE_ENTER],
+            Program::New => &[NEW_RETURN],
+            Program::End => &[END],
+        };
+        let scope = if pid.is_some() { Scope::PerProcess } else { Scope::Filtered };
+        let cookie = Cookie { scope, length: hook.length }.encode();
+        let reach = match pid.and_then(std::num::NonZeroU32::new) {
+            Some(pid) => UProbeScope::OneProcess(pid),
+            None => UProbeScope::AllProcesses,
+        };
+        let mut attached = Vec::with_capacity(programs.len());
+        for &name in programs {
+            let program = self.uprobe(name)?;
+            let point = UProbeAttachPoint { location: UProbeAttachLocation::AbsoluteOffset(hook.offset), cookie: Some(cookie) };
+            let link = program.attach(point, file, reach).and_then(|id| program.take_link(id)).map_err(refused(name))?;
+            attached.push(Attached(link));
+        }
+        Ok(attached)
+    }
+
+    /// Arms the probes of a process, or moves it to another scope.
+    ///
+    /// # Errors
+    /// [`KernelError::MapUse`] when the table of targets is full.
+    pub fn arm(&mut self, pid: u32, scope: Scope, follow_forks: bool) -> Result<(), KernelError> {
+        let target = Target { scope: scope as u32, follow_forks: u32::from(follow_forks) };
+        Ok(self.targets.insert(pid, Plain(target), 0)?)
+    }
+
+    /// Disarms the probes of a process and forgets what the kernel half kept of it.
+    ///
+    /// # Errors
+    /// [`KernelError::MapUse`].
+    pub fn disarm(&mut self, pid: u32) -> Result<(), KernelError> {
+        match self.targets.remove(&pid) {
+            Ok(()) | Err(MapError::KeyNotFound) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let calls: Vec<_> = self.inflight.keys().flatten().filter(|key| tgid_of(key.0.pid_tgid) == pid).collect();
+        for key in calls {
+            drop(self.inflight.remove(&key));
+        }
+        let conns: Vec<_> = self.conns.keys().flatten().filter(|key| key.0.tgid == pid).collect();
+        for key in conns {
+            drop(self.conns.remove(&key));
+        }
+        Ok(())
+    }
+
+    /// Processes that the kernel half holds as targets.
+    #[must_use]
+    pub fn armed(&self) -> Vec<u32> {
+        self.targets.keys().flatten().collect()
+    }
+
+    /// Whether a call of this process that began in this scope has not returned yet.
+    #[must_use]
+    pub fn has_calls_in_flight(&self, pid: u32, scope: Scope) -> bool {
+        self.inflight.iter().flatten().any(|(key, call)| {
+            tgid_of(key.0.pid_tgid) == pid && nexent_observer_common::cookie::scope_of(call.0.cookie) == scope as u64
+        })
+    }
+
+    /// Tells the kernel half that this turn of this connection is no LLM call.
+    ///
+    /// # Errors
+    /// [`KernelError::MapUse`].
+    pub fn give_verdict(&mut self, conn: u64, turn: u32) -> Result<(), KernelError> {
+        Ok(self.verdicts.set(verdict_slot(conn), verdict_value(conn, turn), 0)?)
+    }
+
+    /// A counter of the kernel half, summed over the CPUs.
+    ///
+    /// # Errors
+    /// [`KernelError::MapUse`].
+    pub fn counter(&self, counter: Counter) -> Result<u64, KernelError> {
+        let values = self.counters.get(&(counter as u32), 0)?;
+        Ok(values.iter().fold(0u64, |sum, value| sum.wrapping_add(*value)))
+    }
+}
+
+fn tgid_of(pid_tgid: u64) -> u32 {
+    (pid_tgid >> 32) as u32
+}
+
+fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, KernelError> {
+    ebpf.take_map(name).ok_or(KernelError::Map(name))
+}
+
+fn refused(program: &'static str) -> impl FnOnce(ProgramError) -> KernelError {
+    move |source| KernelError::Program { program, source: Box::new(source) }
+}
+
+/// Attaching needs CAP_SYS_ADMIN on kernels as of 6.18 (CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE together were refused with
+/// EACCES), and reading other processes' maps needs CAP_SYS_PTRACE.
+fn check_capabilities() -> Result<(), KernelError> {
+    const CAP_SYS_PTRACE: u32 = 19;
+    const CAP_SYS_ADMIN: u32 = 21;
+    let effective = fs::read_to_string("/proc/self/status")
+        .ok()
+        .and_then(|status| {
+            let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+            u64::from_str_radix(line.trim(), 16).ok()
+        })
+        .unwrap_or(u64::MAX);
+    for (bit, missing) in [(CAP_SYS_ADMIN, "CAP_SYS_ADMIN"), (CAP_SYS_PTRACE, "CAP_SYS_PTRACE")] {
+        if effective & (1 << bit) == 0 {
+            return Err(KernelError::Capability { missing });
+        }
+    }
+    Ok(())
+}
+
+/// A file descriptor that becomes readable when the kernel half wakes us.
+///
+/// # Errors
+/// The error of `dup`.
+pub fn wake_fd(ring: &RingBuf<MapData>) -> io::Result<OwnedFd> {
+    use std::os::fd::AsFd;
+    ring.as_fd().try_clone_to_owned()
+}

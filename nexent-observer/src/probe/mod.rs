@@ -1,0 +1,10 @@
+//! Stage 1: processes, their libraries, the addresses in them, and the probes on these.
+
+pub mod attach;
+pub mod btf;
+pub mod elf;
+pub mod hookpoint;
+pub mod kernel;
+pub mod library;
+pub mod openssl;
+pub mod process;

@@ -1,0 +1,230 @@
+//! What `/proc` says of a process. Everything read here is the target's to choose: nothing is trusted, all is bounded.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+/// Most bytes read of one `/proc` file. A process can have 65,530 mappings (vm.max_map_count) and more.
+const PROC_FILE_BYTES: u64 = 32 << 20;
+
+/// Identity of a file: device and inode as the kernel shows them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FileId {
+    /// `st_dev`.
+    pub device: u64,
+    /// `st_ino`.
+    pub inode: u64,
+}
+
+/// What tells a file's content apart from an earlier one under the same identity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileStamp {
+    size: u64,
+    changed: (i64, i64),
+}
+
+impl FileStamp {
+    /// Stamp of an open file.
+    ///
+    /// # Errors
+    /// The error of `fstat`.
+    pub fn of(file: &File) -> io::Result<Self> {
+        let meta = file.metadata()?;
+        Ok(Self { size: meta.size(), changed: (meta.ctime(), meta.ctime_nsec()) })
+    }
+}
+
+impl FileId {
+    /// Identity of what a path leads to.
+    ///
+    /// # Errors
+    /// The error of `stat`.
+    pub fn of(path: &Path) -> io::Result<Self> {
+        let meta = fs::metadata(path)?;
+        Ok(Self { device: meta.dev(), inode: meta.ino() })
+    }
+}
+
+/// A file that a process has mapped executable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MappedFile {
+    /// Identity.
+    pub id: FileId,
+    /// Path as the process sees it (in its mount namespace), for people.
+    pub path: PathBuf,
+    /// A path through which this very file can be opened here, whatever namespace or deletion.
+    pub open: PathBuf,
+}
+
+/// A running process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Process {
+    /// tgid in the initial pid namespace.
+    pub pid: u32,
+    /// Start time in clock ticks since boot: tells a reused pid apart.
+    pub start_ticks: u64,
+}
+
+/// `/proc/PID/name`.
+fn proc_path(pid: u32, name: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/{pid}/{name}"))
+}
+
+/// A `/proc` file, up to a bound.
+fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(PROC_FILE_BYTES).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Whether a process has threads besides its leader: a leader that called `pthread_exit` is a zombie in a living process.
+fn has_other_threads(pid: u32) -> bool {
+    fs::read_dir(proc_path(pid, "task")).is_ok_and(|tasks| tasks.flatten().nth(1).is_some())
+}
+
+impl Process {
+    /// The process with this pid, if it lives. Zombies do not.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none (or it is a zombie); others as the kernel gives them.
+    pub fn find(pid: u32) -> io::Result<Self> {
+        let stat = read_bounded(&proc_path(pid, "stat"))?;
+        // The name in parentheses may hold anything; the fields follow the last parenthesis (proc(5)).
+        let after = stat.iter().rposition(|byte| *byte == b')').and_then(|at| stat.get(at + 2..)).unwrap_or_default();
+        let text = String::from_utf8_lossy(after);
+        let mut fields = text.split_ascii_whitespace();
+        let state = fields.next().unwrap_or_default();
+        if (state == "Z" || state == "X") && !has_other_threads(pid) {
+            return Err(io::Error::from(io::ErrorKind::NotFound));
+        }
+        let start_ticks = fields.nth(18).and_then(|field| field.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Self { pid, start_ticks })
+    }
+
+    /// Whether it still lives.
+    #[must_use]
+    pub fn is_alive(self) -> bool {
+        Self::find(self.pid).is_ok_and(|now| now == self)
+    }
+
+    /// Every process of this pid namespace.
+    #[must_use]
+    pub fn all() -> Vec<u32> {
+        let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+        entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+    }
+
+    /// Identity of its executable.
+    ///
+    /// # Errors
+    /// As the kernel gives them (kernel threads have none).
+    pub fn executable(pid: u32) -> io::Result<FileId> {
+        FileId::of(&proc_path(pid, "exe"))
+    }
+
+    /// Path of its executable as the process sees it, for people.
+    #[must_use]
+    pub fn executable_path(pid: u32) -> Option<PathBuf> {
+        fs::read_link(proc_path(pid, "exe")).ok()
+    }
+
+    /// Its environment at exec, as pairs; entries without `=` are left out.
+    #[must_use]
+    pub fn environment(pid: u32) -> Vec<(String, String)> {
+        let bytes = read_bounded(&proc_path(pid, "environ")).unwrap_or_default();
+        bytes
+            .split(|byte| *byte == 0)
+            .filter_map(|entry| {
+                let text = String::from_utf8_lossy(entry);
+                let (name, value) = text.split_once('=')?;
+                Some((name.to_owned(), value.to_owned()))
+            })
+            .collect()
+    }
+
+    /// Mode of seccomp: 0 none, 1 strict, 2 filter (proc(5), `Seccomp`).
+    #[must_use]
+    pub fn seccomp(pid: u32) -> u32 {
+        let status = read_bounded(&proc_path(pid, "status")).unwrap_or_default();
+        String::from_utf8_lossy(&status)
+            .lines()
+            .find_map(|line| line.strip_prefix("Seccomp:")?.trim().parse().ok())
+            .unwrap_or(0)
+    }
+
+    /// Files that it has mapped executable, each once.
+    ///
+    /// # Errors
+    /// As the kernel gives them: `NotFound` when it is gone, `PermissionDenied` without CAP_SYS_PTRACE.
+    pub fn mapped_files(pid: u32) -> io::Result<Vec<MappedFile>> {
+        let maps = read_bounded(&proc_path(pid, "maps"))?;
+        Ok(parse_maps(pid, &maps))
+    }
+}
+
+/// Parses `/proc/PID/maps` (proc(5)): `start-end perms offset dev inode path`.
+fn parse_maps(pid: u32, maps: &[u8]) -> Vec<MappedFile> {
+    let mut files: Vec<MappedFile> = Vec::new();
+    for line in String::from_utf8_lossy(maps).lines() {
+        let mut fields = line.splitn(6, ' ');
+        let (Some(range), Some(perms), Some(_), Some(device), Some(inode), Some(path)) =
+            (fields.next(), fields.next(), fields.next(), fields.next(), fields.next(), fields.next())
+        else {
+            continue;
+        };
+        let path = path.trim_start();
+        let (Some(device), Ok(inode)) = (device_number(device), inode.parse::<u64>()) else { continue };
+        if !perms.contains('x') || inode == 0 || !path.starts_with('/') {
+            continue;
+        }
+        let id = FileId { device, inode };
+        if files.iter().any(|file| file.id == id) {
+            continue;
+        }
+        let open = PathBuf::from(format!("/proc/{pid}/map_files/{range}"));
+        files.push(MappedFile { id, path: PathBuf::from(path), open });
+    }
+    files
+}
+
+/// `major:minor` in hexadecimal as `st_dev` (glibc's makedev).
+fn device_number(text: &str) -> Option<u64> {
+    let (major, minor) = text.split_once(':')?;
+    let (major, minor) = (u32::from_str_radix(major, 16).ok()?, u32::from_str_radix(minor, 16).ok()?);
+    Some(libc::makedev(major, minor))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_is_found_with_its_files() {
+        let me = Process::find(std::process::id()).expect("this process lives");
+        assert!(me.is_alive());
+        assert!(!Process { start_ticks: me.start_ticks + 1, ..me }.is_alive(), "a reused pid is another process");
+        let files = Process::mapped_files(me.pid).expect("own maps");
+        let exe = FileId::of(Path::new("/proc/self/exe")).expect("own executable");
+        assert!(files.iter().any(|file| file.id == exe), "{files:?}");
+        assert!(Process::all().contains(&me.pid));
+    }
+
+    #[test]
+    fn hostile_maps_are_read_as_far_as_they_make_sense() {
+        let maps = b"00400000-00452000 r-xp 00000000 08:02 173521 /usr/bin/a b c\n\
+            garbage\n\
+            7f0-7f1 r--p 0 08:02 5 /not/executable\n\
+            7f1-7f2 r-xp 0 00:00 0 [vdso]\n\
+            7f2-7f3 r-xp 0 08:02 173521                  /usr/bin/a b c\n\
+            7f3-7f4 r-xp 0 fe:zz 9 /bad/device\n\
+            7f4-7f5 r-xp 0 08:02 9 /gone (deleted)\n\xff\xfe";
+        let files = parse_maps(7, maps);
+        let paths: Vec<_> = files.iter().map(|file| file.path.to_str().unwrap_or_default()).collect();
+        assert_eq!(paths, ["/usr/bin/a b c", "/gone (deleted)"]);
+        assert_eq!(files[0].open, Path::new("/proc/7/map_files/00400000-00452000"));
+        assert_eq!(files[0].id, FileId { device: libc::makedev(8, 2), inode: 173_521 });
+    }
+}
