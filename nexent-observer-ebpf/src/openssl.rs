@@ -126,43 +126,44 @@ fn history(conn_flags: u32, skipped: u32, unknown: u32) -> u16 {
     flags
 }
 
-/// `SSL_free` or `SSL_clear`: the connection ends. The argument is the TLS object.
+/// `SSL_free`: the connection ends.
 #[uprobe]
-pub fn tls_end(ctx: ProbeContext) -> u32 {
-    let _ = end(&ctx);
+pub fn tls_free_enter(ctx: ProbeContext) -> u32 {
+    let _ = with_target(ctx.regs.cast(), |pid_tgid| retire(&conn::key((pid_tgid >> 32) as u32, ctx.arg(0)?), pid_tgid));
     0
 }
 
-#[inline(always)]
-fn end(ctx: &ProbeContext) -> Option<()> {
-    let pid_tgid = bpf_get_current_pid_tgid();
-    let tgid = (pid_tgid >> 32) as u32;
-    // SAFETY: the context is the one of this program.
-    let cookie = unsafe { bpf_get_attach_cookie(ctx.regs.cast()) };
-    if !inflight::is_target(tgid, cookie) {
-        return None;
-    }
-    retire(&conn::key(tgid, ctx.arg(0)?), pid_tgid)
+/// `SSL_clear`: the object begins anew. The handshake itself calls it first (state_machine in ssl/statem/statem.c), so an object
+/// met here is at the first byte of its connection.
+#[uprobe]
+pub fn tls_clear_enter(ctx: ProbeContext) -> u32 {
+    let _ = with_target(ctx.regs.cast(), |pid_tgid| begin(ctx.arg(0)?, pid_tgid));
+    0
 }
 
 /// `SSL_new` returned: whatever was known of this address is over, and the new connection is known from its first byte.
 #[uretprobe]
 pub fn tls_new_return(ctx: RetProbeContext) -> u32 {
-    let _ = made(&ctx);
+    let _ = with_target(ctx.regs.cast(), |pid_tgid| begin(ctx.ret(), pid_tgid));
     0
 }
 
+/// Runs `then` with the thread's pid and tgid if its process is a target of this attachment.
 #[inline(always)]
-fn made(ctx: &RetProbeContext) -> Option<()> {
+fn with_target(ctx: *mut core::ffi::c_void, then: impl FnOnce(u64) -> Option<()>) -> Option<()> {
     let pid_tgid = bpf_get_current_pid_tgid();
-    let tgid = (pid_tgid >> 32) as u32;
-    // SAFETY: as above.
-    let cookie = unsafe { bpf_get_attach_cookie(ctx.regs.cast()) };
-    let tls: u64 = ctx.ret();
-    if tls == 0 || !inflight::is_target(tgid, cookie) {
+    // SAFETY: the context is the one of this program.
+    let cookie = unsafe { bpf_get_attach_cookie(ctx) };
+    if inflight::is_target((pid_tgid >> 32) as u32, cookie) { then(pid_tgid) } else { None }
+}
+
+/// A TLS object is at the first byte of a connection.
+#[inline(always)]
+fn begin(tls: u64, pid_tgid: u64) -> Option<()> {
+    if tls == 0 {
         return None;
     }
-    let key = conn::key(tgid, tls);
+    let key = conn::key((pid_tgid >> 32) as u32, tls);
     let _ = retire(&key, pid_tgid);
     conn::make(&key, conn_flag::FROM_START);
     Some(())

@@ -7,6 +7,6 @@ fn main() {
     for p in std::env::args().skip(1) { match a.attach(p.parse().unwrap(), true) { Ok(r) => println!("{r:#?}"), Err(e) => println!("{e}") } }
     for _ in 0..200 {
         std::thread::sleep(std::time::Duration::from_millis(50));
-        d.run(|e| match e { RingEvent::Record(r) => { let s = format!("{r:?}"); println!("{}", &s[..s.len().min(200)]) } , RingEvent::Process(p) => println!("{p:?}") });
+        d.run(|e| match e { RingEvent::Record(r) => { let s = format!("{r:?}"); println!("{}", &s[..s.len().min(700)]) } , RingEvent::Process(p) => println!("{p:?}") });
     }
 }

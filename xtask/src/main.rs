@@ -1,2 +1,35 @@
-//! Tasks.
-fn main() {}
+//! Everything a person runs: `cargo xtask <command>`.
+
+mod build;
+mod sh;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "Everything a person runs: build, demo, test, lint, bench")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Build the kernel half and the process into target/release/nexent-observer.
+    Build(build::Options),
+}
+
+fn main() -> ExitCode {
+    let Cli { command } = Cli::parse();
+    let done = sh::root().and_then(|root| match command {
+        Command::Build(options) => build::run(&root, &options),
+    });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            sh::say(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}

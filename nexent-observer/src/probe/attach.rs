@@ -345,7 +345,7 @@ impl Attacher {
         let mut hooks: Vec<&Hook> = library.plan.hooks.iter().collect();
         hooks.sort_by_key(|hook| match hook.program {
             Program::Read => 0,
-            Program::New | Program::End => 1,
+            Program::New | Program::Free | Program::Clear => 1,
             Program::Write => 2,
         });
         let mut probes = Vec::new();

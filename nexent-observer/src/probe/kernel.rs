@@ -108,7 +108,8 @@ const READ_RETURN: &str = "tls_read_return";
 const WRITE_ENTER: &str = "tls_write_enter";
 const WRITE_RETURN: &str = "tls_write_return";
 const NEW_RETURN: &str = "tls_new_return";
-const END: &str = "tls_end";
+const FREE_ENTER: &str = "tls_free_enter";
+const CLEAR_ENTER: &str = "tls_clear_enter";
 
 /// The two rings, for the stage that drains them.
 pub struct Rings {
@@ -182,7 +183,7 @@ impl KernelHalf {
             counters: PerCpuArray::try_from(take(&mut ebpf, "COUNTERS")?)?,
             ebpf,
         };
-        for name in [READ_ENTER, READ_RETURN, WRITE_ENTER, WRITE_RETURN, NEW_RETURN, END] {
+        for name in [READ_ENTER, READ_RETURN, WRITE_ENTER, WRITE_RETURN, NEW_RETURN, FREE_ENTER, CLEAR_ENTER] {
             half.uprobe(name)?.load().map_err(refused(name))?;
         }
         let btf = Btf::from_sys_fs()?;
@@ -216,7 +217,8 @@ impl KernelHalf {
             Program::Read => &[READ_RETURN, READ_ENTER],
             Program::Write => &[WRITE_RETURN, WRITE_ENTER],
             Program::New => &[NEW_RETURN],
-            Program::End => &[END],
+            Program::Free => &[FREE_ENTER],
+            Program::Clear => &[CLEAR_ENTER],
         };
         let scope = if pid.is_some() { Scope::PerProcess } else { Scope::Filtered };
         let cookie = Cookie { scope, length: hook.length }.encode();

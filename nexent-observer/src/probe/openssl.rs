@@ -16,8 +16,10 @@ pub enum Program {
     Write,
     /// Return of the function that makes a TLS object.
     New,
-    /// Entry of a function that ends a connection.
-    End,
+    /// Entry of the function that frees a TLS object.
+    Free,
+    /// Entry of the function that makes a TLS object begin anew.
+    Clear,
 }
 
 /// One hook.
@@ -62,7 +64,7 @@ pub fn plan(elf: &Elf<'_>) -> Option<Plan> {
     {
         direction(elf, program, get(plain)?, get(extended), &mut plan)?;
     }
-    for (program, name) in [(Program::New, "SSL_new"), (Program::End, "SSL_free"), (Program::End, "SSL_clear")] {
+    for (program, name) in [(Program::New, "SSL_new"), (Program::Free, "SSL_free"), (Program::Clear, "SSL_clear")] {
         match get(name).and_then(|function| hook(elf, program, function, Length::Returned)) {
             Some(hook) => plan.hooks.push(hook),
             None => plan.notes.push(format!("{name} is not found: connections are told apart by other signs")),
