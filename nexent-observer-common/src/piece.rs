@@ -43,7 +43,7 @@ pub struct Piece {
 #[must_use]
 #[inline(always)]
 pub fn next_piece(n: u64, at: u64, window: Window) -> Piece {
-    let tail_begins = if window.tail >= n { 0 } else { n - window.tail };
+    let tail_begins = n.saturating_sub(window.tail);
     let head_ends = if window.head >= n { n } else { window.head };
     if at >= head_ends && at < tail_begins {
         let middle = clamp_u32(tail_begins - at);

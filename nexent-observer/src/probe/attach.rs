@@ -94,6 +94,8 @@ struct Observed {
     follow_forks: bool,
     /// Hooked libraries, and the probes that are this process's own (none in the filtered scope).
     libraries: HashMap<FileId, Vec<Attached>>,
+    /// Number of files that were mapped executable when it was last looked at.
+    files: usize,
 }
 
 /// Probes of a scope that a process has left; kept until no call that began in it is in flight.
@@ -170,11 +172,12 @@ impl Attacher {
     }
 
     /// Attaches to a process, or adds what it has loaded since. Reads are hooked before writes and the process is armed last,
-    /// so that no request is seen without its response.
+    /// so that no request is seen without its response. Libraries of `sibling`, a process that runs the same program, are
+    /// hooked before this one has mapped them: the kernel puts the probes in when it does.
     ///
     /// # Errors
     /// [`AttachError`]; the process is left as it was.
-    pub fn attach(&mut self, pid: u32, follow_forks: bool) -> Result<AttachReport, AttachError> {
+    pub fn attach(&mut self, pid: u32, follow_forks: bool, sibling: Option<u32>) -> Result<AttachReport, AttachError> {
         if pid == std::process::id() {
             return Err(AttachError::Itself { pid });
         }
@@ -183,14 +186,18 @@ impl Attacher {
             self.detach(pid); // a reused pid
         }
         check_seccomp(pid)?;
-        let files = Process::mapped_files(pid).map_err(|source| match source.kind() {
+        let mut files = Process::mapped_files(pid).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => AttachError::NoProcess { pid },
             _ => AttachError::Unreadable { pid, source },
         })?;
+        let mapped = files.len();
+        if let Some(sibling) = sibling {
+            files.extend(self.expected(sibling, &files));
+        }
         let hookable = self.libraries.hookable(&files);
         if hookable.is_empty() && !self.observed.contains_key(&pid) {
             let exe = Process::executable_path(pid).map_or_else(|| "?".to_owned(), |path| path.display().to_string());
-            return Err(AttachError::NoTls { pid, exe, files: files.len() });
+            return Err(AttachError::NoTls { pid, exe, files: mapped });
         }
         let filtered = self.wants_filtered(pid, &hookable);
         let kernel_error = |source| AttachError::Kernel { pid, source };
@@ -217,7 +224,9 @@ impl Attacher {
             scope,
             follow_forks,
             libraries: HashMap::new(),
+            files: 0,
         });
+        observed.files = mapped;
         observed.follow_forks = follow_forks;
         observed.libraries.extend(fresh);
         if filtered {
@@ -238,7 +247,7 @@ impl Attacher {
         }
         let Ok(process) = Process::find(child) else { return true };
         let libraries = observed.libraries.keys().map(|id| (*id, Vec::new())).collect();
-        let child_of = Observed { process, scope: Scope::Filtered, follow_forks: true, libraries };
+        let child_of = Observed { process, scope: Scope::Filtered, follow_forks: true, libraries, files: observed.files };
         self.observed.insert(child, child_of);
         true
     }
@@ -262,6 +271,27 @@ impl Attacher {
     #[must_use]
     pub fn ended(&self) -> Vec<u32> {
         self.observed.values().filter(|observed| !observed.process.is_alive()).map(|observed| observed.process.pid).collect()
+    }
+
+    /// Observed processes that have mapped or unmapped executable files since they were last looked at: they may have loaded
+    /// another TLS library.
+    #[must_use]
+    pub fn outgrown(&self) -> Vec<u32> {
+        self.observed
+            .iter()
+            .filter(|(pid, observed)| Process::mapped_files(**pid).is_ok_and(|files| files.len() != observed.files))
+            .map(|(pid, _)| *pid)
+            .collect()
+    }
+
+    /// Hooked libraries of another process that are not among `files`.
+    fn expected(&self, sibling: u32, files: &[MappedFile]) -> Vec<MappedFile> {
+        let known = self.libraries_of(sibling);
+        let theirs = Process::mapped_files(sibling).unwrap_or_default();
+        theirs
+            .into_iter()
+            .filter(|file| known.contains(&file.id) && files.iter().all(|mine| mine.id != file.id))
+            .collect()
     }
 
     /// Housekeeping, about once a second: removes probes that nothing waits for any more, and targets of the kernel half that

@@ -8,3 +8,4 @@ pub mod kernel;
 pub mod library;
 pub mod openssl;
 pub mod process;
+pub mod targets;

@@ -1,0 +1,305 @@
+//! Which processes are observed: those named by pid, and all present and future ones of an executable. Follows forks, execs
+//! and exits, and tries again where a TLS library is loaded late.
+
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    path::{Path, PathBuf},
+};
+
+use nexent_observer_core::event::MonoNs;
+
+use super::{
+    attach::{AttachError, AttachReport, Attacher},
+    process::{FileId, Process},
+};
+use crate::ring::{ProcessEvent, ProcessEventKind};
+
+/// What changed.
+#[derive(Debug)]
+pub enum Change {
+    /// A process is observed from now on, or more of it is.
+    Attached(AttachReport),
+    /// A process is not observed any more: it ended or became another program.
+    Gone {
+        /// Which.
+        pid: u32,
+    },
+    /// A process that should be observed cannot be.
+    Refused(AttachError),
+    /// A process asked to be left alone (`ENABLE_TELEMETRY=false` in its environment).
+    OptedOut {
+        /// Which.
+        pid: u32,
+    },
+}
+
+/// Why a process is to be observed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reason {
+    /// Named by pid, or a child of one that was: whatever it runs.
+    Pid,
+    /// It runs this executable.
+    Executable(FileId),
+}
+
+/// A process that may become observable.
+#[derive(Debug, Clone, Copy)]
+struct Candidate {
+    reason: Reason,
+    since: MonoNs,
+    next: MonoNs,
+    /// A process that ran the same program and was observed, for the libraries to expect.
+    sibling: Option<u32>,
+    warned: bool,
+}
+
+/// Chooses and follows targets.
+pub struct Targets {
+    attacher: Attacher,
+    executables: Vec<(PathBuf, FileId)>,
+    reasons: HashMap<u32, Reason>,
+    candidates: HashMap<u32, Candidate>,
+    suspects: HashMap<u32, MonoNs>,
+    opted_out: HashSet<Process>,
+    changes: Vec<Change>,
+    next_sweep: MonoNs,
+}
+
+const MS: u64 = 1_000_000;
+/// A fork is looked at only after this long: a child that execs at once is no worker.
+const FORK_SETTLES: u64 = 10 * MS;
+/// How often everything is looked over, whatever the kernel half reported.
+const SWEEP: u64 = 1_000 * MS;
+/// How long after its leader's exit a process is looked at closely.
+const SUSPECT_FOR: u64 = 500 * MS;
+/// A candidate without TLS after this long is worth a line in the log.
+const WARN_AFTER: u64 = 30_000 * MS;
+
+impl Targets {
+    /// Takes over the attacher. Executables are compared by file, so links and venvs of one interpreter count as one.
+    ///
+    /// # Errors
+    /// When an executable does not exist.
+    pub fn new(attacher: Attacher, executables: &[PathBuf]) -> io::Result<Self> {
+        let executables =
+            executables.iter().map(|path| Ok((path.clone(), FileId::of(path)?))).collect::<io::Result<Vec<_>>>()?;
+        Ok(Self {
+            attacher,
+            executables,
+            reasons: HashMap::new(),
+            candidates: HashMap::new(),
+            suspects: HashMap::new(),
+            opted_out: HashSet::new(),
+            changes: Vec::new(),
+            next_sweep: MonoNs(0),
+        })
+    }
+
+    /// The attacher.
+    pub fn attacher(&mut self) -> &mut Attacher {
+        &mut self.attacher
+    }
+
+    /// Number of observed processes.
+    #[must_use]
+    pub fn observed(&self) -> usize {
+        self.attacher.pids().count()
+    }
+
+    /// Attaches to a process named by pid.
+    ///
+    /// # Errors
+    /// [`AttachError`]; nothing is attached then.
+    pub fn add_pid(&mut self, pid: u32) -> Result<(), AttachError> {
+        if self.opts_out(pid) {
+            self.changes.push(Change::OptedOut { pid });
+            return Ok(());
+        }
+        let report = self.attacher.attach(pid, true, None)?;
+        self.reasons.insert(pid, Reason::Pid);
+        self.changes.push(Change::Attached(report));
+        Ok(())
+    }
+
+    /// Takes in what the kernel half saw of a process.
+    pub fn handle_event(&mut self, event: ProcessEvent) {
+        let ProcessEvent { at, pid, kind } = event;
+        match kind {
+            ProcessEventKind::Fork { child } => {
+                let Some(reason) = self.reasons.get(&pid).copied() else { return };
+                if self.attacher.adopt(pid, child) {
+                    self.reasons.insert(child, reason);
+                } else {
+                    self.consider(child, reason, at, FORK_SETTLES, Some(pid));
+                }
+            }
+            ProcessEventKind::Exec => self.executed(pid, at),
+            ProcessEventKind::Exit => {
+                self.suspects.insert(pid, at);
+            }
+        }
+    }
+
+    /// Does what is due. Call it at every tick; gives what changed since the last call.
+    pub fn poll(&mut self, now: MonoNs) -> Vec<Change> {
+        self.bury_suspects(now);
+        self.try_candidates(now);
+        if now >= self.next_sweep {
+            self.next_sweep = MonoNs(now.0 + SWEEP);
+            self.sweep(now);
+        }
+        std::mem::take(&mut self.changes)
+    }
+
+    /// A process runs another program now: what it was is over, what it is has to be looked at.
+    fn executed(&mut self, pid: u32, at: MonoNs) {
+        let before = self.reasons.get(&pid).copied();
+        let runs = Process::executable(pid).ok();
+        let matching = runs.filter(|file| self.executables.iter().any(|(_, wanted)| wanted == file));
+        let reason = match (before, matching) {
+            (_, Some(file)) => Some(Reason::Executable(file)),
+            // Named by pid: itself, whatever it runs. Its children that run something else are no workers of it.
+            (Some(Reason::Pid), None) if self.attacher.observes(pid) => Some(Reason::Pid),
+            _ => None,
+        };
+        if self.attacher.observes(pid) {
+            self.release(pid);
+        }
+        self.candidates.remove(&pid);
+        if let Some(reason) = reason {
+            let sibling = self.sibling(reason);
+            self.consider(pid, reason, at, 0, sibling);
+        }
+    }
+
+    /// An observed process that runs the same executable.
+    fn sibling(&self, reason: Reason) -> Option<u32> {
+        if reason == Reason::Pid {
+            return None;
+        }
+        self.reasons.iter().find(|(pid, other)| **other == reason && self.attacher.observes(**pid)).map(|(pid, _)| *pid)
+    }
+
+    fn consider(&mut self, pid: u32, reason: Reason, at: MonoNs, delay: u64, sibling: Option<u32>) {
+        let candidate = Candidate { reason, since: at, next: MonoNs(at.0 + delay), sibling, warned: false };
+        self.candidates.entry(pid).or_insert(candidate);
+    }
+
+    fn release(&mut self, pid: u32) {
+        self.attacher.detach(pid);
+        self.reasons.remove(&pid);
+        self.changes.push(Change::Gone { pid });
+    }
+
+    fn bury_suspects(&mut self, now: MonoNs) {
+        if self.suspects.is_empty() {
+            return;
+        }
+        let suspects: Vec<(u32, MonoNs)> = self.suspects.iter().map(|(pid, at)| (*pid, *at)).collect();
+        for (pid, at) in suspects {
+            let ended = Process::find(pid).is_err();
+            if ended && self.attacher.observes(pid) {
+                self.release(pid);
+            }
+            if ended || now.since(at) > SUSPECT_FOR {
+                self.suspects.remove(&pid);
+            }
+        }
+    }
+
+    fn try_candidates(&mut self, now: MonoNs) {
+        let due: Vec<(u32, Candidate)> =
+            self.candidates.iter().filter(|(_, c)| c.next <= now).map(|(pid, c)| (*pid, *c)).collect();
+        for (pid, mut candidate) in due {
+            if self.opts_out(pid) {
+                self.candidates.remove(&pid);
+                if let Ok(process) = Process::find(pid)
+                    && self.opted_out.insert(process)
+                {
+                    self.changes.push(Change::OptedOut { pid });
+                }
+                continue;
+            }
+            match self.attacher.attach(pid, true, candidate.sibling) {
+                Ok(report) => {
+                    self.candidates.remove(&pid);
+                    self.reasons.insert(pid, candidate.reason);
+                    self.changes.push(Change::Attached(report));
+                }
+                Err(AttachError::NoProcess { .. } | AttachError::Itself { .. }) => {
+                    self.candidates.remove(&pid);
+                }
+                Err(error @ AttachError::NoTls { .. }) => {
+                    let age = now.since(candidate.since);
+                    candidate.next = MonoNs(now.0 + retry_after(age));
+                    if age > WARN_AFTER && !candidate.warned {
+                        candidate.warned = true;
+                        self.changes.push(Change::Refused(error));
+                    }
+                    self.candidates.insert(pid, candidate);
+                }
+                Err(error) => {
+                    self.candidates.remove(&pid);
+                    self.changes.push(Change::Refused(error));
+                }
+            }
+        }
+    }
+
+    /// Finds what no event told: processes of the executables that run already, ends that were missed, late libraries.
+    fn sweep(&mut self, now: MonoNs) {
+        for pid in self.attacher.ended() {
+            self.release(pid);
+        }
+        self.attacher.tidy();
+        for pid in self.attacher.outgrown() {
+            match self.attacher.attach(pid, true, None) {
+                Ok(report) => self.changes.push(Change::Attached(report)),
+                Err(error) => self.changes.push(Change::Refused(error)),
+            }
+        }
+        if self.executables.is_empty() {
+            return;
+        }
+        self.opted_out.retain(|process| process.is_alive());
+        for pid in Process::all() {
+            if self.attacher.observes(pid) || self.candidates.contains_key(&pid) || pid == std::process::id() {
+                continue;
+            }
+            let Ok(file) = Process::executable(pid) else { continue };
+            if !self.executables.iter().any(|(_, wanted)| *wanted == file) {
+                continue;
+            }
+            if Process::find(pid).is_ok_and(|process| self.opted_out.contains(&process)) {
+                continue;
+            }
+            let reason = Reason::Executable(file);
+            let sibling = self.sibling(reason);
+            self.consider(pid, reason, now, 0, sibling);
+        }
+    }
+
+    /// Whether a process says that it does not want to be observed. Its environment is what it was at exec.
+    fn opts_out(&self, pid: u32) -> bool {
+        Process::environment(pid)
+            .iter()
+            .any(|(name, value)| name == "ENABLE_TELEMETRY" && value.trim().eq_ignore_ascii_case("false"))
+    }
+
+    /// Executables that are looked for, for messages.
+    #[must_use]
+    pub fn executables(&self) -> Vec<&Path> {
+        self.executables.iter().map(|(path, _)| path.as_path()).collect()
+    }
+}
+
+/// How long to wait before looking again whether a process has loaded a TLS library, by how long it has been looked at: an
+/// interpreter loads one within its first second, or late.
+fn retry_after(age: u64) -> u64 {
+    match age / MS {
+        0..2_000 => 10 * MS,
+        2_000..30_000 => 100 * MS,
+        _ => 1_000 * MS,
+    }
+}
