@@ -12,6 +12,7 @@ mod inflight;
 mod maps;
 mod openssl;
 mod process;
+mod yardstick;
 
 #[cfg(not(test))]
 #[panic_handler]

@@ -22,7 +22,7 @@ use super::{
 };
 
 /// The kernel half, built by `cargo xtask build` or taken from the repository (see nexent-observer-ebpf/prebuilt/README.md).
-static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("NEXENT_OBSERVER_BPF_OBJECT"));
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("NEXENT_OBSERVER_BPF_OBJECT"));
 
 /// Why the kernel half cannot run here. Each message says what to do.
 #[derive(Debug, thiserror::Error)]
