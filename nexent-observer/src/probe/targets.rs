@@ -20,6 +20,13 @@ use crate::ring::{ProcessEvent, ProcessEventKind};
 pub enum Change {
     /// A process is observed from now on, or more of it is.
     Attached(AttachReport),
+    /// A child of an observed process is observed since its first instruction.
+    Adopted {
+        /// The child.
+        pid: u32,
+        /// Its parent.
+        parent: u32,
+    },
     /// A process is not observed any more: it ended or became another program.
     Gone {
         /// Which.
@@ -130,6 +137,7 @@ impl Targets {
                 let Some(reason) = self.reasons.get(&pid).copied() else { return };
                 if self.attacher.adopt(pid, child) {
                     self.reasons.insert(child, reason);
+                    self.changes.push(Change::Adopted { pid: child, parent: pid });
                 } else {
                     self.consider(child, reason, at, FORK_SETTLES, Some(pid));
                 }

@@ -1,0 +1,359 @@
+//! The observer at work: one loop over a closed set of inputs. Whatever may block (exports, the web, detaching) lives elsewhere.
+
+use std::{
+    collections::HashMap,
+    fmt, io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use mio::{Events, Interest, Poll, Token, Waker, unix::SourceFd};
+use nexent_observer_common::counters::Counter;
+use nexent_observer_core::{
+    event::MonoNs,
+    limits::Limits,
+    pipeline::{Output, Pipeline},
+    timing,
+};
+use std::os::fd::AsRawFd;
+
+use crate::{
+    config::Config,
+    enrich,
+    export::{Exports, Observed, Service, live::LiveStream},
+    fault::{Fault, Faulty},
+    probe::{
+        attach::{self, AttachReport, Attacher},
+        kernel::{KernelHalf, KernelOptions, Rings},
+        targets::{Change, Targets},
+    },
+    ring::{Drain, ProcessEvent, ProcessEventKind, RingEvent},
+    serve::Outside,
+    telemetry::KernelCounts,
+};
+
+/// Why the observer ended. The message is one sentence for the user.
+#[derive(Debug)]
+pub struct RunError {
+    /// What happened and what to do.
+    pub message: String,
+    /// Exit code of the process: 1 runtime, 64 usage, 78 configuration.
+    pub exit_code: u8,
+}
+
+impl fmt::Display for RunError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for RunError {}
+
+impl RunError {
+    /// A failure at run time.
+    pub fn runtime(message: impl fmt::Display) -> Self {
+        Self { message: message.to_string(), exit_code: 1 }
+    }
+
+    /// A wrong setting.
+    pub fn config(message: impl fmt::Display) -> Self {
+        Self { message: message.to_string(), exit_code: 78 }
+    }
+}
+
+/// Runs until it is told to stop (SIGINT, SIGTERM), or until every process named by pid has ended.
+///
+/// # Errors
+/// [`RunError`]; nothing stays attached.
+pub fn run(config: &Config) -> Result<(), RunError> {
+    let fault = std::env::var(crate::fault::VARIABLE).ok().map(|text| Fault::parse(&text)).transpose();
+    let fault = fault.map_err(RunError::config)?;
+    if let Some(fault) = fault {
+        tracing::warn!(?fault, "A fault is put in on purpose: the numbers will be wrong.");
+    }
+    // What can fail without touching a process comes first.
+    let (outside, exports) = Outside::start(config)?;
+    let mut observer = Observer::attach(config, exports, fault)?;
+    let done = observer.observe(&outside, Duration::from_millis(config.drain_interval_ms));
+    let Observer { exports, targets, .. } = observer;
+    drop(targets); // detaches
+    outside.stop(exports);
+    done
+}
+
+/// What the loop waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Input {
+    /// The time has come to look into the rings.
+    Tick,
+    /// A ring is over a quarter full.
+    RingFills,
+    /// The user wants it to end.
+    Stop,
+}
+
+const WAKE_READS: Token = Token(0);
+const WAKE_WRITES: Token = Token(1);
+const WAKE_STOP: Token = Token(2);
+/// How often counters and gauges are brought up to date.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+/// Everything that the loop owns.
+struct Observer {
+    drain: Drain,
+    pipeline: Pipeline,
+    targets: Targets,
+    exports: Exports,
+    faulty: Faulty,
+    services: HashMap<u32, Arc<Service>>,
+    default_service: Option<String>,
+    /// Processes found dead before the last drain; their connections end after the next one.
+    dying: Vec<u32>,
+    ends_with_targets: bool,
+}
+
+impl Observer {
+    /// Loads the kernel half and attaches to the processes named by pid.
+    fn attach(config: &Config, exports: Exports, fault: Option<Fault>) -> Result<Self, RunError> {
+        let (kernel, rings) = KernelHalf::load(KernelOptions {
+            read_ring_bytes: config.read_ring_bytes,
+            write_ring_bytes: config.write_ring_bytes,
+            write_head_bytes: config.write_head_bytes,
+            write_tail_bytes: config.write_tail_bytes,
+            report_all_execs: !config.exe.is_empty(),
+        })
+        .map_err(RunError::runtime)?;
+        let attacher = Attacher::new(kernel, config.attach_per_process_limit).map_err(RunError::runtime)?;
+        let targets = Targets::new(attacher, &config.exe)
+            .map_err(|error| RunError::config(format!("an executable of `exe` cannot be used: {error}")))?;
+        let limits = Limits {
+            connections: config.max_connections,
+            idle_ns: config.connection_idle_seconds.saturating_mul(1_000_000_000),
+            timeline_bytes: config.timeline_bytes,
+            content_bytes: config.content_bytes,
+        };
+        let options = timing::Options { capture_content: config.capture_content };
+        let mut observer = Self {
+            drain: Drain::new(rings),
+            pipeline: Pipeline::new(limits, options),
+            targets,
+            exports,
+            faulty: Faulty::new(fault),
+            services: HashMap::new(),
+            default_service: config.service_name.clone(),
+            dying: Vec::new(),
+            ends_with_targets: config.exe.is_empty(),
+        };
+        for pid in &config.pid {
+            observer.targets.add_pid(*pid).map_err(RunError::runtime)?;
+        }
+        Ok(observer)
+    }
+
+    /// The loop.
+    fn observe(&mut self, outside: &Outside, interval: Duration) -> Result<(), RunError> {
+        let mut poll = Poll::new().map_err(RunError::runtime)?;
+        let stop = outside.on_stop(Waker::new(poll.registry(), WAKE_STOP).map_err(RunError::runtime)?);
+        self.register(&poll).map_err(RunError::runtime)?;
+        let mut events = Events::with_capacity(8);
+        let (mut next_tick, mut next_housekeeping) = (Instant::now() + interval, Instant::now());
+        loop {
+            let input = wait(&mut poll, &mut events, next_tick, &stop).map_err(RunError::runtime)?;
+            let now = monotonic();
+            self.drain();
+            match input {
+                Input::Tick => {
+                    next_tick = Instant::now() + interval;
+                    self.turn(now);
+                    if Instant::now() >= next_housekeeping {
+                        next_housekeeping = Instant::now() + HOUSEKEEPING;
+                        self.keep_house(now);
+                    }
+                }
+                Input::RingFills => self.drain.rearm_wakeups(),
+                Input::Stop => {
+                    tracing::info!("Stopping.");
+                    return Ok(());
+                }
+            }
+            if self.ends_with_targets && self.targets.observed() == 0 && self.dying.is_empty() {
+                tracing::info!("No observed process is left; ending.");
+                return Ok(());
+            }
+        }
+    }
+
+    fn register(&self, poll: &Poll) -> io::Result<()> {
+        let Rings { reads, writes, .. } = self.drain.rings();
+        // Edge-triggered, as mio is: a ring with records in it does not keep us awake, only a wake-up of the kernel half does.
+        poll.registry().register(&mut SourceFd(&reads.as_raw_fd()), WAKE_READS, Interest::READABLE)?;
+        poll.registry().register(&mut SourceFd(&writes.as_raw_fd()), WAKE_WRITES, Interest::READABLE)
+    }
+
+    /// Takes everything out of the rings and out of the core.
+    fn drain(&mut self) {
+        let Self { drain, pipeline, targets, exports, faulty, services, default_service, .. } = self;
+        let mut deliver = |output, targets: &mut Targets| match output {
+            Output::Exchange(exchange) => {
+                let service = service_of(services, exchange.pid, default_service.as_deref());
+                exports.export(Observed { exchange: *exchange, service, endpoint: None });
+            }
+            Output::NotLlm { conn, turn } => {
+                if let Err(error) = targets.attacher().kernel().give_verdict(conn.0, turn) {
+                    tracing::debug!(%error, "A verdict could not be given.");
+                }
+            }
+        };
+        drain.run(|event| match event {
+            RingEvent::Record(record) => {
+                let Some(record) = faulty.pass(record) else { return };
+                pipeline.handle_event(&record);
+                while let Some(output) = pipeline.poll_output() {
+                    deliver(output, targets);
+                }
+            }
+            RingEvent::Process(event) => {
+                if let ProcessEvent { at, pid, kind: ProcessEventKind::Exec } = event {
+                    // What the process was is over at this point of the ring; what it is comes later in it.
+                    pipeline.process_exit(pid, at);
+                }
+                targets.handle_event(event);
+            }
+        });
+        let now = monotonic();
+        if pipeline.poll_timeout().is_some_and(|due| due <= now) {
+            pipeline.handle_timeout(now);
+        }
+        while let Some(output) = pipeline.poll_output() {
+            deliver(output, targets);
+        }
+    }
+
+    /// Follows processes.
+    fn turn(&mut self, now: MonoNs) {
+        for pid in std::mem::take(&mut self.dying) {
+            self.pipeline.process_exit(pid, now);
+            if !self.targets.attacher().observes(pid) {
+                self.services.remove(&pid);
+            }
+        }
+        for change in self.targets.poll(now) {
+            match change {
+                Change::Attached(report) => {
+                    let service = service_of(&mut self.services, report.pid, self.default_service.as_deref());
+                    say_attached(&report, &service);
+                }
+                Change::Adopted { pid, parent } => {
+                    let like = self.services.get(&parent).map(|parent| Arc::new(Service { pid, ..Service::clone(parent) }));
+                    if let Some(service) = like {
+                        self.services.insert(pid, service);
+                    }
+                    tracing::debug!(pid, parent, "A forked process is observed.");
+                }
+                Change::Gone { pid } => {
+                    tracing::info!(pid, "A process is not observed any more: it ended or runs something else.");
+                    self.dying.push(pid);
+                }
+                Change::Refused(error) => tracing::warn!("{error}."),
+                Change::OptedOut { pid } => {
+                    tracing::info!(pid, "A process asks to be left alone (ENABLE_TELEMETRY=false): not observed.");
+                }
+            }
+        }
+    }
+
+    /// Brings counters and gauges up to date.
+    fn keep_house(&mut self, now: MonoNs) {
+        let attached_processes = self.targets.observed() as u64;
+        let attacher = self.targets.attacher();
+        let attached_probes = attacher.probes() as u64;
+        let kernel = attacher.kernel();
+        let counter = |counter| kernel.counter(counter).unwrap_or_default();
+        let counts = KernelCounts {
+            lost_read_records: counter(Counter::ReadLost),
+            lost_write_records: counter(Counter::WriteLost),
+            attached_probes,
+            attached_processes,
+        };
+        let health = &self.exports.health;
+        health.kernel(counts);
+        health.core(&self.pipeline.stats());
+        health.tick();
+        let (services, default) = (&mut self.services, self.default_service.as_deref());
+        let streams = self.pipeline.active().map(|stream| {
+            let service = service_of(services, stream.pid, default);
+            live(&stream, service, now)
+        });
+        self.exports.live.set(streams.collect());
+    }
+}
+
+/// Waits for the next input.
+fn wait(poll: &mut Poll, events: &mut Events, next_tick: Instant, stop: &AtomicBool) -> io::Result<Input> {
+    match poll.poll(events, Some(next_tick.saturating_duration_since(Instant::now()))) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+        Err(error) => return Err(error),
+    }
+    if stop.load(Ordering::Relaxed) {
+        return Ok(Input::Stop);
+    }
+    Ok(if Instant::now() >= next_tick { Input::Tick } else { Input::RingFills })
+}
+
+/// Now, on the clock of the kernel half.
+fn monotonic() -> MonoNs {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a valid pointer to a local; the clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    MonoNs((now.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(now.tv_nsec as u64))
+}
+
+/// The service of a process, looked up once.
+fn service_of(services: &mut HashMap<u32, Arc<Service>>, pid: u32, default: Option<&str>) -> Arc<Service> {
+    let service = services.entry(pid).or_insert_with(|| {
+        let enrich::Identity { service, namespace, attributes } = enrich::identify(pid, default);
+        Arc::new(Service { name: service, pid, namespace, instance_id: None, attributes })
+    });
+    Arc::clone(service)
+}
+
+fn say_attached(report: &AttachReport, service: &Service) {
+    for (library, hooks, notes) in &report.libraries {
+        tracing::info!(
+            pid = report.pid,
+            service = service.name,
+            library = %library.display(),
+            probes = hooks.len(),
+            shared = report.filtered,
+            "Attached."
+        );
+        for note in notes {
+            tracing::info!(pid = report.pid, "{note}.");
+        }
+    }
+    if attach::is_expensive(report) {
+        tracing::warn!(pid = report.pid, "Probes in this process cost about 9 us a call instead of 1; see `doctor`.");
+    }
+}
+
+/// An open stream as the gauges and views want it.
+fn live(stream: &timing::ActiveStream<'_>, service: Arc<Service>, now: MonoNs) -> LiveStream {
+    let start = stream.request_start;
+    let since_start = |at: MonoNs| start.map(|start| at.since(start));
+    LiveStream {
+        service,
+        provider: stream.call.provider,
+        model: stream.model.map(str::to_owned),
+        operation: stream.call.operation,
+        elapsed_ns: since_start(now),
+        ttft_ns: stream.first_token.and_then(since_start),
+        silent_ns: stream.last_chunk.or(start).map(|at| now.since(at)),
+        chunks: stream.chunks,
+        tokens: stream.tokens,
+        tokens_per_second: stream.tokens_per_second(),
+    }
+}
