@@ -1,5 +1,11 @@
 //! The process: stages 1, 2 and 7 around the pure core.
 
+pub mod run;
+
 pub mod enrich;
 pub mod probe;
 pub mod ring;
+
+pub mod cli;
+pub mod config;
+pub mod error;

@@ -1,12 +1,15 @@
-//! temp
-use nexent_observer::{probe::{kernel::*, attach::*}, ring::*};
-fn main() {
-    let (k, rings) = KernelHalf::load(KernelOptions{read_ring_bytes:8<<20,write_ring_bytes:8<<20,write_head_bytes:32<<10,write_tail_bytes:64<<10,report_all_execs:false}).unwrap();
-    let mut a = Attacher::new(k, 8).unwrap();
-    let mut d = Drain::new(rings);
-    for p in std::env::args().skip(1) { match a.attach(p.parse().unwrap(), true, None) { Ok(r) => println!("{r:#?}"), Err(e) => println!("{e}") } }
-    for _ in 0..200 {
-        std::thread::sleep(std::time::Duration::from_millis(50));
-        d.run(|e| match e { RingEvent::Record(r) => { let s = format!("{r:?}"); println!("{}", &s[..s.len().min(700)]) } , RingEvent::Process(p) => println!("{p:?}") });
-    }
+//! The process: hands arguments, environment and the standard streams to the command line.
+
+use std::{
+    io::{stderr, stdout},
+    process::ExitCode,
+};
+
+use nexent_observer::{cli, config::Environment};
+
+fn main() -> ExitCode {
+    // Rust ignores SIGPIPE, so a reader that goes away shows as an error of the write and not as a signal.
+    // Standard output is not locked: `run` may write to it from another thread.
+    let code = cli::main(std::env::args_os(), &Environment::of_this_process(), &mut stdout(), &mut stderr());
+    ExitCode::from(code)
 }

@@ -1,0 +1,425 @@
+//! Every configuration key, once: the flags, the variables, the file, the help text and docs/config.md follow from this
+//! table.
+
+/// How often a key may be given and what a bare flag means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// One value.
+    One,
+    /// Several values. The flag is repeated, the file holds a sequence, the variable separates by this character.
+    Many {
+        /// Separator in an environment variable.
+        separator: char,
+    },
+    /// `true` or `false`; the bare flag means `true`.
+    Switch,
+}
+
+/// One configuration key.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Key {
+    /// Name in the file, snake_case. The flag is `--kebab-case`, the variable `NEXENT_OBSERVER_UPPER_CASE`.
+    pub name: &'static str,
+    /// Name in the Nexent environment, read when the `NEXENT_OBSERVER_*` variable is not set.
+    pub alias: Option<&'static str>,
+    /// Arity.
+    pub kind: Kind,
+    /// Placeholder in help.
+    pub value_name: &'static str,
+    /// Value when no source sets the key, written as a user would write it; `None`: unset.
+    pub default: Option<&'static str>,
+    /// What is allowed; completes the sentence "expected ...".
+    pub allowed: &'static str,
+    /// What the key does, as one sentence without its final period.
+    pub meaning: &'static str,
+    /// Part of the short help (`-h`).
+    pub common: bool,
+}
+
+/// What every variable of the observer's own begins with.
+pub const ENV_PREFIX: &str = "NEXENT_OBSERVER_";
+
+impl Key {
+    /// The flag without its dashes.
+    #[must_use]
+    pub fn flag(&self) -> String {
+        self.name.replace('_', "-")
+    }
+
+    /// The observer's own variable.
+    #[must_use]
+    pub fn variable(&self) -> String {
+        format!("{ENV_PREFIX}{}", self.name.to_ascii_uppercase())
+    }
+}
+
+const BASE: Key = Key {
+    name: "",
+    alias: None,
+    kind: Kind::One,
+    value_name: "VALUE",
+    default: None,
+    allowed: "",
+    meaning: "",
+    common: false,
+};
+
+/// Processes by number.
+pub const PID: Key = Key {
+    name: "pid",
+    kind: Kind::Many { separator: ',' },
+    value_name: "PID",
+    allowed: "a process number from 1 to 4194304",
+    meaning: "Process to observe; may be given several times",
+    common: true,
+    ..BASE
+};
+/// Processes by executable.
+pub const EXE: Key = Key {
+    name: "exe",
+    kind: Kind::Many { separator: ':' },
+    value_name: "PATH",
+    allowed: "an absolute path",
+    meaning: "Observe all present and future processes of this executable; may be given several times",
+    common: true,
+    ..BASE
+};
+/// Every process of the host.
+pub const ALL: Key = Key {
+    name: "all",
+    kind: Kind::Switch,
+    value_name: "BOOL",
+    default: Some("false"),
+    allowed: "false (observing every process is not available in this version; name processes with pid or exe)",
+    meaning: "Observe every process; not available in this version, true is refused",
+    ..BASE
+};
+/// Address of the metrics endpoint.
+pub const LISTEN: Key = Key {
+    name: "listen",
+    value_name: "ADDR",
+    default: Some("127.0.0.1:9464"),
+    allowed: "IP:PORT (an IPv6 address in brackets) or off",
+    meaning: "Address of the HTTP endpoint with /metrics; off: no endpoint",
+    common: true,
+    ..BASE
+};
+/// Port of the metrics endpoint.
+pub const PROMETHEUS_PORT: Key = Key {
+    name: "prometheus_port",
+    alias: Some("PROMETHEUS_PORT"),
+    value_name: "PORT",
+    allowed: "a port from 1 to 65535",
+    meaning: "Port of the HTTP endpoint; replaces the port of listen unless listen comes from the same or a stronger source",
+    ..BASE
+};
+/// OTLP endpoint.
+pub const OTLP: Key = Key {
+    name: "otlp",
+    value_name: "URL",
+    allowed: "a URL that begins with http:// or https:// and names a host",
+    meaning: "OTLP endpoint for spans and metrics; takes the place of OTEL_EXPORTER_OTLP_ENDPOINT",
+    common: true,
+    ..BASE
+};
+/// File of JSON lines.
+pub const JSONL: Key = Key {
+    name: "jsonl",
+    value_name: "FILE",
+    allowed: "a path, or - for standard output",
+    meaning: "Write one JSON object per exchange to this file; - is standard output",
+    common: true,
+    ..BASE
+};
+/// Whether generated text is kept.
+pub const CAPTURE_CONTENT: Key = Key {
+    name: "capture_content",
+    kind: Kind::Switch,
+    value_name: "BOOL",
+    default: Some("false"),
+    allowed: "true or false",
+    meaning: "Keep and export generated text; without it no text leaves the process",
+    common: true,
+    ..BASE
+};
+/// Name of the observed service.
+pub const SERVICE_NAME: Key = Key {
+    name: "service_name",
+    alias: Some("SERVICE_NAME"),
+    value_name: "NAME",
+    allowed: "a name of 1 to 255 bytes without control characters",
+    meaning: "Service name of a target whose own environment names none; unset: the file name of its executable",
+    common: true,
+    ..BASE
+};
+/// Whether to observe at all.
+pub const ENABLE_TELEMETRY: Key = Key {
+    name: "enable_telemetry",
+    alias: Some("ENABLE_TELEMETRY"),
+    kind: Kind::Switch,
+    value_name: "BOOL",
+    default: Some("true"),
+    allowed: "true or false",
+    meaning: "false: the observer says so and exits with code 0",
+    ..BASE
+};
+/// Share of spans kept.
+pub const TELEMETRY_SAMPLE_RATE: Key = Key {
+    name: "telemetry_sample_rate",
+    alias: Some("TELEMETRY_SAMPLE_RATE"),
+    value_name: "RATIO",
+    default: Some("1.0"),
+    allowed: "a number from 0 to 1",
+    meaning: "Share of spans that is exported; errors, stalls and slow calls always are",
+    ..BASE
+};
+/// From which duration on a call is slow.
+pub const SLOW_REQUEST_THRESHOLD_SECONDS: Key = Key {
+    name: "slow_request_threshold_seconds",
+    alias: Some("LLM_SLOW_REQUEST_THRESHOLD_SECONDS"),
+    value_name: "SECONDS",
+    default: Some("5.0"),
+    allowed: "a number of seconds over 0, up to 86400",
+    meaning: "A call that takes longer counts as slow",
+    ..BASE
+};
+/// Under which decode rate a call is slow.
+pub const SLOW_TOKEN_RATE_THRESHOLD: Key = Key {
+    name: "slow_token_rate_threshold",
+    alias: Some("LLM_SLOW_TOKEN_RATE_THRESHOLD"),
+    value_name: "RATE",
+    default: Some("10.0"),
+    allowed: "a number of tokens per second from 0 to 1000000",
+    meaning: "A call with a lower decode rate, in tokens per second, counts as slow",
+    ..BASE
+};
+/// Jaeger collector.
+pub const JAEGER_ENDPOINT: Key = Key {
+    name: "jaeger_endpoint",
+    alias: Some("JAEGER_ENDPOINT"),
+    value_name: "URL",
+    allowed: "a URL that begins with http:// or https:// and names a host",
+    meaning: "Jaeger collector; its OTLP endpoint is used for spans when otlp is unset",
+    ..BASE
+};
+/// Ring of what targets read.
+pub const READ_RING_BYTES: Key = Key {
+    name: "read_ring_bytes",
+    value_name: "BYTES",
+    default: Some("8MiB"),
+    allowed: RING_ALLOWED,
+    meaning: "Kernel ring buffer for what targets read, closes and timing",
+    ..BASE
+};
+/// Ring of what targets write.
+pub const WRITE_RING_BYTES: Key = Key {
+    name: "write_ring_bytes",
+    value_name: "BYTES",
+    default: Some("8MiB"),
+    allowed: RING_ALLOWED,
+    meaning: "Kernel ring buffer for what targets write",
+    ..BASE
+};
+const RING_ALLOWED: &str = "a power of two from 64KiB to 1GiB";
+/// Kept head of a written turn.
+pub const WRITE_HEAD_BYTES: Key = Key {
+    name: "write_head_bytes",
+    value_name: "BYTES",
+    default: Some("32KiB"),
+    allowed: WRITE_CAP_ALLOWED,
+    meaning: "Bytes copied from the head of each written turn (a request)",
+    ..BASE
+};
+/// Kept tail of a written turn.
+pub const WRITE_TAIL_BYTES: Key = Key {
+    name: "write_tail_bytes",
+    value_name: "BYTES",
+    default: Some("64KiB"),
+    allowed: WRITE_CAP_ALLOWED,
+    meaning: "Bytes copied from the tail of each written call",
+    ..BASE
+};
+const WRITE_CAP_ALLOWED: &str = "a size from 1KiB to 16MiB";
+/// Time between two drains of the rings.
+pub const DRAIN_INTERVAL_MS: Key = Key {
+    name: "drain_interval_ms",
+    value_name: "MS",
+    default: Some("10"),
+    allowed: "a whole number of milliseconds from 1 to 1000",
+    meaning: "Time between two drains of the rings; stamps are taken in the kernel and do not depend on it",
+    ..BASE
+};
+/// Connection table.
+pub const MAX_CONNECTIONS: Key = Key {
+    name: "max_connections",
+    value_name: "N",
+    default: Some("65536"),
+    allowed: "a whole number from 1 to 4194304",
+    meaning: "Connections followed at once; over it the one silent longest goes first",
+    ..BASE
+};
+/// Idle connections.
+pub const CONNECTION_IDLE_SECONDS: Key = Key {
+    name: "connection_idle_seconds",
+    value_name: "SECONDS",
+    default: Some("900"),
+    allowed: "a whole number of seconds from 1 to 604800",
+    meaning: "A connection silent for so long is let go",
+    ..BASE
+};
+/// Timeline of one exchange.
+pub const TIMELINE_BYTES: Key = Key {
+    name: "timeline_bytes",
+    value_name: "BYTES",
+    default: Some("64KiB"),
+    allowed: "a size from 1KiB to 16MiB",
+    meaning: "Longest packed token timeline of one exchange; over it the timeline is marked truncated",
+    ..BASE
+};
+/// Kept text of one exchange.
+pub const CONTENT_BYTES: Key = Key {
+    name: "content_bytes",
+    value_name: "BYTES",
+    default: Some("1MiB"),
+    allowed: "a size from 1KiB to 64MiB",
+    meaning: "Longest generated text kept of one exchange with capture_content",
+    ..BASE
+};
+/// Distinct label values.
+pub const MAX_LABEL_VALUES: Key = Key {
+    name: "max_label_values",
+    value_name: "N",
+    default: Some("200"),
+    allowed: "a whole number from 1 to 100000",
+    meaning: "Distinct values of one metric label; further ones become other and are counted",
+    ..BASE
+};
+/// Attachments per library.
+pub const PER_PID_ATTACH_LIMIT: Key = Key {
+    name: "per_pid_attach_limit",
+    value_name: "N",
+    default: Some("8"),
+    allowed: "a whole number from 0 to 64",
+    meaning: "Processes of one library file that get probes of their own; beyond it one filtered attachment serves all",
+    ..BASE
+};
+/// Log level.
+pub const LOG_LEVEL: Key = Key {
+    name: "log_level",
+    value_name: "LEVEL",
+    default: Some("info"),
+    allowed: "off, error, warn, info, debug or trace",
+    meaning: "Least severe level that is logged to standard error",
+    common: true,
+    ..BASE
+};
+/// Log format.
+pub const LOG_FORMAT: Key = Key {
+    name: "log_format",
+    value_name: "FORMAT",
+    default: Some("text"),
+    allowed: "text or json",
+    meaning: "Form of a log line",
+    ..BASE
+};
+
+/// All keys, in the order of help, `config` and docs/config.md.
+pub const KEYS: [&Key; 27] = [
+    &PID,
+    &EXE,
+    &ALL,
+    &LISTEN,
+    &PROMETHEUS_PORT,
+    &OTLP,
+    &JSONL,
+    &CAPTURE_CONTENT,
+    &SERVICE_NAME,
+    &ENABLE_TELEMETRY,
+    &TELEMETRY_SAMPLE_RATE,
+    &SLOW_REQUEST_THRESHOLD_SECONDS,
+    &SLOW_TOKEN_RATE_THRESHOLD,
+    &JAEGER_ENDPOINT,
+    &READ_RING_BYTES,
+    &WRITE_RING_BYTES,
+    &WRITE_HEAD_BYTES,
+    &WRITE_TAIL_BYTES,
+    &DRAIN_INTERVAL_MS,
+    &MAX_CONNECTIONS,
+    &CONNECTION_IDLE_SECONDS,
+    &TIMELINE_BYTES,
+    &CONTENT_BYTES,
+    &MAX_LABEL_VALUES,
+    &PER_PID_ATTACH_LIMIT,
+    &LOG_LEVEL,
+    &LOG_FORMAT,
+];
+
+/// The key of that name.
+#[must_use]
+pub fn find(name: &str) -> Option<&'static Key> {
+    KEYS.into_iter().find(|key| key.name == name)
+}
+
+/// The known name closest to `name`, when it is close enough to be meant.
+#[must_use]
+pub fn closest(name: &str) -> Option<&'static str> {
+    // The distance costs the product of the lengths: a name longer than any key by this much is no typo.
+    if name.len() > 64 {
+        return None;
+    }
+    let wanted = name.to_ascii_lowercase().replace('-', "_");
+    KEYS.into_iter()
+        .map(|key| (edit_distance(&wanted, key.name), key.name))
+        .min()
+        .filter(|&(distance, known)| distance <= 2.max(known.len() / 3))
+        .map(|(_, known)| known)
+}
+
+/// Levenshtein distance in bytes.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = i;
+        let mut left = i + 1;
+        for (cell, y) in row.iter_mut().skip(1).zip(b.bytes()) {
+            let above = *cell;
+            *cell = (diagonal + usize::from(x != y)).min(above + 1).min(left + 1);
+            diagonal = above;
+            left = *cell;
+        }
+        if let Some(first) = row.first_mut() {
+            *first = i + 1;
+        }
+    }
+    row.last().copied().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_snake_case_and_unique() {
+        for (i, key) in KEYS.into_iter().enumerate() {
+            assert!(key.name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{}", key.name);
+            assert!(KEYS.into_iter().skip(i + 1).all(|other| other.name != key.name), "{} twice", key.name);
+            assert!(!key.allowed.is_empty() && !key.meaning.is_empty(), "{} lacks its words", key.name);
+        }
+    }
+
+    #[test]
+    fn a_typo_finds_its_key_and_noise_finds_none() {
+        assert_eq!(closest("listne"), Some("listen"));
+        assert_eq!(closest("sample_rate"), None);
+        assert_eq!(closest("capture-contents"), Some("capture_content"));
+        assert_eq!(closest("zzzzzz"), None);
+        assert_eq!(closest(&"x".repeat(1 << 20)), None);
+    }
+
+    #[test]
+    fn edit_distance_counts_insertions_deletions_and_changes() {
+        for (a, b, n) in [("", "", 0), ("abc", "abc", 0), ("", "abc", 3), ("kitten", "sitting", 3), ("ab", "ba", 2)] {
+            assert_eq!(edit_distance(a, b), n, "{a} {b}");
+        }
+    }
+}

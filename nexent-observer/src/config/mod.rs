@@ -1,0 +1,261 @@
+//! Configuration in two stages: [`raw::RawConfig`] is what the sources say, [`Config`] is what it means.
+//!
+//! A flag wins over the environment, the environment over the file, the file over the default. Each value keeps its
+//! origin, so that an error and `nexent-observer config` can name it.
+
+mod env;
+mod file;
+pub mod keys;
+pub mod raw;
+mod resolve;
+mod show;
+mod value;
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use nexent_observer_core::limits::Limits;
+use tracing::level_filters::LevelFilter;
+
+pub use env::{CONFIG_VARIABLE, Environment};
+pub use show::{write_json, write_yaml};
+pub use value::{Endpoint, JsonlTarget, Listen, LogFormat};
+
+use keys::Key;
+use raw::{Layer, RawConfig};
+
+/// What the command line says.
+#[derive(Debug, Clone, Default)]
+pub struct Flags {
+    /// `--config`.
+    pub file: Option<PathBuf>,
+    /// The flag of each key.
+    pub keys: Layer,
+}
+
+/// The resolved configuration.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Processes to observe, without repetition.
+    pub pids: Vec<u32>,
+    /// Executables to observe, absolute, without repetition.
+    pub exes: Vec<PathBuf>,
+    /// Metrics endpoint, `prometheus_port` applied.
+    pub listen: Listen,
+    /// OTLP endpoint; unset: what the `OTEL_*` variables say.
+    pub otlp: Option<Endpoint>,
+    /// Jaeger collector, as configured.
+    pub jaeger_endpoint: Option<Endpoint>,
+    /// JSON lines.
+    pub jsonl: Option<JsonlTarget>,
+    /// Generated text may be kept and exported.
+    pub capture_content: bool,
+    /// Service name of a target whose own environment names none.
+    pub service_name: Option<String>,
+    /// Observe at all.
+    pub enable_telemetry: bool,
+    /// Share of spans exported, 0 to 1.
+    pub telemetry_sample_rate: f64,
+    /// A longer call is slow, in seconds.
+    pub slow_request_threshold_seconds: f64,
+    /// A call with a lower decode rate is slow, in tokens per second.
+    pub slow_token_rate_threshold: f64,
+    /// Read ring, in bytes; a power of two.
+    pub read_ring_bytes: u32,
+    /// Write ring, in bytes; a power of two.
+    pub write_ring_bytes: u32,
+    /// Bytes copied from the head of a written turn.
+    pub write_head_bytes: u64,
+    /// Bytes copied from the tail of each written call.
+    pub write_tail_bytes: u64,
+    /// Time between two drains of the rings.
+    pub drain_interval: Duration,
+    /// Caps of the core.
+    pub limits: Limits,
+    /// Distinct values of one metric label.
+    pub max_label_values: usize,
+    /// Processes of one library file with probes of their own.
+    pub per_pid_attach_limit: usize,
+    /// Least severe level logged.
+    pub log_level: LevelFilter,
+    /// Form of a log line.
+    pub log_format: LogFormat,
+    settings: Vec<Setting>,
+}
+
+/// One resolved value and where it came from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Setting {
+    /// Key.
+    pub key: &'static Key,
+    /// Value, secrets taken out; null when unset.
+    pub value: serde_json::Value,
+    /// Origin.
+    pub origin: Origin,
+}
+
+impl Config {
+    /// Reads the file if one is named and resolves all sources.
+    pub fn load(flags: Flags, environment: &Environment) -> Result<Self, ConfigError> {
+        let path = match flags.file {
+            Some(path) => Some(path),
+            None => environment.get(CONFIG_VARIABLE)?.map(PathBuf::from),
+        };
+        let file = path.map_or_else(|| Ok(Layer::default()), |path| file::read(&path))?;
+        resolve::resolve(&RawConfig([flags.keys, environment.layer()?, file]))
+    }
+
+    /// All values with their origins, in the order of [`keys::KEYS`].
+    #[must_use]
+    pub fn settings(&self) -> &[Setting] {
+        &self.settings
+    }
+
+    /// Where the value of `key` came from.
+    #[must_use]
+    pub fn origin(&self, key: &Key) -> Origin {
+        self.settings.iter().find(|s| s.key == key).map_or(Origin::Default, |s| s.origin.clone())
+    }
+
+    /// Checks that there is something to observe: at least one process, and executables that exist.
+    pub fn check_targets(&self) -> Result<(), ConfigError> {
+        if self.pids.is_empty() && self.exes.is_empty() {
+            return Err(ConfigError::NoTarget);
+        }
+        for exe in &self.exes {
+            let reason = match std::fs::metadata(exe) {
+                Ok(metadata) if metadata.is_file() => continue,
+                Ok(_) => "is not a file".to_owned(),
+                Err(error) => format!("cannot be found: {error}"),
+            };
+            return Err(ConfigError::Exe { path: exe.clone(), origin: self.origin(&keys::EXE), reason });
+        }
+        Ok(())
+    }
+}
+
+/// Where a value came from.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Origin {
+    /// No source sets it.
+    Default,
+    /// The configuration file.
+    File {
+        /// As named by the user.
+        path: PathBuf,
+        /// Line of the value, from 1; 0 for the file as a whole.
+        line: u64,
+    },
+    /// An environment variable.
+    Environment {
+        /// Its name.
+        name: String,
+    },
+    /// The command line.
+    Flag {
+        /// With its dashes.
+        name: String,
+    },
+}
+
+impl Origin {
+    fn file(path: &Path) -> Self {
+        Self::File { path: path.to_owned(), line: 0 }
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File { path, line: 0 } => write!(f, "file {}", path.display()),
+            Self::File { path, line } => write!(f, "file {}, line {line}", path.display()),
+            Self::Environment { name } => write!(f, "environment variable {name}"),
+            Self::Flag { name } => write!(f, "flag {name}"),
+        }
+    }
+}
+
+/// Why there is no configuration. Each message is one line and says what to do or what is allowed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// A source cannot be read or parsed.
+    #[error("cannot read {origin}: {reason}")]
+    Unreadable {
+        /// Which.
+        origin: Origin,
+        /// Why.
+        reason: String,
+    },
+    /// A name that no key has.
+    #[error("{}", unknown_key(key, origin, hint.as_deref()))]
+    UnknownKey {
+        /// As written.
+        key: String,
+        /// Where.
+        origin: Origin,
+        /// What may have been meant.
+        hint: Option<String>,
+    },
+    /// A value that is not allowed.
+    #[error("{key} in {origin} is {value}; expected {allowed}")]
+    Value {
+        /// Name of the key.
+        key: &'static str,
+        /// Where.
+        origin: Origin,
+        /// What it is, secrets taken out.
+        value: String,
+        /// What it may be.
+        allowed: &'static str,
+    },
+    /// An executable that cannot be observed.
+    #[error("exe in {origin}: {} {reason}", path.display())]
+    Exe {
+        /// Which.
+        path: PathBuf,
+        /// Where.
+        origin: Origin,
+        /// Why.
+        reason: String,
+    },
+    /// Neither a process nor an executable is named.
+    #[error("nothing to observe: name at least one process with --pid PID or --exe PATH")]
+    NoTarget,
+}
+
+impl ConfigError {
+    fn value(key: &Key, origin: Origin, value: impl Into<String>) -> Self {
+        Self::Value { key: key.name, origin, value: value.into(), allowed: key.allowed }
+    }
+
+    /// 64 (EX_USAGE) when the command line is at fault, else 78 (EX_CONFIG); the numbers of sysexits.h.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::NoTarget => 64,
+            Self::Unreadable { origin, .. }
+            | Self::UnknownKey { origin, .. }
+            | Self::Value { origin, .. }
+            | Self::Exe { origin, .. } => match origin {
+                Origin::Flag { .. } => 64,
+                Origin::Default | Origin::File { .. } | Origin::Environment { .. } => 78,
+            },
+        }
+    }
+}
+
+fn unknown_key(key: &str, origin: &Origin, hint: Option<&str>) -> String {
+    let what = match origin {
+        Origin::Environment { .. } => format!("unknown variable {key} in the environment"),
+        Origin::Default | Origin::File { .. } | Origin::Flag { .. } => format!("unknown key {key} in {origin}"),
+    };
+    match hint {
+        Some(hint) => format!("{what}; did you mean {hint}?"),
+        None => what,
+    }
+}
