@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    fmt, io,
+    io,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -14,7 +14,6 @@ use mio::{Events, Interest, Poll, Token, Waker, unix::SourceFd};
 use nexent_observer_common::counters::Counter;
 use nexent_observer_core::{
     event::MonoNs,
-    limits::Limits,
     pipeline::{Output, Pipeline},
     timing,
 };
@@ -22,6 +21,7 @@ use std::os::fd::AsRawFd;
 
 use crate::{
     config::Config,
+    error::RunError,
     enrich,
     export::{Exports, Observed, Service, live::LiveStream},
     fault::{Fault, Faulty},
@@ -35,49 +35,20 @@ use crate::{
     telemetry::KernelCounts,
 };
 
-/// Why the observer ended. The message is one sentence for the user.
-#[derive(Debug)]
-pub struct RunError {
-    /// What happened and what to do.
-    pub message: String,
-    /// Exit code of the process: 1 runtime, 64 usage, 78 configuration.
-    pub exit_code: u8,
-}
-
-impl fmt::Display for RunError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
-    }
-}
-
-impl std::error::Error for RunError {}
-
-impl RunError {
-    /// A failure at run time.
-    pub fn runtime(message: impl fmt::Display) -> Self {
-        Self { message: message.to_string(), exit_code: 1 }
-    }
-
-    /// A wrong setting.
-    pub fn config(message: impl fmt::Display) -> Self {
-        Self { message: message.to_string(), exit_code: 78 }
-    }
-}
-
 /// Runs until it is told to stop (SIGINT, SIGTERM), or until every process named by pid has ended.
 ///
 /// # Errors
 /// [`RunError`]; nothing stays attached.
-pub fn run(config: &Config) -> Result<(), RunError> {
+pub fn run(config: Config) -> Result<(), RunError> {
     let fault = std::env::var(crate::fault::VARIABLE).ok().map(|text| Fault::parse(&text)).transpose();
-    let fault = fault.map_err(RunError::config)?;
+    let fault = fault.map_err(RunError::runtime)?;
     if let Some(fault) = fault {
         tracing::warn!(?fault, "A fault is put in on purpose: the numbers will be wrong.");
     }
     // What can fail without touching a process comes first.
-    let (outside, exports) = Outside::start(config)?;
-    let mut observer = Observer::attach(config, exports, fault)?;
-    let done = observer.observe(&outside, Duration::from_millis(config.drain_interval_ms));
+    let (outside, exports) = Outside::start(&config)?;
+    let mut observer = Observer::attach(&config, exports, fault)?;
+    let done = observer.observe(&outside, config.drain_interval);
     let Observer { exports, targets, .. } = observer;
     drop(targets); // detaches
     outside.stop(exports);
@@ -123,45 +94,41 @@ impl Observer {
             write_ring_bytes: config.write_ring_bytes,
             write_head_bytes: config.write_head_bytes,
             write_tail_bytes: config.write_tail_bytes,
-            report_all_execs: !config.exe.is_empty(),
+            report_all_execs: !config.exes.is_empty(),
         })
-        .map_err(RunError::runtime)?;
-        let attacher = Attacher::new(kernel, config.attach_per_process_limit).map_err(RunError::runtime)?;
-        let targets = Targets::new(attacher, &config.exe)
-            .map_err(|error| RunError::config(format!("an executable of `exe` cannot be used: {error}")))?;
-        let limits = Limits {
-            connections: config.max_connections,
-            idle_ns: config.connection_idle_seconds.saturating_mul(1_000_000_000),
-            timeline_bytes: config.timeline_bytes,
-            content_bytes: config.content_bytes,
-        };
+        .map_err(|error| RunError::runtime(error.to_string()))?;
+        let attacher = Attacher::new(kernel, config.per_pid_attach_limit)
+            .map_err(|error| RunError::caused("a thread cannot be started", error))?;
+        let targets = Targets::new(attacher, &config.exes)
+            .map_err(|error| RunError::caused("an executable of `exe` cannot be used", error))?;
         let options = timing::Options { capture_content: config.capture_content };
         let mut observer = Self {
             drain: Drain::new(rings),
-            pipeline: Pipeline::new(limits, options),
+            pipeline: Pipeline::new(config.limits.clone(), options),
             targets,
             exports,
             faulty: Faulty::new(fault),
             services: HashMap::new(),
             default_service: config.service_name.clone(),
             dying: Vec::new(),
-            ends_with_targets: config.exe.is_empty(),
+            ends_with_targets: config.exes.is_empty(),
         };
-        for pid in &config.pid {
-            observer.targets.add_pid(*pid).map_err(RunError::runtime)?;
+        for pid in &config.pids {
+            observer.targets.add_pid(*pid).map_err(|error| RunError::runtime(error.to_string()))?;
         }
         Ok(observer)
     }
 
     /// The loop.
     fn observe(&mut self, outside: &Outside, interval: Duration) -> Result<(), RunError> {
-        let mut poll = Poll::new().map_err(RunError::runtime)?;
-        let stop = outside.on_stop(Waker::new(poll.registry(), WAKE_STOP).map_err(RunError::runtime)?);
-        self.register(&poll).map_err(RunError::runtime)?;
+        let failed = |error: io::Error| RunError::caused("the event loop failed", error);
+        let mut poll = Poll::new().map_err(failed)?;
+        let stop = outside.on_stop(Waker::new(poll.registry(), WAKE_STOP).map_err(failed)?);
+        self.register(&poll).map_err(failed)?;
         let mut events = Events::with_capacity(8);
         let (mut next_tick, mut next_housekeeping) = (Instant::now() + interval, Instant::now());
         loop {
-            let input = wait(&mut poll, &mut events, next_tick, &stop).map_err(RunError::runtime)?;
+            let input = wait(&mut poll, &mut events, next_tick, &stop).map_err(failed)?;
             let now = monotonic();
             self.drain();
             match input {
@@ -347,13 +314,19 @@ fn live(stream: &timing::ActiveStream<'_>, service: Arc<Service>, now: MonoNs) -
     LiveStream {
         service,
         provider: stream.call.provider,
-        model: stream.model.map(str::to_owned),
+        model: stream.request_model.or(stream.response_model).map(str::to_owned),
         operation: stream.call.operation,
         elapsed_ns: since_start(now),
         ttft_ns: stream.first_token.and_then(since_start),
-        silent_ns: stream.last_chunk.or(start).map(|at| now.since(at)),
-        chunks: stream.chunks,
-        tokens: stream.tokens,
-        tokens_per_second: stream.tokens_per_second(),
+        silent_ns: stream.last_token.or(start).map(|at| now.since(at)),
+        chunks: u64::from(stream.chunks),
+        tokens: None,
+        tokens_per_second: live_rate(stream),
     }
+}
+
+/// Chunks a second since the first one: what can be said of a stream that has not ended. Unknown below two chunks or 10 ms.
+fn live_rate(stream: &timing::ActiveStream<'_>) -> Option<f64> {
+    let span = stream.last_token?.since(stream.first_token?);
+    (stream.chunks >= 2 && span >= 10_000_000).then(|| f64::from(stream.chunks - 1) * 1e9 / span as f64)
 }
