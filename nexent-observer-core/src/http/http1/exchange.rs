@@ -118,16 +118,12 @@ impl Exchanges {
     }
 
     /// The exchange whose response may have begun at `at`: the oldest one unanswered. Where bytes were lost that may have
-    /// held whole responses, order says nothing; then the newest request written before `at`, which is right unless
-    /// requests are pipelined.
-    pub(super) fn answered_at(&self, at: MonoNs) -> Option<ExchangeNo> {
+    /// held whole responses (`in_step` is false) order says nothing; then the newest request written before `at`, which is
+    /// right unless requests are pipelined.
+    pub(super) fn answered_at(&self, at: MonoNs, in_step: bool) -> Option<ExchangeNo> {
         let mut candidates = self.open.iter().filter(|e| e.is_unanswered() && e.started <= at);
-        if self.is_damaged() { candidates.next_back().map(|e| e.no) } else { candidates.next().map(|e| e.no) }
-    }
-
-    /// Whether bytes were lost where a response should have begun.
-    pub(super) fn is_damaged(&self) -> bool {
-        self.open.iter().any(|e| matches!(e.response, ResponsePart::Damaged(_)))
+        let found = if in_step { candidates.next() } else { candidates.next_back() };
+        found.map(|e| e.no)
     }
 
     /// Whether a request waits that was written after `at`.

@@ -4,19 +4,19 @@ mod chunked;
 mod exchange;
 mod head;
 mod lane;
+mod messages;
 mod resync;
 
 pub(super) use resync::looks_like_stream;
 
 use self::{
     chunked::Step,
-    exchange::{Exchange, Exchanges, RequestPart, ResponsePart},
-    head::{Framing, Pushed, Shape},
+    exchange::Exchanges,
+    head::{Pushed, Shape},
     lane::{Body, Lane, State},
+    messages::{emit, emit_damage, emit_head},
 };
-use super::{
-    AbortCause, ExchangeNo, Head, HttpEvent, HttpEventKind, RequestHead, ResponseHead, Side, StartSeen, detect,
-};
+use super::{AbortCause, Head, HttpEvent, HttpEventKind, Side, StartSeen, detect};
 use crate::{
     conn::{CloseCause, GapCause, StreamEvent},
     event::{Direction, MonoNs, Stamp},
@@ -40,6 +40,8 @@ pub(super) struct Http1 {
     request: Lane,
     response: Lane,
     exchanges: Exchanges,
+    /// Whether the next response belongs to the oldest request that waits for one.
+    in_step: bool,
     /// First byte of the last response that had no request, until the next request.
     orphan: Option<MonoNs>,
     /// Whether this turn was counted as no HTTP.
@@ -59,6 +61,7 @@ impl Http1 {
             request: Lane::new(state),
             response: Lane::new(state),
             exchanges: Exchanges::default(),
+            in_step: true,
             orphan: None,
             noise_counted: false,
             last: Side::Request,
@@ -168,7 +171,7 @@ impl Http1 {
         }
         if side == Side::Response && looks_like_stream(bytes) {
             // Late bytes of an exchange given up when the next request was written are not a new one.
-            let found = self.exchanges.answered_at(at.ret);
+            let found = self.exchanges.answered_at(at.ret, self.in_step);
             if found.is_some() || !self.exchanges.awaits_later(at.ret) {
                 let exchange = self.begin_response(found, at, stats, sink);
                 emit_head(sink, exchange.no, side, at, at, Head::Unseen);
@@ -299,127 +302,12 @@ impl Http1 {
         } else {
             stats.count(reason);
             if side == Side::Response {
-                let spoilt = self.exchanges.answered_at(at.ret);
+                self.in_step = false;
+                let spoilt = self.exchanges.answered_at(at.ret, self.in_step);
                 self.abort(spoilt, at, AbortCause::Desync, sink);
             }
         }
         again
-    }
-
-    fn on_request(
-        &mut self,
-        at: Stamp,
-        head: &RequestHead<'_>,
-        framing: Framing,
-        stats: &mut Stats,
-        sink: &mut impl FnMut(HttpEvent<'_>),
-    ) {
-        let first = self.request.first;
-        // A request that came late: its response went on without it, as one without a request.
-        let late = self.orphan.take().is_some_and(|response| first.entry < response);
-        let exchange = (!late).then(|| {
-            self.give_up_damaged(at, sink);
-            if self.exchanges.len() >= limits::OPEN_EXCHANGES {
-                self.evict(at, stats, sink);
-            }
-            let no = self.exchanges.number();
-            self.exchanges.push(Exchange::of_request(no, first.entry, head));
-            stats.http_exchanges += 1;
-            emit_head(sink, no, Side::Request, at, first, Head::Request(*head));
-            no
-        });
-        self.request.exchange = exchange;
-        match framing {
-            Framing::Length(0) => self.finish(Side::Request, at, sink),
-            Framing::Length(n) => self.request.state = State::Body(Body::Length(n)),
-            Framing::Chunked => self.request.state = State::Body(Body::Chunked(chunked::Chunked::new())),
-            Framing::Invalid | Framing::UntilClose => {
-                stats.count(DropReason::HeadInvalid);
-                self.lose_request();
-                self.request.exchange = None;
-                self.request.state = State::Seek;
-            }
-        }
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "what was parsed of the head, and where it goes")]
-    fn on_response(
-        &mut self,
-        at: Stamp,
-        head: &ResponseHead<'_>,
-        framing: Framing,
-        shape: Shape,
-        synced: bool,
-        stats: &mut Stats,
-        sink: &mut impl FnMut(HttpEvent<'_>),
-    ) {
-        let status = head.status.unwrap_or_default();
-        if (100..200).contains(&status) && status != 101 {
-            self.response.state = State::Head { synced };
-            return;
-        }
-        let first = self.response.first;
-        let found = self.exchanges.answered_at(at.ret);
-        let exchange = self.begin_response(found, first, stats, sink);
-        let no = exchange.no;
-        emit_head(sink, no, Side::Response, at, first, Head::Response(*head));
-        emit_damage(sink, &exchange, at);
-        self.response.exchange = Some(no);
-        let tunnel = exchange.is_connect && (200..300).contains(&status);
-        if status == 101 || tunnel {
-            // What follows, in both directions, is another protocol.
-            if exchange.request == RequestPart::Open {
-                self.lose_request();
-            }
-            self.finish(Side::Response, at, sink);
-            self.tunnel = tunnel;
-            (self.request.state, self.response.state) = (State::Stopped, State::Stopped);
-            return;
-        }
-        if exchange.is_head || status == 204 || status == 304 {
-            return self.finish(Side::Response, at, sink);
-        }
-        match framing {
-            Framing::Length(0) => self.finish(Side::Response, at, sink),
-            Framing::Length(n) => self.response.body(State::Body(Body::Length(n)), no, Shape::Other),
-            Framing::Chunked => {
-                self.response.body(State::Body(Body::Chunked(chunked::Chunked::new())), no, shape);
-            }
-            Framing::UntilClose => self.response.body(State::Body(Body::UntilClose), no, Shape::Other),
-            Framing::Invalid => {
-                stats.count(DropReason::HeadInvalid);
-                self.abort(Some(no), at, AbortCause::Desync, sink);
-                self.response.state = State::Seek;
-            }
-        }
-    }
-
-    /// Marks the exchange that is being answered, or makes one for a response without a request. Those before it in a
-    /// row with lost bytes will not be answered any more. Returns the exchange as it was.
-    fn begin_response(
-        &mut self,
-        found: Option<ExchangeNo>,
-        first: Stamp,
-        stats: &mut Stats,
-        sink: &mut impl FnMut(HttpEvent<'_>),
-    ) -> Exchange {
-        if let Some(no) = found {
-            while let Some(passed) = self.exchanges.remove_first(|e| e.is_unanswered() && e.no < no) {
-                self.forget(passed);
-                emit(sink, Some(passed), Side::Response, first, HttpEventKind::Abort(AbortCause::Desync));
-            }
-            if let Some(exchange) = self.exchanges.get_mut(no) {
-                let before = *exchange;
-                exchange.response = ResponsePart::Begun;
-                return before;
-            }
-        }
-        stats.count(DropReason::Joined);
-        stats.http_exchanges += 1;
-        self.orphan = Some(first.ret);
-        let before = Exchange::of_unseen_request(self.exchanges.number(), first.ret);
-        self.exchanges.push(Exchange { response: ResponsePart::Begun, ..before });
-        before
     }
 
     fn gap(&mut self, side: Side, at: Stamp, len: Option<u64>, cause: GapCause, sink: &mut impl FnMut(HttpEvent<'_>)) {
@@ -431,6 +319,7 @@ impl Http1 {
                 lane.head.take();
                 lane.state = State::Seek;
                 if side == Side::Response {
+                    self.in_step = false;
                     self.exchanges.damage_next(at.ret, cause);
                 }
             }
@@ -472,85 +361,10 @@ impl Http1 {
         let lane = self.lane(side);
         lane.state = State::Resync;
         emit(sink, lane.exchange, side, at, HttpEventKind::Gap { len, cause });
-        if side == Side::Request {
-            self.lose_request();
+        match side {
+            Side::Request => self.lose_request(),
+            Side::Response => self.in_step = false,
         }
-    }
-
-    /// The end of the current request body will not be seen.
-    fn lose_request(&mut self) {
-        if let Some(exchange) = self.request.exchange.and_then(|no| self.exchanges.get_mut(no)) {
-            exchange.request = RequestPart::Lost;
-        }
-    }
-
-    /// The current message of a side is complete.
-    fn finish(&mut self, side: Side, at: Stamp, sink: &mut impl FnMut(HttpEvent<'_>)) {
-        let lane = self.lane(side);
-        lane.state = State::Head { synced: true };
-        let Some(no) = lane.exchange.take() else { return };
-        let request_last = self.request.last;
-        if let Some(exchange) = self.exchanges.get_mut(no) {
-            match side {
-                Side::Request => exchange.request = RequestPart::Done,
-                Side::Response => {
-                    exchange.response = ResponsePart::Done;
-                    if exchange.request == RequestPart::Lost {
-                        emit(sink, Some(no), Side::Request, request_last, HttpEventKind::End);
-                        if self.request.exchange == Some(no) {
-                            self.request.exchange = None;
-                        }
-                    }
-                }
-            }
-        }
-        emit(sink, Some(no), side, at, HttpEventKind::End);
-        self.exchanges.remove_if_over(no);
-    }
-
-    /// Ends an exchange before its time. The lanes go on without it.
-    fn abort(&mut self, no: Option<ExchangeNo>, at: Stamp, cause: AbortCause, sink: &mut impl FnMut(HttpEvent<'_>)) {
-        if let Some(no) = no
-            && self.exchanges.remove_first(|e| e.no == no).is_some()
-        {
-            self.forget(no);
-            emit(sink, Some(no), Side::Response, at, HttpEventKind::Abort(cause));
-        }
-    }
-
-    fn forget(&mut self, no: ExchangeNo) {
-        for lane in [&mut self.request, &mut self.response] {
-            if lane.exchange == Some(no) {
-                lane.exchange = None;
-            }
-        }
-    }
-
-    /// A new request begins: what could not be followed before it will not be any more, nor can what waits behind it be
-    /// told apart.
-    fn give_up_damaged(&mut self, at: Stamp, sink: &mut impl FnMut(HttpEvent<'_>)) {
-        let resync = matches!(self.response.state, State::Resync);
-        if resync {
-            self.response.state = State::Seek;
-            self.abort(self.response.exchange, at, AbortCause::Desync, sink);
-        }
-        if resync || self.exchanges.is_damaged() {
-            while let Some(no) = self.exchanges.remove_first(Exchange::is_unanswered) {
-                self.forget(no);
-                emit(sink, Some(no), Side::Response, at, HttpEventKind::Abort(AbortCause::Desync));
-            }
-        }
-    }
-
-    /// Lets all open exchanges go. Which response belongs to which request is not known after that.
-    fn evict(&mut self, at: Stamp, stats: &mut Stats, sink: &mut impl FnMut(HttpEvent<'_>)) {
-        while let Some(no) = self.exchanges.remove_first(|_| true) {
-            stats.count(DropReason::ExchangesFull);
-            self.forget(no);
-            emit(sink, Some(no), Side::Response, at, HttpEventKind::Abort(AbortCause::Evicted));
-        }
-        self.response.head.take();
-        self.response.state = State::Seek;
     }
 
     fn close(&mut self, at: MonoNs, cause: CloseCause, sink: &mut impl FnMut(HttpEvent<'_>)) {
@@ -568,36 +382,6 @@ impl Http1 {
         if !std::mem::replace(&mut self.noise_counted, true) {
             stats.count(DropReason::NotHttp);
         }
-    }
-}
-
-fn emit(
-    sink: &mut impl FnMut(HttpEvent<'_>),
-    exchange: Option<ExchangeNo>,
-    side: Side,
-    at: Stamp,
-    kind: HttpEventKind<'_>,
-) {
-    if let Some(exchange) = exchange {
-        sink(HttpEvent { exchange, side, at, kind });
-    }
-}
-
-fn emit_head(
-    sink: &mut impl FnMut(HttpEvent<'_>),
-    exchange: ExchangeNo,
-    side: Side,
-    at: Stamp,
-    first: Stamp,
-    head: Head<'_>,
-) {
-    emit(sink, Some(exchange), side, at, HttpEventKind::Head { first, head });
-}
-
-/// Tells of bytes that were lost where the response should have begun.
-fn emit_damage(sink: &mut impl FnMut(HttpEvent<'_>), exchange: &Exchange, at: Stamp) {
-    if let ResponsePart::Damaged(cause) = exchange.response {
-        emit(sink, Some(exchange.no), Side::Response, at, HttpEventKind::Gap { len: None, cause });
     }
 }
 
