@@ -2,11 +2,7 @@
 //!
 //! 295-byte events in chunks, cut every 200 bytes, as in the budgets of ARCHITECTURE.md. Prints nanoseconds per read and the
 //! memory of a connection at rest.
-#![expect(
-    clippy::print_stdout,
-    clippy::unwrap_used,
-    reason = "a program that prints its result and may stop at a mistake"
-)]
+#![expect(clippy::print_stdout, reason = "a program that prints its result")]
 
 use std::{hint::black_box, mem::size_of, time::Instant};
 
