@@ -302,6 +302,13 @@ fn a_gap_inside_one_chunk_is_counted_off_exactly() {
 }
 
 #[test]
+fn a_gap_up_to_the_end_of_a_chunk_does_not_lose_the_framing() {
+    let mut b = Bench::fresh();
+    b.w(GET).r("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab").lost(Read, 3).r("\r\n0\r\n\r\n");
+    assert_eq!(b.log[3..], ["0< body ab", "0< gap 3 Lost", "0< end"]);
+}
+
+#[test]
 fn after_lost_chunks_the_stream_goes_on_at_the_next_size_line() {
     let mut b = Bench::fresh();
     b.w(GET).r(SSE).r(&chunk("data: 1\n\n")).lost(Read, 30).r(&chunk("data: 3\n\n")).r("0\r\n\r\n").w(GET).r(OK5);
@@ -336,6 +343,27 @@ fn a_lost_response_is_not_taken_for_the_next_one() {
     let mut b = Bench::fresh();
     b.w(GET).lost(Read, 70).w(GET).r(OK5);
     assert_eq!(b.log[2..], ["0! Desync", "1> GET /a h @3", "1> end", "1< 200 five @4", "1< body hello", "1< end"]);
+}
+
+#[test]
+fn once_in_step_again_pipelined_requests_are_answered_in_order() {
+    let mut b = Bench::fresh();
+    b.w(GET).lost(Read, 70).w(GET).r(OK5);
+    b.log.clear();
+    b.w(&format!("{GET}{POST}")).r(OK5).r(OK5);
+    let heads: Vec<_> = b.log.iter().filter(|l| l.contains("< 200")).collect();
+    assert_eq!(heads, ["2< 200 five @6", "3< 200 five @7"]);
+    assert!(!b.log.iter().any(|l| l.contains('!')));
+}
+
+#[test]
+fn a_response_read_before_the_request_was_written_is_not_its_answer() {
+    let mut b = Bench::fresh();
+    b.now = 5;
+    b.w(GET);
+    b.event(StreamEvent::Data { dir: Read, at: stamp(5), bytes: b"HTTP/1.1 408 Timeout\r\nContent-Length: 0\r\n\r\n" });
+    b.r(OK5);
+    assert_eq!(b.log[2..], ["1< 408 - @5", "1< end", "0< 200 five @7", "0< body hello", "0< end"]);
 }
 
 #[test]
@@ -394,6 +422,9 @@ fn a_request_body_whose_framing_was_lost_ends_with_its_response_or_its_last_chun
         "1> GET /a h @5",
         "1> end",
     ]);
+    let mut b = Bench::fresh();
+    b.w(head).gap(Write, Some(90), GapCause::Capped).r(OK5).w("tail").close(CloseCause::Freed);
+    assert_eq!(b.log[3..], ["0< 200 five @3", "0< body hello", "0> end", "0< end"]);
     let mut b = Bench::fresh();
     b.w(head).gap(Write, Some(90), GapCause::Capped).w("tail\r\n0\r\n\r\n").r(OK5);
     assert_eq!(b.log[4..], ["0> end", "0< 200 five @4", "0< body hello", "0< end"]);
