@@ -373,6 +373,18 @@ fn a_lost_tail_and_head_damage_both_responses_and_the_third_is_right() {
     assert!(b.log.contains(&"0< gap 6 Lost".to_string()));
     assert!(b.log.contains(&"1! Desync".to_string()));
     assert_eq!(b.log[b.log.len() - 3..], ["2< 200 five @7", "2< body hello", "2< end"]);
+    // What came where the second response should have begun is no broken head: it is known that one was lost.
+    b.counted(&[(DropReason::NotHttp, 1)]);
+}
+
+#[test]
+fn late_bytes_of_a_stream_given_up_are_no_new_exchange() {
+    let mut b = Bench::fresh();
+    b.w(GET).r(SSE).gap(Read, None, GapCause::Lost).w(GET);
+    b.event(StreamEvent::Data { dir: Read, at: stamp(3), bytes: chunk("data: 2\n\n").as_bytes() }).r(OK5);
+    assert_eq!(b.log[3..6], ["0< gap ? Lost", "0! Desync", "1> GET /a h @4"]);
+    assert_eq!(b.log[7..], ["1< 200 five @5", "1< body hello", "1< end"]);
+    b.counted(&[(DropReason::NotHttp, 1)]);
 }
 
 #[test]
