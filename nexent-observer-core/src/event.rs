@@ -83,6 +83,9 @@ pub enum RecordKind<'a> {
         read_end: u64,
         /// Final offset of the write direction, in bytes.
         write_end: u64,
+        /// What happened between the last data record and the end, in either direction: only `after_skip` and
+        /// `after_unknown_loss` count here.
+        flags: RecordFlags,
     },
 }
 

@@ -18,6 +18,10 @@ pub const REQUEST_TAIL_BYTES: usize = 64 * 1024;
 pub const RATE_LIMIT_HEADERS: usize = 24;
 /// Longest text kept of a name (model, id, host, path, finish reason, error type), in bytes.
 pub const NAME_BYTES: usize = 256;
+/// Bytes kept of reads that overtook the write they answer, per connection; over it they go on without that write.
+pub const HOLD_BYTES: usize = 64 * 1024;
+/// How long such reads wait for that write, in nanoseconds. Many times the drain interval of the rings.
+pub const HOLD_NS: u64 = 100_000_000;
 /// Most exchanges open on one connection.
 pub const OPEN_EXCHANGES: usize = 256;
 

@@ -1,5 +1,12 @@
 //! Stage 3: records of one connection in, its two byte streams out, exact or with a named gap.
 
+mod held;
+mod reassembly;
+mod table;
+
+pub use reassembly::Reassembly;
+pub use table::Table;
+
 use crate::event::{Direction, MonoNs, Stamp};
 
 /// Output of this stage.
@@ -65,3 +72,6 @@ pub enum CloseCause {
     /// The observer let go of it (idle, table full, detached).
     Evicted,
 }
+
+#[cfg(test)]
+mod tests;

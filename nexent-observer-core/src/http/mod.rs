@@ -1,5 +1,11 @@
 //! Stage 4: byte streams of a connection in, HTTP messages out, whatever the version.
 
+mod connection;
+mod detect;
+mod http1;
+
+pub use connection::{HttpConnection, Protocol, StartSeen};
+
 use crate::{
     conn::{CloseCause, GapCause},
     event::Stamp,
@@ -20,7 +26,12 @@ pub enum Side {
 }
 
 /// Output of this stage. Of each side the order is: `Head`, then `Body` and `Gap` in any order, then `End`. An `Abort` ends
-/// both sides and is the last event of its exchange.
+/// both sides and is the last event of its exchange (its `side` says nothing).
+///
+/// An exchange is over after both `End`s (in any order: an error may be answered before the request is complete) or an
+/// `Abort`. An exchange joined after its request has no request events and is over after its response's `End`. Where the
+/// end of a request body could not be seen (after a `Gap`), the request's `End` comes with its response's and bears the
+/// stamp of the last write that was seen.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct HttpEvent<'a> {
     /// Exchange on this connection.

@@ -133,29 +133,21 @@ pub fn decode(entry: &[u8]) -> Result<RingEvent<'_>, Malformed> {
     let at = Stamp { entry: MonoNs(entry_ns), ret: MonoNs(return_ns) };
     let process = |kind| RingEvent::Process(ProcessEvent { at: at.ret, pid: tgid, kind });
     let record = |kind| RingEvent::Record(Record { conn: ConnId(conn), pid: tgid, tid, at, kind });
-    let data = |dir| {
-        let has = |bit| flags & bit != 0;
-        record(RecordKind::Data {
-            dir,
-            offset,
-            turn,
-            payload,
-            len: u64::from(orig_len),
-            flags: RecordFlags {
-                from_start: has(flag::FROM_START),
-                capped: has(flag::CAPPED),
-                fault: has(flag::FAULT),
-                after_skip: has(flag::AFTER_SKIP),
-                after_unknown_loss: has(flag::AFTER_UNKNOWN_LOSS),
-            },
-        })
+    let has = |bit| flags & bit != 0;
+    let flags = RecordFlags {
+        from_start: has(flag::FROM_START),
+        capped: has(flag::CAPPED),
+        fault: has(flag::FAULT),
+        after_skip: has(flag::AFTER_SKIP),
+        after_unknown_loss: has(flag::AFTER_UNKNOWN_LOSS),
     };
+    let data = |dir| record(RecordKind::Data { dir, offset, turn, payload, len: u64::from(orig_len), flags });
     Ok(match kind {
         kind::READ => data(Direction::Read),
         kind::WRITE => data(Direction::Write),
         kind::CLOSE => {
             let write_end = payload.first_chunk::<8>().ok_or(Malformed::ShortPayload)?;
-            record(RecordKind::Close { read_end: offset, write_end: u64::from_ne_bytes(*write_end) })
+            record(RecordKind::Close { read_end: offset, write_end: u64::from_ne_bytes(*write_end), flags })
         }
         kind::FORK => process(ProcessEventKind::Fork { child: offset as u32 }),
         kind::EXEC => process(ProcessEventKind::Exec),

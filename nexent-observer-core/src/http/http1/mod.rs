@@ -1,0 +1,389 @@
+//! HTTP/1.0 and 1.1 (RFC 9112) on one connection.
+
+mod chunked;
+mod exchange;
+mod head;
+mod lane;
+mod messages;
+mod resync;
+
+pub(super) use resync::looks_like_stream;
+
+use self::{
+    chunked::Step,
+    exchange::Exchanges,
+    head::{Pushed, Shape},
+    lane::{Body, Lane, State},
+    messages::{emit, emit_damage, emit_head},
+};
+use super::{AbortCause, Head, HttpEvent, HttpEventKind, Side, StartSeen, detect};
+use crate::{
+    conn::{CloseCause, GapCause, StreamEvent},
+    event::{Direction, MonoNs, Stamp},
+    limits,
+    stats::{DropReason, Stats},
+};
+
+/// What the observed process is on the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// It writes requests and reads responses.
+    Client,
+    /// It reads requests and writes responses.
+    Server,
+}
+
+/// State of one connection.
+#[derive(Debug)]
+pub(super) struct Http1 {
+    role: Role,
+    request: Lane,
+    response: Lane,
+    exchanges: Exchanges,
+    /// Whether the next response belongs to the oldest request that waits for one.
+    in_step: bool,
+    /// First byte of the last response that had no request, until the next request.
+    orphan: Option<MonoNs>,
+    /// Whether this turn was counted as no HTTP.
+    noise_counted: bool,
+    last: Side,
+    tunnel: bool,
+}
+
+impl Http1 {
+    pub(super) fn new(role: Role, start: StartSeen) -> Self {
+        let state = match start {
+            StartSeen::Yes => State::Head { synced: true },
+            StartSeen::No => State::Seek,
+        };
+        Self {
+            role,
+            request: Lane::new(state),
+            response: Lane::new(state),
+            exchanges: Exchanges::default(),
+            in_step: true,
+            orphan: None,
+            noise_counted: false,
+            last: Side::Request,
+            tunnel: false,
+        }
+    }
+
+    /// Whether the connection became a tunnel by CONNECT.
+    pub(super) fn is_tunnel(&self) -> bool {
+        self.tunnel
+    }
+
+    pub(super) fn feed(&mut self, ev: &StreamEvent<'_>, stats: &mut Stats, sink: &mut impl FnMut(HttpEvent<'_>)) {
+        match *ev {
+            StreamEvent::Data { dir, at, bytes } => self.data(self.side(dir), at, bytes, stats, sink),
+            StreamEvent::Gap { dir, at, len, cause } => self.gap(self.side(dir), at, len, cause, sink),
+            StreamEvent::Close { at, cause } => self.close(at, cause, sink),
+        }
+    }
+
+    fn side(&self, dir: Direction) -> Side {
+        match (self.role, dir) {
+            (Role::Client, Direction::Write) | (Role::Server, Direction::Read) => Side::Request,
+            (Role::Client, Direction::Read) | (Role::Server, Direction::Write) => Side::Response,
+        }
+    }
+
+    fn lane(&mut self, side: Side) -> &mut Lane {
+        match side {
+            Side::Request => &mut self.request,
+            Side::Response => &mut self.response,
+        }
+    }
+
+    fn data(
+        &mut self,
+        side: Side,
+        at: Stamp,
+        mut bytes: &[u8],
+        stats: &mut Stats,
+        sink: &mut impl FnMut(HttpEvent<'_>),
+    ) {
+        if side == Side::Request {
+            if self.last == Side::Response {
+                self.noise_counted = false;
+            }
+            self.request.last = at;
+        }
+        self.last = side;
+        while !bytes.is_empty() {
+            let lane = self.lane(side);
+            let exchange = lane.exchange;
+            bytes = match &mut lane.state {
+                State::Body(Body::Chunked(chunked)) => match chunked.step(bytes) {
+                    Step::Data(data, rest) => {
+                        emit(sink, exchange, side, at, HttpEventKind::Body(data));
+                        rest
+                    }
+                    Step::More => return,
+                    Step::End(rest) => {
+                        self.finish(side, at, sink);
+                        rest
+                    }
+                    Step::Invalid => {
+                        stats.count(DropReason::ChunkInvalid);
+                        return self.damage(side, at, Some(bytes.len() as u64), GapCause::Lost, sink);
+                    }
+                },
+                State::Body(Body::Length(left)) => {
+                    let n = usize::try_from(*left).unwrap_or(usize::MAX);
+                    let (data, rest) = bytes.split_at_checked(n).unwrap_or((bytes, &[]));
+                    *left -= data.len() as u64;
+                    let complete = *left == 0;
+                    emit(sink, exchange, side, at, HttpEventKind::Body(data));
+                    if complete {
+                        self.finish(side, at, sink);
+                    }
+                    rest
+                }
+                State::Body(Body::UntilClose) => {
+                    return emit(sink, exchange, side, at, HttpEventKind::Body(bytes));
+                }
+                State::Head { synced } => {
+                    let synced = *synced;
+                    self.head(side, at, bytes, synced, stats, sink)
+                }
+                State::Seek => self.seek(side, at, bytes, stats, sink),
+                State::Resync => self.resync(side, at, bytes, sink),
+                State::Stopped => return,
+            };
+        }
+    }
+
+    /// Looks for a head, or for a stream whose head is gone, at the beginning of a record.
+    fn seek<'b>(
+        &mut self,
+        side: Side,
+        at: Stamp,
+        bytes: &'b [u8],
+        stats: &mut Stats,
+        sink: &mut impl FnMut(HttpEvent<'_>),
+    ) -> &'b [u8] {
+        let start = detect::skip_empty_lines(bytes);
+        if !start.is_empty() && head::may_be_head(start, side) {
+            self.lane(side).state = State::Head { synced: false };
+            return start;
+        }
+        if side == Side::Response && looks_like_stream(bytes) {
+            // Late bytes of an exchange given up when the next request was written are not a new one.
+            let found = self.exchanges.answered_at(at.ret, self.in_step);
+            if found.is_some() || !self.exchanges.awaits_later(at.ret) {
+                let exchange = self.begin_response(found, at, stats, sink);
+                emit_head(sink, exchange.no, side, at, at, Head::Unseen);
+                emit_damage(sink, &exchange, at);
+                self.response.body(State::Resync, exchange.no, Shape::Sse);
+                return bytes;
+            }
+        }
+        self.noise(stats);
+        &[]
+    }
+
+    /// Looks for the framing of a body again.
+    fn resync<'b>(&mut self, side: Side, at: Stamp, bytes: &'b [u8], sink: &mut impl FnMut(HttpEvent<'_>)) -> &'b [u8] {
+        let lane = self.lane(side);
+        let exchange = lane.exchange;
+        let is_head = match side {
+            Side::Request => detect::is_request_line(bytes) == Some(true),
+            Side::Response => detect::guess(bytes) == detect::Guess::Response,
+        };
+        if is_head {
+            lane.exchange = None;
+            lane.state = State::Head { synced: false };
+            if side == Side::Response {
+                self.abort(exchange, at, AbortCause::Desync, sink);
+            }
+            return bytes;
+        }
+        let found = resync::find_chunk(bytes, lane.shape);
+        if found.is_some() {
+            lane.state = State::Body(Body::Chunked(chunked::Chunked::new()));
+        }
+        let (skipped, rest) = bytes.split_at_checked(found.unwrap_or(bytes.len())).unwrap_or((bytes, &[]));
+        if !skipped.is_empty() {
+            let len = Some(skipped.len() as u64);
+            emit(sink, exchange, side, at, HttpEventKind::Gap { len, cause: GapCause::Lost });
+        }
+        if side == Side::Request && resync::ends_body(bytes) {
+            self.finish(side, at, sink);
+        }
+        rest
+    }
+
+    /// Takes bytes of a head; returns what follows it.
+    fn head<'b>(
+        &mut self,
+        side: Side,
+        at: Stamp,
+        mut bytes: &'b [u8],
+        synced: bool,
+        stats: &mut Stats,
+        sink: &mut impl FnMut(HttpEvent<'_>),
+    ) -> &'b [u8] {
+        let lane = self.lane(side);
+        let buffered = !lane.head.is_empty();
+        if !buffered {
+            bytes = detect::skip_empty_lines(bytes);
+            if bytes.is_empty() {
+                return bytes;
+            }
+            lane.first = at;
+            let within = bytes.get(..limits::HEAD_BYTES).unwrap_or(bytes);
+            match self.whole_head(side, at, within, synced, stats, sink) {
+                Ok(Some(used)) => return bytes.get(used..).unwrap_or_default(),
+                Ok(None) => {}
+                Err(reason) => return self.bad_head(side, at, &[], reason, synced, stats, sink),
+            }
+        }
+        // A head that turns out not to be one may have been cut short by the beginning of a real one.
+        let again = if buffered { bytes } else { &[] };
+        let lane = self.lane(side);
+        match lane.head.push(bytes) {
+            Pushed::Partial => {
+                let start = lane.head.as_slice();
+                if start.len() < 64 && !head::may_be_head(start, side) {
+                    return self.bad_head(side, at, again, DropReason::HeadInvalid, synced, stats, sink);
+                }
+                &[]
+            }
+            Pushed::Complete(used) => {
+                let whole = lane.head.take();
+                match self.whole_head(side, at, &whole, synced, stats, sink) {
+                    Ok(Some(_)) => bytes.get(used..).unwrap_or_default(),
+                    Ok(None) => self.bad_head(side, at, again, DropReason::HeadInvalid, synced, stats, sink),
+                    Err(reason) => self.bad_head(side, at, again, reason, synced, stats, sink),
+                }
+            }
+            Pushed::TooLong => self.bad_head(side, at, &[], DropReason::HeadTooLong, synced, stats, sink),
+        }
+    }
+
+    /// Parses a head that is complete in `bytes`, else `None`; on success its length.
+    fn whole_head(
+        &mut self,
+        side: Side,
+        at: Stamp,
+        bytes: &[u8],
+        synced: bool,
+        stats: &mut Stats,
+        sink: &mut impl FnMut(HttpEvent<'_>),
+    ) -> Result<Option<usize>, DropReason> {
+        let parsed = match side {
+            Side::Request => head::parse_request(bytes, |h, framing| self.on_request(at, h, framing, stats, sink))?,
+            Side::Response => head::parse_response(bytes, |h, framing, shape| {
+                self.on_response(at, h, framing, shape, synced, stats, sink);
+            })?,
+        };
+        Ok(parsed.map(|((), used)| used))
+    }
+
+    /// Gives up on a head. Returns the bytes that may hold a better one.
+    #[expect(clippy::too_many_arguments, reason = "one place for every way in which a head can be bad")]
+    fn bad_head<'b>(
+        &mut self,
+        side: Side,
+        at: Stamp,
+        again: &'b [u8],
+        reason: DropReason,
+        synced: bool,
+        stats: &mut Stats,
+        sink: &mut impl FnMut(HttpEvent<'_>),
+    ) -> &'b [u8] {
+        let lane = self.lane(side);
+        lane.head.take();
+        lane.state = State::Seek;
+        if !synced && reason == DropReason::HeadInvalid {
+            self.noise(stats);
+        } else {
+            stats.count(reason);
+            if side == Side::Response {
+                self.in_step = false;
+                let spoilt = self.exchanges.answered_at(at.ret, self.in_step);
+                self.abort(spoilt, at, AbortCause::Desync, sink);
+            }
+        }
+        again
+    }
+
+    fn gap(&mut self, side: Side, at: Stamp, len: Option<u64>, cause: GapCause, sink: &mut impl FnMut(HttpEvent<'_>)) {
+        let lane = self.lane(side);
+        let exchange = lane.exchange;
+        match (&mut lane.state, len) {
+            (State::Stopped, _) => {}
+            (State::Seek | State::Head { .. }, _) => {
+                lane.head.take();
+                lane.state = State::Seek;
+                if side == Side::Response {
+                    self.in_step = false;
+                    self.exchanges.damage_next(at.ret, cause);
+                }
+            }
+            (State::Resync | State::Body(Body::UntilClose), _) => {
+                emit(sink, exchange, side, at, HttpEventKind::Gap { len, cause });
+            }
+            (State::Body(Body::Length(left)), Some(n)) => {
+                let within = n.min(*left);
+                *left -= within;
+                let complete = *left == 0;
+                emit(sink, exchange, side, at, HttpEventKind::Gap { len: Some(within), cause });
+                if complete {
+                    self.finish(side, at, sink);
+                }
+                if n > within {
+                    self.gap(side, at, Some(n - within), cause, sink);
+                }
+            }
+            (State::Body(Body::Chunked(chunked)), Some(n)) => {
+                if chunked.skip(n) {
+                    emit(sink, exchange, side, at, HttpEventKind::Gap { len, cause });
+                } else {
+                    self.damage(side, at, len, cause, sink);
+                }
+            }
+            (State::Body(_), _) => self.damage(side, at, len, cause, sink),
+        }
+    }
+
+    /// The framing of the body is lost.
+    fn damage(
+        &mut self,
+        side: Side,
+        at: Stamp,
+        len: Option<u64>,
+        cause: GapCause,
+        sink: &mut impl FnMut(HttpEvent<'_>),
+    ) {
+        let lane = self.lane(side);
+        lane.state = State::Resync;
+        emit(sink, lane.exchange, side, at, HttpEventKind::Gap { len, cause });
+        match side {
+            Side::Request => self.lose_request(),
+            Side::Response => self.in_step = false,
+        }
+    }
+
+    fn close(&mut self, at: MonoNs, cause: CloseCause, sink: &mut impl FnMut(HttpEvent<'_>)) {
+        let at = Stamp { entry: at, ret: at };
+        if cause == CloseCause::Freed && matches!(self.response.state, State::Body(Body::UntilClose)) {
+            self.finish(Side::Response, at, sink);
+        }
+        while let Some(no) = self.exchanges.remove_first(|_| true) {
+            emit(sink, Some(no), Side::Response, at, HttpEventKind::Abort(AbortCause::Closed(cause)));
+        }
+        (self.request, self.response) = (Lane::new(State::Stopped), Lane::new(State::Stopped));
+    }
+
+    fn noise(&mut self, stats: &mut Stats) {
+        if !std::mem::replace(&mut self.noise_counted, true) {
+            stats.count(DropReason::NotHttp);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
