@@ -35,7 +35,7 @@ enum Framing {
 }
 
 /// What a body gives at its end.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) enum Last<'a> {
     /// The last event of a stream, which lacks its end.
     Frame(Frame<'a>),

@@ -58,7 +58,7 @@ pub(super) fn response(head: &ResponseHead<'_>, api: Option<&Api>) -> ResponseFa
     ResponseFacts {
         status: head.status,
         stream: BodyKind::of(headers) == BodyKind::Sse,
-        provider: provider_of_headers(headers).or(api.map(|a| a.fallback_provider)),
+        provider: provider_of_headers(headers).or_else(|| api.map(|a| a.fallback_provider)),
         request_id: REQUEST_ID.iter().find_map(|n| headers.get(n)).filter(|id| !id.is_empty()).map(clean),
         processing_ms: headers
             .get("openai-processing-ms")

@@ -19,7 +19,8 @@ pub(super) fn plain_end(bytes: &[u8], from: usize) -> usize {
         }
     }
     let tail_at = from + words.len() * 8;
-    tail.iter().position(|&b| b == b'"' || b == b'\\' || b < 0x20).map_or(bytes.len().max(from), |i| tail_at + i)
+    let at = tail.iter().position(|&b| b == b'"' || b == b'\\' || b < 0x20);
+    tail_at + at.unwrap_or(tail.len())
 }
 
 fn zero_bytes(x: u64) -> u64 {

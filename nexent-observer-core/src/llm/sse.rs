@@ -114,7 +114,7 @@ impl Sse {
     fn keep_partial_line(&mut self, bytes: &[u8], held: usize, defects: &mut Defects) {
         if self.skipping {
             self.skipped_line = true;
-        } else if self.line.len() + self.data.len() + held + bytes.len() > EVENT_BYTES {
+        } else if self.line.len() + self.data.len() + held + bytes.len() > EVENT_BYTES + b"data: ".len() {
             self.skip_event(true, defects);
         } else {
             self.line.extend_from_slice(bytes);
@@ -261,7 +261,8 @@ mod tests {
 
     #[test]
     fn every_legal_shape_is_read() {
-        let cases: [(&[u8], &[(&str, &str)]); 14] = [
+        type Case<'a> = (&'a [u8], &'a [(&'a str, &'a str)]);
+        let cases: [Case<'_>; 14] = [
             (b"data: a\n\ndata: b\n\n", &[("", "a"), ("", "b")]),
             (b"data: a\r\n\r\ndata: b\r\n\r\n", &[("", "a"), ("", "b")]),
             (b"data: a\r\rdata: b\r\r", &[("", "a"), ("", "b")]),
