@@ -1,18 +1,21 @@
 //! The usual chunk of an OpenAI-compatible stream, read without a JSON parser.
 //!
-//! A strict matcher for a subset of JSON: one choice, a `delta` of strings and nulls, no nested values elsewhere, no
-//! repeated members. Whatever it accepts, it understands as the full parse does; whatever it does not expect, it leaves
-//! to the full parse. Neighbouring chunks of a stream mostly begin with the same bytes up to their `delta`, so a
-//! beginning that was matched once is compared, not matched again.
+//! [`chunk`] is a strict matcher for a subset of JSON: one choice, a `delta` of strings and nulls, no nested values
+//! elsewhere, no repeated members. Whatever it accepts, it understands as the full parse does; whatever it does not
+//! expect, it leaves to the full parse.
+//!
+//! Neighbouring chunks of a stream mostly differ in one text only (and in OpenAI's padding, `obfuscation`). So a chunk
+//! that was matched leaves a [`Template`]: the bytes around its text. A chunk that has the same bytes around another
+//! text of the same kind means the same but for that text, and only the text is looked at.
 
 use super::json_str::{hex4, plain_end};
 
 /// What a matched chunk says.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct Chunk<'a> {
-    /// `id`, unless it is that of the remembered beginning.
+    /// `id`.
     pub(super) id: Option<&'a str>,
-    /// `model`, unless it is that of the remembered beginning.
+    /// `model`.
     pub(super) model: Option<&'a str>,
     /// `index` of its choice.
     pub(super) choice: u32,
@@ -24,6 +27,8 @@ pub(super) struct Chunk<'a> {
     pub(super) reasoning_content: Option<Raw<'a>>,
     /// `reasoning`.
     pub(super) reasoning: Option<Raw<'a>>,
+    /// `arguments` of its only tool call.
+    pub(super) arguments: Option<Raw<'a>>,
     /// `finish_reason`.
     pub(super) finish: Option<&'a str>,
 }
@@ -37,17 +42,78 @@ pub(super) struct Raw<'a> {
     pub(super) escaped: bool,
 }
 
-/// A beginning that was matched: all up to the inside of `delta`.
+/// Which text of a `delta`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Field {
+    /// `content`.
+    #[default]
+    Content,
+    /// `refusal`.
+    Refusal,
+    /// `reasoning_content` or `reasoning`.
+    Reasoning,
+    /// `arguments` of a tool call.
+    Arguments,
+}
+
+/// What stood around the only text of a chunk that was matched and finished nothing.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Beginning {
-    bytes: Vec<u8>,
-    top: u8,
-    member: u8,
+pub(super) struct Template {
+    /// All before the text, with its opening quote. Empty: there is no template.
+    before: Vec<u8>,
+    /// All after the text, from its closing quote; if `padded`, only up to the opening quote of the last member.
+    after: Vec<u8>,
+    /// The last member of the chunk is a string that nobody reads and that differs each time.
+    padded: bool,
+    field: Field,
     choice: u32,
 }
 
-/// Longest beginning that is remembered, in bytes.
-const BEGINNING_BYTES: usize = 1024;
+/// Longest chunk without its text that is remembered, in bytes.
+const TEMPLATE_BYTES: usize = 2048;
+
+impl Template {
+    /// Forgets it: it names an `id` and a `model` that are no longer the last ones.
+    pub(super) fn forget(&mut self) {
+        self.before.clear();
+    }
+
+    /// The text of a chunk that is this template but for its text, its field and its choice.
+    pub(super) fn text<'a>(&self, data: &'a [u8]) -> Option<(Field, u32, Raw<'a>)> {
+        if self.before.is_empty() {
+            return None;
+        }
+        let rest = data.strip_prefix(self.before.as_slice())?;
+        let (end, escaped) = text_end(rest, 0)?;
+        let (text, rest) = rest.split_at_checked(end)?;
+        let rest = rest.strip_prefix(self.after.as_slice())?;
+        if self.padded {
+            let end = plain_end(rest, 0);
+            if rest.get(end..) != Some(b"\"}") {
+                return None;
+            }
+            std::str::from_utf8(rest).ok()?;
+        } else if !rest.is_empty() {
+            return None;
+        }
+        // The quotes around it are ASCII, the rest of the chunk was valid before: so the chunk is valid if the text is.
+        Some((self.field, self.choice, Raw { text: std::str::from_utf8(text).ok()?, escaped }))
+    }
+
+    fn learn(&mut self, m: &Matcher<'_>) {
+        self.forget();
+        let (Some((field, start, end)), 1, None) = (m.text, m.texts, m.chunk.finish) else { return };
+        let padding = m.padding.filter(|&(from, to)| from > end && to + 2 == m.bytes.len());
+        let until = padding.map_or(m.bytes.len(), |(from, _)| from);
+        let (Some(before), Some(after)) = (m.bytes.get(..start), m.bytes.get(end..until)) else { return };
+        if before.len() + after.len() <= TEMPLATE_BYTES {
+            self.before.extend_from_slice(before);
+            self.after.clear();
+            self.after.extend_from_slice(after);
+            (self.padded, self.field, self.choice) = (padding.is_some(), field, m.chunk.choice);
+        }
+    }
+}
 
 const ID: u8 = 1;
 const MODEL: u8 = 2;
@@ -61,36 +127,25 @@ const CONTENT: u8 = 1;
 const REFUSAL: u8 = 2;
 const REASONING_CONTENT: u8 = 4;
 const REASONING: u8 = 8;
+const TOOL_CALLS: u8 = 16;
+const FUNCTION: u8 = 1;
+const ARGUMENTS: u8 = 2;
 
-impl Beginning {
-    /// Forgets it: what it said about `id` and `model` is no longer the last word.
-    pub(super) fn forget(&mut self) {
-        self.bytes.clear();
-    }
-}
-
-/// Matches one chunk; `None` leaves it to the full parse.
-pub(super) fn chunk<'a>(json: &'a str, beginning: &mut Beginning) -> Option<Chunk<'a>> {
-    let mut m = Matcher { json, bytes: json.as_bytes(), at: 0, top: 0, member: 0, chunk: Chunk::default() };
-    if !beginning.bytes.is_empty() && m.bytes.starts_with(&beginning.bytes) {
-        m.at = beginning.bytes.len();
-        m.top = beginning.top;
-        m.member = beginning.member;
-        m.chunk.choice = beginning.choice;
-        m.after_beginning()?;
-    } else {
-        m.beginning()?;
-        let (end, top, member) = (m.at, m.top, m.member);
-        m.after_beginning()?;
-        if end <= BEGINNING_BYTES && member & FINISH == 0 {
-            beginning.bytes.clear();
-            beginning.bytes.extend_from_slice(m.bytes.get(..end)?);
-            beginning.top = top;
-            beginning.member = member;
-            // An index that comes after the delta is read each time; the one before it is part of the beginning.
-            beginning.choice = if member & INDEX == 0 { 0 } else { m.chunk.choice };
-        }
-    }
+/// Matches one chunk and leaves its template; `None` leaves it to the full parse.
+pub(super) fn chunk<'a>(json: &'a str, template: &mut Template) -> Option<Chunk<'a>> {
+    let mut m = Matcher {
+        json,
+        bytes: json.as_bytes(),
+        at: 0,
+        top: 0,
+        member: 0,
+        text: None,
+        texts: 0,
+        padding: None,
+        chunk: Chunk::default(),
+    };
+    m.whole()?;
+    template.learn(&m);
     Some(m.chunk)
 }
 
@@ -102,12 +157,17 @@ struct Matcher<'a> {
     top: u8,
     /// Members of the choice seen so far.
     member: u8,
+    /// The latest non-null text of the delta: what it is, and where its inside begins and ends.
+    text: Option<(Field, usize, usize)>,
+    /// How many such texts there are.
+    texts: u8,
+    /// Where the inside of the latest string that nobody reads begins and ends.
+    padding: Option<(usize, usize)>,
     chunk: Chunk<'a>,
 }
 
 impl<'a> Matcher<'a> {
-    /// From the first brace to the inside of `delta`.
-    fn beginning(&mut self) -> Option<()> {
+    fn whole(&mut self) -> Option<()> {
         self.expect(b'{')?;
         while self.top_member()? {
             self.expect(b',')?;
@@ -117,11 +177,7 @@ impl<'a> Matcher<'a> {
         while self.choice_member()? {
             self.expect(b',')?;
         }
-        self.expect(b'{')
-    }
-
-    /// From the inside of `delta` to the end.
-    fn after_beginning(&mut self) -> Option<()> {
+        self.expect(b'{')?;
         self.delta()?;
         while self.more(b'}')? {
             if !self.choice_member()? {
@@ -201,21 +257,67 @@ impl<'a> Matcher<'a> {
             match self.key()? {
                 "content" => {
                     once(&mut seen, CONTENT)?;
-                    self.chunk.content = self.text_or_null()?;
+                    self.chunk.content = self.text_or_null(Field::Content)?;
                 }
                 "refusal" => {
                     once(&mut seen, REFUSAL)?;
-                    self.chunk.refusal = self.text_or_null()?;
+                    self.chunk.refusal = self.text_or_null(Field::Refusal)?;
                 }
                 "reasoning_content" => {
                     once(&mut seen, REASONING_CONTENT)?;
-                    self.chunk.reasoning_content = self.text_or_null()?;
+                    self.chunk.reasoning_content = self.text_or_null(Field::Reasoning)?;
                 }
                 "reasoning" => {
                     once(&mut seen, REASONING)?;
-                    self.chunk.reasoning = self.text_or_null()?;
+                    self.chunk.reasoning = self.text_or_null(Field::Reasoning)?;
                 }
-                "tool_calls" | "function_call" | "audio" => self.literal(b"null")?,
+                "tool_calls" => {
+                    once(&mut seen, TOOL_CALLS)?;
+                    self.tool_calls()?;
+                }
+                "function_call" | "audio" => self.literal(b"null")?,
+                _ => self.scalar()?,
+            }
+            if !self.more(b'}')? {
+                return Some(());
+            }
+        }
+    }
+
+    /// `null`, or one piece of the arguments of one tool call; a name, which comes once, is for the full parse.
+    fn tool_calls(&mut self) -> Option<()> {
+        if self.peek()? == b'n' {
+            return self.literal(b"null");
+        }
+        self.expect(b'[')?;
+        self.expect(b'{')?;
+        let mut seen = 0;
+        loop {
+            match self.key()? {
+                "function" => {
+                    once(&mut seen, FUNCTION)?;
+                    self.function()?;
+                }
+                "custom" => return None,
+                _ => self.scalar()?,
+            }
+            if !self.more(b'}')? {
+                return self.expect(b']');
+            }
+        }
+    }
+
+    fn function(&mut self) -> Option<()> {
+        self.expect(b'{')?;
+        let mut seen = 0;
+        loop {
+            match self.key()? {
+                "arguments" => {
+                    once(&mut seen, ARGUMENTS)?;
+                    self.chunk.arguments = self.text_or_null(Field::Arguments)?;
+                }
+                "name" => self.literal(b"null")?,
+                "input" => return None,
                 _ => self.scalar()?,
             }
             if !self.more(b'}')? {
@@ -270,34 +372,17 @@ impl<'a> Matcher<'a> {
         if self.peek()? == b'n' { self.literal(b"null").map(|()| None) } else { self.plain().map(Some) }
     }
 
-    /// A string with escapes of single code units.
-    fn text_or_null(&mut self) -> Option<Option<Raw<'a>>> {
+    fn text_or_null(&mut self, field: Field) -> Option<Option<Raw<'a>>> {
         if self.peek()? == b'n' {
             return self.literal(b"null").map(|()| None);
         }
         self.expect(b'"')?;
         let start = self.at;
-        let mut escaped = false;
-        loop {
-            self.at = plain_end(self.bytes, self.at);
-            match self.peek()? {
-                b'"' => {
-                    let text = self.json.get(start..self.at)?;
-                    self.at += 1;
-                    return Some(Some(Raw { text, escaped }));
-                }
-                b'\\' => {
-                    escaped = true;
-                    match self.bytes.get(self.at + 1)? {
-                        b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => self.at += 2,
-                        // Surrogates, paired or not, are for the full parse.
-                        b'u' if !(0xd800..=0xdfff).contains(&hex4(self.bytes, self.at + 2)?) => self.at += 6,
-                        _ => return None,
-                    }
-                }
-                _ => return None,
-            }
-        }
+        let (end, escaped) = text_end(self.bytes, start)?;
+        self.at = end + 1;
+        self.text = Some((field, start, end));
+        self.texts += 1;
+        Some(Some(Raw { text: self.json.get(start..end)?, escaped }))
     }
 
     fn literal(&mut self, word: &[u8]) -> Option<()> {
@@ -307,7 +392,11 @@ impl<'a> Matcher<'a> {
     /// A value that nobody reads: a string without escapes, a short whole number, a literal.
     fn scalar(&mut self) -> Option<()> {
         match self.peek()? {
-            b'"' => self.plain().map(|_| ()),
+            b'"' => {
+                let text = self.plain()?;
+                self.padding = Some((self.at - 1 - text.len(), self.at - 1));
+                Some(())
+            }
             b'n' => self.literal(b"null"),
             b't' => self.literal(b"true"),
             b'f' => self.literal(b"false"),
@@ -329,6 +418,28 @@ impl<'a> Matcher<'a> {
         let start = self.at;
         self.scalar()?;
         self.json.get(start..self.at)?.parse().ok()
+    }
+}
+
+/// Where the quote is that ends the string whose inside begins at `at`, and whether it holds escapes; escapes of single
+/// code units only.
+fn text_end(bytes: &[u8], mut at: usize) -> Option<(usize, bool)> {
+    let mut escaped = false;
+    loop {
+        at = plain_end(bytes, at);
+        match bytes.get(at)? {
+            b'"' => return Some((at, escaped)),
+            b'\\' => {
+                escaped = true;
+                match bytes.get(at + 1)? {
+                    b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => at += 2,
+                    // Surrogates, paired or not, are for the full parse.
+                    b'u' if !(0xd800..=0xdfff).contains(&hex4(bytes, at + 2)?) => at += 6,
+                    _ => return None,
+                }
+            }
+            _ => return None,
+        }
     }
 }
 
