@@ -380,6 +380,8 @@ fn family() -> impl Strategy<Value = Vec<String>> {
         r#"{"choices":[{"delta":{"reasoning_content":TEXT,"content":null},"finish_reason":FIN,"index":2}],"id":"ID","model":"m","system_fingerprint":"PAD"}"#,
         r#"{"choices":[{"delta":{"role":"assistant","reasoning":"","reasoning_content":TEXT},"finish_reason":FIN}],"id":"ID"}"#,
         r#"{"choices":[{"delta":{"content":"","refusal":TEXT},"finish_reason":FIN,"x":"PAD"}],"id":"ID"}"#,
+        r#"{"choices":[{"delta":{"content":TEXT,"content":null},"finish_reason":FIN}],"id":"ID"}"#,
+        r#"{"choices":[{"delta":{"content":TEXT},"finish_reason":FIN}],"id":"ID","error":"PAD"}"#,
         r#"{"id": "ID", "pad": "PAD", "choices": [{"index": 0, "delta": {"content": TEXT}, "finish_reason": FIN}]}"#,
     ]);
     let text = prop::sample::select(vec![
