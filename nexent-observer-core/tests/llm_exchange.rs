@@ -481,3 +481,9 @@ fn any_bytes_in_any_order_do_no_harm() {
         }
     }
 }
+
+#[test]
+fn an_open_exchange_is_small() {
+    // 10,000 open streams have 64 MiB for the whole pipeline.
+    assert!(size_of::<nexent_observer_core::llm::LlmExchange>() <= 256);
+}
