@@ -1,4 +1,24 @@
 //! Stage 5: HTTP messages in, LLM events out, whatever the API.
+//!
+//! [`LlmExchange`] reads one HTTP exchange. `detect` tells from the heads which API it is, `request` reads the request
+//! body, `body` finds the framing of the response and `sse` cuts it into events, which the API's decoder turns into
+//! [`LlmEvent`]s. `api` holds the table of known APIs: a new one is one file and one row.
+
+mod api;
+mod body;
+mod detect;
+mod exchange;
+mod json_scan;
+mod json_str;
+mod lenient;
+mod name;
+mod openai_chat;
+mod openai_fast;
+mod openai_parse;
+mod request;
+mod sse;
+
+pub use exchange::{LlmExchange, Verdict};
 
 use crate::{conn::GapCause, event::Stamp, http::AbortCause};
 
@@ -127,6 +147,8 @@ pub struct ResponseFacts {
     pub status: Option<u16>,
     /// Whether the body is a stream by its content type.
     pub stream: bool,
+    /// Provider as the response tells it, or the API's family (`openai_compatible`): for calls whose host told nothing.
+    pub provider: Option<&'static str>,
     /// The provider's request id.
     pub request_id: Option<String>,
     /// The provider's own processing time, where its headers say it, in milliseconds.

@@ -1,0 +1,315 @@
+//! What the heads tell: which API is called, of whom, and the facts that response headers carry.
+
+use super::{
+    Call, ResponseFacts,
+    api::{APIS, Api},
+    name,
+};
+use crate::{
+    http::{Headers, RequestHead, ResponseHead},
+    limits::RATE_LIMIT_HEADERS,
+};
+
+/// What a request head says about its being an LLM call.
+#[derive(Debug)]
+pub(super) enum Detected {
+    /// A call of this API.
+    Api(&'static Api),
+    /// It may be one: the bodies decide.
+    Maybe,
+    /// It is none.
+    No,
+}
+
+/// Reads a request head.
+pub(super) fn request(head: &RequestHead<'_>) -> Detected {
+    if head.method != "POST" {
+        return Detected::No;
+    }
+    let path = path_only(head.path).trim_end_matches('/');
+    if let Some(api) = APIS.iter().find(|api| api.paths.iter().any(|end| ends_on_segment(path, end))) {
+        return Detected::Api(api);
+    }
+    match head.headers.get("content-type") {
+        Some(kind) if !is_json(kind) => Detected::No,
+        _ => Detected::Maybe,
+    }
+}
+
+/// The call as its request head describes it; no credentials, no query.
+pub(super) fn call(head: &RequestHead<'_>, operation: &'static str) -> Call {
+    let host = head.host.map(|h| h.rsplit_once('@').map_or(h, |(_, host)| host));
+    let clean = |text: &str| name::clean(text).into_owned();
+    Call {
+        provider: host.and_then(provider_of_host),
+        operation,
+        method: clean(head.method),
+        host: host.map(clean),
+        path: clean(path_only(head.path)),
+        traceparent: head.headers.get("traceparent").map(clean),
+        retry_count: head.headers.get("x-stainless-retry-count").and_then(|v| v.parse().ok()),
+    }
+}
+
+/// Facts of a response head. Only headers named here are ever kept.
+pub(super) fn response(head: &ResponseHead<'_>, api: Option<&Api>) -> ResponseFacts {
+    let headers = &head.headers;
+    let clean = |text: &str| name::clean(text).into_owned();
+    ResponseFacts {
+        status: head.status,
+        stream: BodyKind::of(headers) == BodyKind::Sse,
+        provider: provider_of_headers(headers).or_else(|| api.map(|a| a.fallback_provider)),
+        request_id: REQUEST_ID.iter().find_map(|n| headers.get(n)).filter(|id| !id.is_empty()).map(clean),
+        processing_ms: headers
+            .get("openai-processing-ms")
+            .and_then(|v| v.parse().ok())
+            .filter(|ms: &f64| ms.is_finite() && *ms >= 0.0),
+        rate_limit: headers
+            .0
+            .iter()
+            .filter(|(n, _)| RATE_LIMIT.iter().any(|prefix| starts_with_ignore_case(n, prefix)))
+            .filter_map(|(n, v)| Some((clean(&n.to_ascii_lowercase()), clean(std::str::from_utf8(v).ok()?.trim()))))
+            .take(RATE_LIMIT_HEADERS)
+            .collect(),
+    }
+}
+
+/// Headers with the provider's request id, best first.
+const REQUEST_ID: [&str; 5] =
+    ["x-request-id", "apim-request-id", "request-id", "x-amzn-requestid", "mistral-correlation-id"];
+
+/// Beginnings of the names of headers that tell rate limits.
+const RATE_LIMIT: [&str; 4] = ["x-ratelimit-", "ratelimit-", "anthropic-ratelimit-", "retry-after"];
+
+/// What a `content-type` promises about a body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum BodyKind {
+    /// `text/event-stream`.
+    Sse,
+    /// `application/json`, `application/problem+json`, ...
+    Json,
+    /// Something else.
+    Other,
+    /// It is missing or says nothing (`application/octet-stream`, `text/plain`).
+    #[default]
+    Unsaid,
+}
+
+impl BodyKind {
+    pub(super) fn of(headers: &Headers<'_>) -> Self {
+        let Some(kind) = headers.get("content-type") else { return Self::Unsaid };
+        let kind = kind.split(';').next().unwrap_or_default().trim();
+        if kind.eq_ignore_ascii_case("text/event-stream") {
+            Self::Sse
+        } else if is_json(kind) {
+            Self::Json
+        } else if ["", "application/octet-stream", "text/plain"].iter().any(|k| kind.eq_ignore_ascii_case(k)) {
+            Self::Unsaid
+        } else {
+            Self::Other
+        }
+    }
+}
+
+fn is_json(kind: &str) -> bool {
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    let ends = |end: &str| {
+        kind.len().checked_sub(end.len()).and_then(|at| kind.get(at..)).is_some_and(|e| e.eq_ignore_ascii_case(end))
+    };
+    ends("/json") || ends("+json")
+}
+
+/// The path without query and fragment: queries carry keys.
+fn path_only(path: &str) -> &str {
+    path.split(['?', '#']).next().unwrap_or_default()
+}
+
+fn ends_on_segment(path: &str, end: &str) -> bool {
+    path.strip_suffix(end).is_some_and(|before| before.is_empty() || before.ends_with('/') || end.starts_with('/'))
+}
+
+fn starts_with_ignore_case(text: &str, prefix: &str) -> bool {
+    text.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+}
+
+/// How a row of [`PROVIDERS`] compares a host.
+enum Host {
+    Is(&'static str),
+    EndsWith(&'static str),
+    StartsWith(&'static str),
+}
+
+/// Provider by host, first match wins. Names are those of OpenTelemetry's `gen_ai.provider.name` where it has one.
+const PROVIDERS: &[(Host, &str)] = &[
+    (Host::Is("api.openai.com"), "openai"),
+    (Host::EndsWith(".api.openai.com"), "openai"),
+    (Host::EndsWith(".openai.azure.com"), "azure.ai.openai"),
+    (Host::EndsWith(".openai.azure.us"), "azure.ai.openai"),
+    (Host::EndsWith(".openai.azure.cn"), "azure.ai.openai"),
+    (Host::EndsWith(".cognitiveservices.azure.com"), "azure.ai.openai"),
+    (Host::EndsWith(".services.ai.azure.com"), "azure.ai.inference"),
+    (Host::EndsWith(".inference.ai.azure.com"), "azure.ai.inference"),
+    (Host::Is("api.anthropic.com"), "anthropic"),
+    (Host::Is("generativelanguage.googleapis.com"), "gcp.gemini"),
+    (Host::Is("aiplatform.googleapis.com"), "gcp.vertex_ai"),
+    (Host::EndsWith("-aiplatform.googleapis.com"), "gcp.vertex_ai"),
+    (Host::StartsWith("bedrock-runtime"), "aws.bedrock"),
+    (Host::StartsWith("bedrock-mantle"), "aws.bedrock"),
+    (Host::Is("api.cohere.com"), "cohere"),
+    (Host::Is("api.cohere.ai"), "cohere"),
+    (Host::Is("api.deepseek.com"), "deepseek"),
+    (Host::Is("api.groq.com"), "groq"),
+    (Host::Is("api.x.ai"), "x_ai"),
+    (Host::EndsWith(".api.x.ai"), "x_ai"),
+    (Host::Is("api.mistral.ai"), "mistral_ai"),
+    (Host::Is("codestral.mistral.ai"), "mistral_ai"),
+    (Host::Is("api.perplexity.ai"), "perplexity"),
+    (Host::EndsWith(".ml.cloud.ibm.com"), "ibm.watsonx.ai"),
+    (Host::Is("openrouter.ai"), "openrouter"),
+    (Host::StartsWith("dashscope"), "dashscope"),
+    (Host::StartsWith("api.moonshot."), "moonshot_ai"),
+    (Host::StartsWith("api.siliconflow."), "siliconflow"),
+    (Host::Is("api.together.xyz"), "together_ai"),
+    (Host::Is("api.together.ai"), "together_ai"),
+    (Host::Is("api.fireworks.ai"), "fireworks_ai"),
+    (Host::Is("api.cerebras.ai"), "cerebras"),
+    (Host::Is("router.huggingface.co"), "huggingface"),
+    (Host::Is("integrate.api.nvidia.com"), "nvidia"),
+    (Host::Is("api.writer.com"), "writer"),
+    (Host::Is("open.bigmodel.cn"), "zhipu_ai"),
+    (Host::Is("api.z.ai"), "zhipu_ai"),
+    (Host::StartsWith("api.minimax"), "minimax"),
+    (Host::EndsWith(".volces.com"), "volcengine"),
+    (Host::Is("api.hunyuan.cloud.tencent.com"), "tencent_hunyuan"),
+    (Host::Is("qianfan.baidubce.com"), "baidu_qianfan"),
+];
+
+fn provider_of_host(host: &str) -> Option<&'static str> {
+    let host = host.rsplit_once(':').map_or(host, |(name, _port)| name).trim_end_matches('.').to_ascii_lowercase();
+    let matches = |rule: &Host| match rule {
+        Host::Is(name) => host == *name,
+        Host::EndsWith(end) => host.ends_with(end),
+        // A public name has a domain behind it; a machine called `dashscope` or `dashscope.local` proves nothing.
+        Host::StartsWith(start) => host.starts_with(start) && host.bytes().filter(|&b| b == b'.').count() >= 2,
+    };
+    PROVIDERS.iter().find(|(rule, _)| matches(rule)).map(|(_, provider)| *provider)
+}
+
+/// Provider by a response header that only its servers (or its gateways) send. For hosts that say nothing.
+const PROVIDER_HEADERS: &[(&str, &str)] = &[
+    ("x-groq-region", "groq"),
+    ("x-ms-deployment-name", "azure.ai.openai"),
+    ("azureml-model-session", "azure.ai.openai"),
+    ("x-generation-id", "openrouter"),
+    ("mistral-correlation-id", "mistral_ai"),
+    ("openai-processing-ms", "openai"),
+];
+
+fn provider_of_headers(headers: &Headers<'_>) -> Option<&'static str> {
+    PROVIDER_HEADERS.iter().find(|(n, _)| headers.get(n).is_some()).map(|(_, provider)| *provider)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head<'a>(method: &'a str, path: &'a str, headers: &'a [(&'a str, &'a [u8])]) -> RequestHead<'a> {
+        RequestHead { method, path, host: Some("h"), headers: Headers(headers) }
+    }
+
+    #[test]
+    fn paths_are_matched_at_their_end_and_on_segments() {
+        for path in [
+            "/v1/chat/completions",
+            "/chat/completions",
+            "/chat/completions/",
+            "/openai/deployments/d/chat/completions?api-version=1",
+            "/compatible-mode/v1/chat/completions?x=/y",
+        ] {
+            assert!(matches!(request(&head("POST", path, &[])), Detected::Api(_)), "{path}");
+        }
+        for path in ["/v1/chat/completions/x", "/v1/xchat/completions", "/x?p=/chat/completions", "/", ""] {
+            assert!(matches!(request(&head("POST", path, &[])), Detected::Maybe), "{path}");
+        }
+    }
+
+    #[test]
+    fn other_methods_and_other_bodies_are_no_calls() {
+        for method in ["GET", "HEAD", "OPTIONS", "DELETE", "PUT", "post", ""] {
+            assert!(matches!(request(&head(method, "/v1/chat/completions", &[])), Detected::No), "{method}");
+        }
+        let form: [(&str, &[u8]); 1] = [("content-type", b"multipart/form-data; boundary=x")];
+        assert!(matches!(request(&head("POST", "/upload", &form)), Detected::No));
+        let json: [(&str, &[u8]); 1] = [("Content-Type", b"application/vnd.x+json; charset=utf-8")];
+        assert!(matches!(request(&head("POST", "/ask", &json)), Detected::Maybe));
+    }
+
+    #[test]
+    fn providers_are_known_by_host_with_and_without_port() {
+        for (host, provider) in [
+            ("api.openai.com", Some("openai")),
+            ("API.OpenAI.com:443", Some("openai")),
+            ("res.openai.azure.com", Some("azure.ai.openai")),
+            ("api.deepseek.com", Some("deepseek")),
+            ("api.groq.com", Some("groq")),
+            ("api.x.ai", Some("x_ai")),
+            ("openrouter.ai", Some("openrouter")),
+            ("api.mistral.ai", Some("mistral_ai")),
+            ("dashscope-intl.aliyuncs.com", Some("dashscope")),
+            ("api.moonshot.cn", Some("moonshot_ai")),
+            ("api.siliconflow.com", Some("siliconflow")),
+            ("localhost:8000", None),
+            ("[::1]:8000", None),
+            ("evil-api.openai.com.example", None),
+            ("notopenai.azure.com", None),
+            ("dashscope.local", None),
+            ("", None),
+        ] {
+            assert_eq!(provider_of_host(host), provider, "{host}");
+        }
+    }
+
+    #[test]
+    fn a_call_keeps_no_credentials() {
+        let headers: [(&str, &[u8]); 4] = [
+            ("authorization", b"Bearer sk-secret"),
+            ("traceparent", b"00-aa-bb-01"),
+            ("x-stainless-retry-count", b"2"),
+            ("cookie", b"secret"),
+        ];
+        let mut h = head("POST", "/v1/chat/completions?key=secret#secret", &headers);
+        h.host = Some("user:secret@api.openai.com:443");
+        let call = call(&h, "chat");
+        assert!(!format!("{call:?}").contains("secret"));
+        assert_eq!(call.provider, Some("openai"));
+        assert_eq!(call.host.as_deref(), Some("api.openai.com:443"));
+        assert_eq!(call.path, "/v1/chat/completions");
+        assert_eq!(call.traceparent.as_deref(), Some("00-aa-bb-01"));
+        assert_eq!(call.retry_count, Some(2));
+    }
+
+    #[test]
+    fn response_facts_are_the_named_headers_only_and_capped() {
+        let many: Vec<(String, Vec<u8>)> =
+            (0..100).map(|i| (format!("X-RateLimit-{i}"), i.to_string().into())).collect();
+        let mut headers: Vec<(&str, &[u8])> = vec![
+            ("content-type", b"text/event-stream; charset=utf-8"),
+            ("x-request-id", b"req_1"),
+            ("apim-request-id", b"apim"),
+            ("openai-processing-ms", b"12.5"),
+            ("Retry-After-Ms", b"7"),
+            ("set-cookie", b"secret"),
+            ("x-ratelimit-bad", b"\xff"),
+        ];
+        headers.extend(many.iter().map(|(n, v)| (n.as_str(), v.as_slice())));
+        let facts = response(&ResponseHead { status: Some(200), headers: Headers(&headers) }, None);
+        assert!(facts.stream);
+        assert_eq!(facts.request_id.as_deref(), Some("req_1"));
+        assert_eq!(facts.processing_ms, Some(12.5));
+        assert_eq!(facts.provider, Some("openai"));
+        assert_eq!(facts.rate_limit.len(), RATE_LIMIT_HEADERS);
+        assert_eq!(facts.rate_limit[0], ("retry-after-ms".into(), "7".into()));
+        assert_eq!(facts.rate_limit[1], ("x-ratelimit-0".into(), "0".into()));
+        assert!(!format!("{facts:?}").contains("secret"));
+    }
+}

@@ -1,0 +1,418 @@
+//! One HTTP exchange read as an LLM call.
+
+use smallvec::SmallVec;
+
+use super::{
+    Call, LlmEvent, LlmEventKind, ResponseFacts,
+    api::{APIS, Api, Decoder, ErrorEvidence, Frame, Out},
+    body::{Last, ResponseBody},
+    detect::{self, BodyKind, Detected},
+    name,
+    request::RequestBody,
+};
+use crate::{
+    conn::GapCause,
+    event::Stamp,
+    http::{AbortCause, Head, HttpEvent, HttpEventKind, RequestHead, ResponseHead, Side},
+    stats::{DropReason, Stats},
+};
+
+/// Events of a stream on an unknown path that are looked at before it is given up.
+const TRIES: u8 = 4;
+
+/// Whether an exchange is an LLM call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    /// Not known yet: the path is unknown, or the request was not seen; the bodies decide. Nothing was given out so far.
+    Undecided,
+    /// It is one. `Start` (or `Joined`, where the request head was not seen) was given out.
+    Llm,
+    /// It is none. `NotLlm` was given out, and nothing else will be.
+    NotLlm,
+}
+
+/// Reads one HTTP exchange: [`HttpEvent`]s in, [`LlmEvent`]s out.
+///
+/// The first event given out is `Start`, `Joined` or `NotLlm`. While the verdict is open, what is known is held back and
+/// given out at once, each event with its own stamp, when it falls. Memory is bounded by [`crate::limits`].
+#[derive(Debug)]
+pub struct LlmExchange {
+    call: Conversation,
+    response: ResponseBody,
+    /// Stamp of the latest response bytes.
+    last_bytes: Stamp,
+}
+
+/// All but the framing of the response.
+#[derive(Debug)]
+struct Conversation {
+    verdict: Verdict,
+    api: Option<&'static Api>,
+    decoder: Option<Box<dyn Decoder>>,
+    request: Option<Box<RequestBody>>,
+    /// `Request` was given out, or is held back.
+    request_told: bool,
+    path: Option<Box<str>>,
+    held: Option<Box<Held>>,
+    status: Option<u16>,
+    errored: bool,
+    tries: u8,
+}
+
+/// What is known while the verdict is open.
+#[derive(Debug, Default)]
+struct Held {
+    start: Option<(Stamp, Stamp, Call)>,
+    /// When the request body was as complete as it was going to be, and whether that is complete.
+    request: Option<(Stamp, bool)>,
+    request_end: Option<Stamp>,
+    response: Option<(Stamp, Stamp, ResponseFacts)>,
+    gaps: SmallVec<[(Stamp, Option<u64>, GapCause); 1]>,
+}
+
+/// Most gaps that are held back; more are not told apart.
+const HELD_GAPS: usize = 8;
+
+/// Where events and counts go.
+struct Sinks<'a> {
+    stats: &'a mut Stats,
+    sink: &'a mut dyn FnMut(LlmEvent<'_>),
+}
+
+impl Sinks<'_> {
+    fn emit(&mut self, at: Stamp, kind: LlmEventKind<'_>) {
+        (self.sink)(LlmEvent { at, kind });
+    }
+}
+
+impl Default for LlmExchange {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl LlmExchange {
+    /// An exchange of which nothing is known yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            call: Conversation {
+                verdict: Verdict::Undecided,
+                api: None,
+                decoder: None,
+                request: None,
+                request_told: false,
+                path: None,
+                held: None,
+                status: None,
+                errored: false,
+                tries: 0,
+            },
+            response: ResponseBody::new(BodyKind::Unsaid),
+            last_bytes: Stamp::default(),
+        }
+    }
+
+    /// Whether this exchange is an LLM call, as far as is known.
+    #[must_use]
+    pub fn verdict(&self) -> Verdict {
+        self.call.verdict
+    }
+
+    /// Takes the next event of this exchange; what follows from it goes to `sink`, defects are counted in `stats`.
+    pub fn feed(&mut self, ev: &HttpEvent<'_>, stats: &mut Stats, sink: &mut impl FnMut(LlmEvent<'_>)) {
+        if self.call.verdict == Verdict::NotLlm {
+            return;
+        }
+        let mut to = Sinks { stats, sink };
+        match ev.side {
+            Side::Request => self.call.request_event(ev, &mut to),
+            Side::Response => self.response_event(ev, &mut to),
+        }
+        if let HttpEventKind::Abort(cause) = ev.kind {
+            self.call.abort(ev.at, cause, &mut to);
+        }
+        if self.call.verdict == Verdict::NotLlm {
+            // Give the memory back: the connection may live on for long.
+            self.response = ResponseBody::new(BodyKind::Other);
+        }
+    }
+
+    fn response_event(&mut self, ev: &HttpEvent<'_>, to: &mut Sinks<'_>) {
+        let Self { call, response, last_bytes } = self;
+        match ev.kind {
+            HttpEventKind::Head { first, head } => {
+                call.tell_request(ev.at, false, to);
+                match head {
+                    Head::Response(head) => {
+                        *response = ResponseBody::new(BodyKind::of(&head.headers));
+                        call.response_head(ev.at, first, &head, to);
+                    }
+                    Head::Unseen => *response = ResponseBody::midstream(),
+                    // No response has one; the stage before does not send it.
+                    Head::Request(_) => {}
+                }
+            }
+            HttpEventKind::Body(bytes) => {
+                *last_bytes = ev.at;
+                let defects = response.feed(bytes, |frame| call.frame(frame, ev.at, to));
+                for _ in 0..defects.event_too_long {
+                    to.stats.count(DropReason::EventTooLong);
+                }
+                for _ in 0..defects.body_too_long {
+                    to.stats.count(DropReason::BodyTooLong);
+                }
+            }
+            HttpEventKind::Gap { len, cause } => {
+                response.gap();
+                call.gap(ev.at, len, cause, to);
+            }
+            HttpEventKind::End => {
+                response.finish(|last| call.last(last, *last_bytes, to));
+                call.response_end(ev.at, to);
+            }
+            HttpEventKind::Abort(_) => {}
+        }
+    }
+}
+
+impl Conversation {
+    fn request_event(&mut self, ev: &HttpEvent<'_>, to: &mut Sinks<'_>) {
+        match ev.kind {
+            HttpEventKind::Head { first, head: Head::Request(head) } => self.request_head(ev.at, first, &head, to),
+            // Its body may still tell something (HTTP/2 joined in mid-connection).
+            HttpEventKind::Head { .. } => self.request = Some(Box::new(RequestBody::new(None))),
+            HttpEventKind::Body(bytes) => {
+                let Some(request) = &mut self.request else { return };
+                request.feed(bytes);
+                if request.is_hopeless() && self.verdict == Verdict::Undecided && self.start_is_held() {
+                    self.reject(ev.at, to);
+                }
+            }
+            HttpEventKind::Gap { .. } => {
+                if let Some(request) = &mut self.request {
+                    request.gap();
+                }
+            }
+            HttpEventKind::End => {
+                if let Some(request) = &mut self.request {
+                    request.end();
+                }
+                self.tell_request(ev.at, true, to);
+                match self.verdict {
+                    Verdict::Llm => to.emit(ev.at, LlmEventKind::RequestEnd),
+                    Verdict::Undecided => self.held().request_end = Some(ev.at),
+                    Verdict::NotLlm => {}
+                }
+            }
+            HttpEventKind::Abort(_) => {}
+        }
+    }
+
+    fn request_head(&mut self, at: Stamp, first: Stamp, head: &RequestHead<'_>, to: &mut Sinks<'_>) {
+        if self.verdict != Verdict::Undecided {
+            return;
+        }
+        let api = match detect::request(head) {
+            Detected::No => return self.reject(at, to),
+            Detected::Api(api) => Some(api),
+            Detected::Maybe => None,
+        };
+        let call = detect::call(head, api.map_or("", |a| a.operation));
+        self.path = Some(call.path.as_str().into());
+        self.request = Some(Box::new(RequestBody::new(api)));
+        match api {
+            Some(api) => {
+                self.verdict = Verdict::Llm;
+                self.api = Some(api);
+                self.decoder = Some((api.decoder)());
+                to.emit(at, LlmEventKind::Start { first, call });
+            }
+            None => self.held().start = Some((at, first, call)),
+        }
+    }
+
+    /// The request body is as complete as it is going to be before the response.
+    fn tell_request(&mut self, at: Stamp, complete: bool, to: &mut Sinks<'_>) {
+        if std::mem::replace(&mut self.request_told, true) {
+            return;
+        }
+        match self.verdict {
+            Verdict::Llm => self.emit_request(at, complete, to),
+            Verdict::Undecided => self.held().request = Some((at, complete)),
+            Verdict::NotLlm => {}
+        }
+    }
+
+    fn emit_request(&mut self, at: Stamp, complete: bool, to: &mut Sinks<'_>) {
+        let (Some(request), Some(api)) = (self.request.take(), self.api) else { return };
+        // Without its head a body is the request only if it looks like one.
+        if self.path.is_none() && !request.looks_like(api) {
+            return;
+        }
+        let mut facts = request.facts(api);
+        facts.truncated |= !complete;
+        if facts.model.is_none() {
+            facts.model = self.path.as_deref().and_then(api.path_model).map(|m| name::clean(m).into_owned());
+        }
+        to.emit(at, LlmEventKind::Request(facts));
+    }
+
+    fn response_head(&mut self, at: Stamp, first: Stamp, head: &ResponseHead<'_>, to: &mut Sinks<'_>) {
+        self.status = head.status;
+        let facts = detect::response(head, self.api);
+        match self.verdict {
+            Verdict::Llm => to.emit(at, LlmEventKind::Response { first, facts }),
+            Verdict::Undecided if self.worth_reading(head) => self.held().response = Some((at, first, facts)),
+            Verdict::Undecided => self.reject(at, to),
+            Verdict::NotLlm => {}
+        }
+    }
+
+    /// Whether the body of an undecided response may show an LLM call. Errors show nothing, so that an unknown path is
+    /// judged by its answers only and its error rate is never half seen.
+    fn worth_reading(&self, head: &ResponseHead<'_>) -> bool {
+        if head.status.is_some_and(|s| s >= 400) {
+            return false;
+        }
+        match BodyKind::of(&head.headers) {
+            BodyKind::Sse => true,
+            BodyKind::Other => false,
+            // Every other service answers with JSON: kept only if what was asked looks like an LLM call.
+            BodyKind::Json | BodyKind::Unsaid => {
+                !self.start_is_held() || self.request.as_ref().is_some_and(|r| APIS.iter().any(|api| r.looks_like(api)))
+            }
+        }
+    }
+
+    fn frame(&mut self, frame: Frame<'_>, at: Stamp, to: &mut Sinks<'_>) {
+        if self.verdict == Verdict::Undecided {
+            match recognise(frame.data) {
+                Some(api) => self.accept(api, at, to),
+                None => {
+                    self.tries += 1;
+                    if self.tries >= TRIES {
+                        self.reject(at, to);
+                    }
+                }
+            }
+        }
+        self.decode(at, to, |decoder, out| decoder.frame(frame, out));
+    }
+
+    fn last(&mut self, last: Last<'_>, at: Stamp, to: &mut Sinks<'_>) {
+        match last {
+            Last::Frame(frame) => self.frame(frame, at, to),
+            Last::Whole(body) => {
+                if self.verdict == Verdict::Undecided {
+                    match recognise(body) {
+                        Some(api) => self.accept(api, at, to),
+                        None => self.reject(at, to),
+                    }
+                }
+                self.decode(at, to, |decoder, out| decoder.body(body, out));
+            }
+            Last::TooLong if self.verdict == Verdict::Llm => to.emit(at, LlmEventKind::Chunk),
+            Last::TooLong => {}
+        }
+    }
+
+    fn decode(&mut self, at: Stamp, to: &mut Sinks<'_>, with: impl FnOnce(&mut dyn Decoder, &mut Out<'_>)) {
+        let Self { verdict: Verdict::Llm, decoder: Some(decoder), status, errored, .. } = self else { return };
+        with(&mut **decoder, &mut Out { at, status: *status, errored, stats: to.stats, sink: to.sink });
+    }
+
+    fn gap(&mut self, at: Stamp, len: Option<u64>, cause: GapCause, to: &mut Sinks<'_>) {
+        match self.verdict {
+            Verdict::Llm => to.emit(at, LlmEventKind::Gap { len, cause }),
+            Verdict::Undecided => {
+                let gaps = &mut self.held().gaps;
+                if gaps.len() < HELD_GAPS {
+                    gaps.push((at, len, cause));
+                }
+            }
+            Verdict::NotLlm => {}
+        }
+    }
+
+    fn response_end(&mut self, at: Stamp, to: &mut Sinks<'_>) {
+        match self.verdict {
+            Verdict::Llm => {
+                self.error_by_status(at, to);
+                to.emit(at, LlmEventKind::End);
+            }
+            Verdict::Undecided => self.reject(at, to),
+            Verdict::NotLlm => {}
+        }
+    }
+
+    fn abort(&mut self, at: Stamp, cause: AbortCause, to: &mut Sinks<'_>) {
+        match self.verdict {
+            Verdict::Llm => {
+                self.tell_request(at, false, to);
+                self.error_by_status(at, to);
+                to.emit(at, LlmEventKind::Abort(cause));
+            }
+            Verdict::Undecided => self.reject(at, to),
+            Verdict::NotLlm => {}
+        }
+    }
+
+    /// A failed exchange whose body said nothing about it.
+    fn error_by_status(&mut self, at: Stamp, to: &mut Sinks<'_>) {
+        if self.status.is_some_and(|s| s >= 400) {
+            self.decode(at, to, |_, out| out.error(ErrorEvidence::default()));
+        }
+    }
+
+    /// It is a call of `api`: gives out what was held back.
+    fn accept(&mut self, api: &'static Api, at: Stamp, to: &mut Sinks<'_>) {
+        self.verdict = Verdict::Llm;
+        self.api = Some(api);
+        self.decoder = Some((api.decoder)());
+        let Held { start, request, request_end, response, gaps } = *self.held.take().unwrap_or_default();
+        match start {
+            Some((at, first, call)) => {
+                to.emit(at, LlmEventKind::Start { first, call: Call { operation: api.operation, ..call } });
+            }
+            None => {
+                to.stats.count(DropReason::Joined);
+                to.emit(at, LlmEventKind::Joined);
+            }
+        }
+        if let Some((at, complete)) = request {
+            self.emit_request(at, complete, to);
+        }
+        if let Some(at) = request_end {
+            to.emit(at, LlmEventKind::RequestEnd);
+        }
+        if let Some((at, first, mut facts)) = response {
+            facts.provider = facts.provider.or(Some(api.fallback_provider));
+            to.emit(at, LlmEventKind::Response { first, facts });
+        }
+        for (at, len, cause) in gaps {
+            to.emit(at, LlmEventKind::Gap { len, cause });
+        }
+    }
+
+    fn reject(&mut self, at: Stamp, to: &mut Sinks<'_>) {
+        self.verdict = Verdict::NotLlm;
+        self.held = None;
+        self.request = None;
+        to.emit(at, LlmEventKind::NotLlm);
+    }
+
+    fn held(&mut self) -> &mut Held {
+        self.held.get_or_insert_default()
+    }
+
+    /// The request head was seen and the verdict is open.
+    fn start_is_held(&self) -> bool {
+        self.held.as_ref().is_some_and(|h| h.start.is_some())
+    }
+}
+
+fn recognise(json: &[u8]) -> Option<&'static Api> {
+    let json = std::str::from_utf8(json).ok()?;
+    APIS.iter().copied().find(|api| (api.recognise)(json))
+}

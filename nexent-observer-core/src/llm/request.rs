@@ -1,0 +1,243 @@
+//! The request body: facts from its top-level members, however long it is and even if its middle is missing.
+
+use super::{
+    RequestFacts,
+    api::{Api, Member, RequestDraft, Shape, Value},
+    json_scan::{Scanner, scan_tail},
+};
+use crate::limits::{REQUEST_HEAD_BYTES, REQUEST_TAIL_BYTES};
+
+/// Members kept of a body while it is not known whose they are.
+const MEMBERS_KEPT: usize = 64;
+
+/// A request body as it goes by. Its text is not kept: up to the first hole it is scanned as it comes, after it only the
+/// last [`REQUEST_TAIL_BYTES`] (twice that while it moves) wait for the body's end, which alone shows their depth.
+#[derive(Debug)]
+pub(super) struct RequestBody {
+    scanner: Scanner,
+    /// Bytes since the last hole, the last ones only.
+    tail: Vec<u8>,
+    holed: bool,
+    taker: Taker,
+    shape: Vec<Shape>,
+}
+
+/// Who takes the members.
+#[derive(Debug)]
+enum Taker {
+    Known { api: &'static Api, draft: RequestDraft },
+    Unknown(Vec<Kept>),
+}
+
+/// A member kept for later.
+#[derive(Debug)]
+struct Kept {
+    parent: Option<String>,
+    key: String,
+    value: KeptValue,
+}
+
+#[derive(Debug)]
+enum KeptValue {
+    Str(String),
+    Num(String),
+    Bool(bool),
+    Null,
+    Object,
+    Array,
+}
+
+impl RequestBody {
+    pub(super) fn new(api: Option<&'static Api>) -> Self {
+        let taker = match api {
+            Some(api) => Taker::Known { api, draft: RequestDraft::default() },
+            None => Taker::Unknown(Vec::new()),
+        };
+        Self { scanner: Scanner::new(), tail: Vec::new(), holed: false, taker, shape: Vec::new() }
+    }
+
+    /// The next bytes.
+    pub(super) fn feed(&mut self, bytes: &[u8]) {
+        if !self.holed {
+            let Self { scanner, taker, shape, .. } = self;
+            scanner.feed(bytes, &mut |member| take(taker, shape, member));
+            return;
+        }
+        let bytes = bytes.get(bytes.len().saturating_sub(REQUEST_TAIL_BYTES)..).unwrap_or_default();
+        // Moved only when it has doubled, so that each byte is moved once on average.
+        if self.tail.len() + bytes.len() > REQUEST_HEAD_BYTES + REQUEST_TAIL_BYTES {
+            let keep = REQUEST_TAIL_BYTES.saturating_sub(bytes.len());
+            self.tail.drain(..self.tail.len().saturating_sub(keep));
+        }
+        self.tail.extend_from_slice(bytes);
+    }
+
+    /// Bytes are missing here.
+    pub(super) fn gap(&mut self) {
+        self.holed = true;
+        self.tail.clear();
+    }
+
+    /// The body is complete: what its tail says can be told.
+    pub(super) fn end(&mut self) {
+        let Self { tail, taker, shape, .. } = self;
+        scan_tail(tail, &mut |member| take(taker, shape, member));
+        self.tail = Vec::new();
+    }
+
+    /// The body cannot be a call of any API.
+    pub(super) fn is_hopeless(&self) -> bool {
+        self.scanner.is_dead()
+    }
+
+    /// Whether the members seen so far look like a call of `api`.
+    pub(super) fn looks_like(&self, api: &Api) -> bool {
+        (api.request_shape)(&self.shape)
+    }
+
+    /// The facts as far as they are known, read the way of `api`.
+    pub(super) fn facts(&self, api: &'static Api) -> RequestFacts {
+        let mut draft = match &self.taker {
+            Taker::Known { draft, .. } => draft.clone(),
+            Taker::Unknown(kept) => {
+                let mut draft = RequestDraft::default();
+                for member in kept {
+                    (api.request)(&mut draft, member.as_member());
+                }
+                draft
+            }
+        };
+        draft.facts.truncated = self.holed;
+        draft.facts
+    }
+
+    /// Bytes held in buffers.
+    #[cfg(test)]
+    fn buffered(&self) -> usize {
+        self.tail.capacity()
+    }
+}
+
+fn take(taker: &mut Taker, shape: &mut Vec<Shape>, member: Member<'_>) {
+    let sign = match (member.parent, member.key, member.value) {
+        (None, "model", Value::Str(_)) => Some(Shape::Model),
+        (None, "messages", Value::Array) => Some(Shape::Messages),
+        _ => None,
+    };
+    if let Some(sign) = sign.filter(|s| !shape.contains(s)) {
+        shape.push(sign);
+    }
+    match taker {
+        Taker::Known { api, draft } => (api.request)(draft, member),
+        Taker::Unknown(kept) if kept.len() < MEMBERS_KEPT => kept.push(Kept::of(member)),
+        Taker::Unknown(_) => {}
+    }
+}
+
+impl Kept {
+    fn of(member: Member<'_>) -> Self {
+        let value = match member.value {
+            Value::Str(text) => KeptValue::Str(text.to_owned()),
+            Value::Num(text) => KeptValue::Num(text.to_owned()),
+            Value::Bool(b) => KeptValue::Bool(b),
+            Value::Null => KeptValue::Null,
+            Value::Object => KeptValue::Object,
+            Value::Array => KeptValue::Array,
+        };
+        Self { parent: member.parent.map(str::to_owned), key: member.key.to_owned(), value }
+    }
+
+    fn as_member(&self) -> Member<'_> {
+        let value = match &self.value {
+            KeptValue::Str(text) => Value::Str(text),
+            KeptValue::Num(text) => Value::Num(text),
+            KeptValue::Bool(b) => Value::Bool(*b),
+            KeptValue::Null => Value::Null,
+            KeptValue::Object => Value::Object,
+            KeptValue::Array => Value::Array,
+        };
+        Member { parent: self.parent.as_deref(), key: &self.key, value }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::llm::openai_chat;
+
+    fn facts(pieces: &[Option<&[u8]>]) -> RequestFacts {
+        let mut known = RequestBody::new(Some(&openai_chat::API));
+        let mut unknown = RequestBody::new(None);
+        for body in [&mut known, &mut unknown] {
+            for piece in pieces {
+                match piece {
+                    Some(bytes) => body.feed(bytes),
+                    None => body.gap(),
+                }
+            }
+            body.end();
+        }
+        let facts = known.facts(&openai_chat::API);
+        assert_eq!(facts, unknown.facts(&openai_chat::API), "the same whether the path told the API or not");
+        facts
+    }
+
+    #[test]
+    fn a_body_without_its_middle_still_tells_its_facts() {
+        let prompt = r#"{\"model\":\"evil\"},\",\"model\":\"evil\",\"stream\":true}"#.repeat(20_000);
+        let body = format!(
+            r#"{{"n":2,"messages":[{{"role":"user","content":"{prompt}"}}],"model":"gpt-4o-mini","stream":true,"stream_options":{{"include_usage":true}},"temperature":0.2,"top_p":0.9,"max_tokens":5,"max_completion_tokens":7,"tools":[{{"type":"function"}}]}}"#
+        );
+        let bytes = body.as_bytes();
+        let want = RequestFacts {
+            model: Some("gpt-4o-mini".into()),
+            stream: Some(true),
+            max_tokens: Some(7),
+            temperature: Some(0.2),
+            top_p: Some(0.9),
+            choices: Some(2),
+            truncated: false,
+        };
+        assert_eq!(facts(&[Some(bytes)]), want);
+        let holed = RequestFacts { truncated: true, ..want };
+        for hole in [40..bytes.len() - 4000, 40..bytes.len() - 4001, 40..bytes.len() - 4002, 4000..bytes.len() - 64_000]
+        {
+            assert_eq!(facts(&[Some(&bytes[..hole.start]), None, Some(&bytes[hole.end..])]), holed, "{hole:?}");
+        }
+        // A hole inside the tail: what lies before it is not claimed.
+        let at = body.rfind("\"temperature\"").unwrap();
+        let got = facts(&[Some(&bytes[..40]), None, Some(&bytes[at - 900..at]), None, Some(&bytes[at..])]);
+        assert_eq!((got.model, got.temperature, got.choices), (None, None, Some(2)));
+        assert_eq!(got.top_p, Some(0.9));
+    }
+
+    #[test]
+    fn a_long_body_after_a_hole_is_held_only_in_part() {
+        let mut body = RequestBody::new(Some(&openai_chat::API));
+        body.feed(b"{\"messages\":[\"");
+        body.gap();
+        for _ in 0..1000 {
+            body.feed(&[b'x'; 10_000]);
+            assert!(body.buffered() <= 2 * (REQUEST_HEAD_BYTES + REQUEST_TAIL_BYTES));
+        }
+        body.feed(&vec![b'x'; 1_000_000]);
+        body.feed(b"\"],\"model\":\"m\"}");
+        body.end();
+        assert_eq!(body.facts(&openai_chat::API).model.as_deref(), Some("m"));
+    }
+
+    #[test]
+    fn a_body_whose_end_is_missing_claims_nothing_of_its_tail() {
+        let got = facts(&[Some(b"{\"model\":\"a\",\"messages\":[\""), None, Some(b"x\",{\"model\":\"b\"}"), None]);
+        assert_eq!(got.model.as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn junk_members_cannot_grow_the_memory() {
+        let mut body = RequestBody::new(None);
+        let junk: String = (0..10_000).map(|i| format!("\"k{i}\":\"{}\",", "v".repeat(2000))).collect();
+        body.feed(format!("{{{junk}\"model\":\"m\"}}").as_bytes());
+        let Taker::Unknown(kept) = &body.taker else { panic!() };
+        assert_eq!(kept.len(), MEMBERS_KEPT);
+    }
+}
