@@ -179,6 +179,10 @@ fn retire(key: &ConnKey, pid_tgid: u64) -> Option<()> {
         return None;
     }
     let now = inflight::now();
+    let (skipped, unknown) = (
+        conn_flag::READ_SKIPPED | conn_flag::WRITE_SKIPPED,
+        conn_flag::READ_UNKNOWN | conn_flag::WRITE_UNKNOWN,
+    );
     let header = RecordHeader {
         entry_ns: now,
         return_ns: now,
@@ -189,7 +193,7 @@ fn retire(key: &ConnKey, pid_tgid: u64) -> Option<()> {
         len: 8,
         orig_len: 8,
         kind: kind::CLOSE,
-        flags: 0,
+        flags: history(conn.flags, skipped, unknown),
         turn: conn.turn,
     };
     count(if emit::note(&header, Some(conn.write_offset)) { Counter::ReadRecords } else { Counter::ReadLost });
