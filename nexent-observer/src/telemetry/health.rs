@@ -1,0 +1,380 @@
+//! Own health: what was taken in, what was lost, what the exporters did, and whether the observer is ready.
+
+use std::{
+    fmt,
+    sync::atomic::{AtomicI64, AtomicU64, Ordering},
+    time::{Duration, Instant},
+};
+
+use nexent_observer_core::stats::{DropReason, Stats};
+use prometheus::{Counter, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
+
+use super::{Metric, Register, process};
+
+/// The event loop is taken for stuck when it has not ticked for so long.
+const LOOP_SILENCE: Duration = Duration::from_secs(10);
+/// The observer counts as losing for so long after the last loss.
+const LOSS_MEMORY: Duration = Duration::from_secs(60);
+
+/// Counters of the kernel half and of the probes, as absolute values since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct KernelCounts {
+    /// Records lost of what processes read.
+    pub lost_read_records: u64,
+    /// Records lost of what processes wrote.
+    pub lost_write_records: u64,
+    /// Probes attached now.
+    pub attached_probes: u64,
+    /// Processes observed now.
+    pub attached_processes: u64,
+}
+
+/// Who exports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exporter {
+    /// OTLP.
+    Otlp,
+    /// JSON lines.
+    Jsonl,
+}
+
+/// What is exported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signal {
+    /// Spans.
+    Spans,
+    /// Metric data points.
+    Metrics,
+    /// Lines, one per exchange.
+    Lines,
+}
+
+/// Why an exporter gave items up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DropCause {
+    /// The queue had no room.
+    QueueFull,
+    /// Retries ran out of time.
+    Timeout,
+    /// The receiver refused them for good.
+    Rejected,
+    /// The flush at shutdown ran out of time.
+    Shutdown,
+    /// The file or pipe could not be written.
+    WriteError,
+    /// The exchange has no time at all.
+    NoTime,
+}
+
+impl Exporter {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Otlp => "otlp",
+            Self::Jsonl => "jsonl",
+        }
+    }
+}
+
+impl Signal {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Spans => "spans",
+            Self::Metrics => "metrics",
+            Self::Lines => "lines",
+        }
+    }
+}
+
+impl DropCause {
+    /// All causes.
+    pub const ALL: [Self; 6] =
+        [Self::QueueFull, Self::Timeout, Self::Rejected, Self::Shutdown, Self::WriteError, Self::NoTime];
+
+    /// Label value.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::QueueFull => "queue_full",
+            Self::Timeout => "timeout",
+            Self::Rejected => "rejected",
+            Self::Shutdown => "shutdown",
+            Self::WriteError => "write_error",
+            Self::NoTime => "no_time",
+        }
+    }
+}
+
+/// Counters of one exporter and signal, resolved once. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Channel {
+    /// Items that wait.
+    pub depth: IntGauge,
+    /// Items delivered.
+    pub exported: IntCounter,
+    /// Attempts that failed.
+    pub failures: IntCounter,
+    dropped: [IntCounter; DropCause::ALL.len()],
+}
+
+impl Channel {
+    /// Counts `n` items given up.
+    pub fn dropped(&self, cause: DropCause, n: u64) {
+        if let Some(counter) = self.dropped.get(cause as usize) {
+            counter.inc_by(n);
+        }
+    }
+
+    /// Items given up for `cause` so far.
+    #[must_use]
+    pub fn dropped_so_far(&self, cause: DropCause) -> u64 {
+        self.dropped.get(cause as usize).map_or(0, IntCounter::get)
+    }
+}
+
+/// Whether the observer does its work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Readiness {
+    /// Attached, and nothing was lost lately.
+    Ready,
+    /// No process is observed (yet, or any more).
+    NotAttached,
+    /// Records were lost within the last minute.
+    Losing,
+}
+
+impl fmt::Display for Readiness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ready => "ready",
+            Self::NotAttached => "not ready: no process is attached",
+            Self::Losing => "not ready: records were lost within the last 60 s",
+        })
+    }
+}
+
+/// The observer's own metrics. Shared by all parts through an `Arc`; every method is cheap and takes no lock that the
+/// event loop could wait for.
+#[derive(Debug)]
+pub struct Health {
+    began: Instant,
+    /// Milliseconds since `began` of the loop's last tick.
+    ticked_ms: AtomicU64,
+    /// Milliseconds since `began` of the last loss; negative while there was none.
+    lost_ms: AtomicI64,
+    records: IntCounter,
+    bytes: IntCounter,
+    lost_read: IntCounter,
+    lost_write: IntCounter,
+    lost_bytes: IntCounter,
+    gaps: IntCounter,
+    drops: Vec<(DropReason, IntCounter)>,
+    http_exchanges: IntCounter,
+    llm_exchanges: IntCounter,
+    /// Incomplete exchanges.
+    pub(crate) incomplete: IntCounter,
+    chunks: IntCounter,
+    connections: IntGauge,
+    open_exchanges: IntGauge,
+    attached_probes: IntGauge,
+    attached_processes: IntGauge,
+    /// Spans left out by sampling.
+    pub(crate) sampled_out: IntCounter,
+    label_overflow: IntCounterVec,
+    queue_depth: IntGaugeVec,
+    exported: IntCounterVec,
+    failures: IntCounterVec,
+    dropped: IntCounterVec,
+    cpu_seconds: Counter,
+    resident: IntGauge,
+}
+
+impl Health {
+    /// Registers the observer's own metrics.
+    pub fn new(register: &Register) -> Result<Self, prometheus::Error> {
+        let none: [&str; 0] = [];
+        let counter = |metric| register.counter(metric).map(|c| c.with_label_values(&none));
+        let gauge = |metric| register.gauge(metric).map(|g| g.with_label_values(&none));
+        let lost = register.counter(Metric::LostRecords)?;
+        let drops = register.counter(Metric::Drops)?;
+        register.gauge(Metric::BuildInfo)?.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        Ok(Self {
+            began: Instant::now(),
+            ticked_ms: AtomicU64::new(0),
+            lost_ms: AtomicI64::new(-1),
+            records: counter(Metric::Records)?,
+            bytes: counter(Metric::Bytes)?,
+            lost_read: lost.with_label_values(&["read"]),
+            lost_write: lost.with_label_values(&["write"]),
+            lost_bytes: counter(Metric::LostBytes)?,
+            gaps: counter(Metric::Gaps)?,
+            drops: DropReason::ALL.map(|reason| (reason, drops.with_label_values(&[reason.as_str()]))).into(),
+            http_exchanges: counter(Metric::HttpExchanges)?,
+            llm_exchanges: counter(Metric::LlmExchanges)?,
+            incomplete: counter(Metric::IncompleteExchanges)?,
+            chunks: counter(Metric::Chunks)?,
+            connections: gauge(Metric::Connections)?,
+            open_exchanges: gauge(Metric::OpenExchanges)?,
+            attached_probes: gauge(Metric::AttachedProbes)?,
+            attached_processes: gauge(Metric::AttachedProcesses)?,
+            sampled_out: counter(Metric::SampledOut)?,
+            label_overflow: register.counter(Metric::LabelOverflow)?,
+            queue_depth: register.gauge(Metric::QueueDepth)?,
+            exported: register.counter(Metric::Exported)?,
+            failures: register.counter(Metric::ExportFailures)?,
+            dropped: register.counter(Metric::ExportDropped)?,
+            cpu_seconds: register.float_counter(Metric::ProcessCpuSeconds)?.with_label_values(&none),
+            resident: gauge(Metric::ProcessResidentMemory)?,
+        })
+    }
+
+    /// Takes over the core's counters (absolute since the start).
+    pub fn core(&self, stats: &Stats) {
+        // Not destructured: the counters by reason are private to the core.
+        advance(&self.records, stats.records);
+        advance(&self.bytes, stats.bytes);
+        advance(&self.lost_bytes, stats.bytes_lost);
+        if advance(&self.gaps, stats.gaps) {
+            self.lost_now();
+        }
+        for (reason, counter) in &self.drops {
+            advance(counter, stats.drops(*reason));
+        }
+        advance(&self.http_exchanges, stats.http_exchanges);
+        advance(&self.llm_exchanges, stats.llm_exchanges);
+        advance(&self.chunks, stats.chunks);
+        self.connections.set(signed(stats.connections_open));
+        self.open_exchanges.set(signed(stats.exchanges_open));
+    }
+
+    /// Takes over the counters of the kernel half and of the probes.
+    pub fn kernel(&self, counts: KernelCounts) {
+        let KernelCounts { lost_read_records, lost_write_records, attached_probes, attached_processes } = counts;
+        let read = advance(&self.lost_read, lost_read_records);
+        if advance(&self.lost_write, lost_write_records) || read {
+            self.lost_now();
+        }
+        self.attached_probes.set(signed(attached_probes));
+        self.attached_processes.set(signed(attached_processes));
+    }
+
+    /// The event loop is alive. To be called at least every few seconds.
+    pub fn tick(&self) {
+        self.ticked_ms.store(self.now_ms(), Ordering::Relaxed);
+    }
+
+    /// How long the event loop has been silent, if that is too long.
+    #[must_use]
+    pub fn stuck_for(&self) -> Option<Duration> {
+        let silent = Duration::from_millis(self.now_ms().saturating_sub(self.ticked_ms.load(Ordering::Relaxed)));
+        (silent > LOOP_SILENCE).then_some(silent)
+    }
+
+    /// Whether the observer is attached and not losing.
+    #[must_use]
+    pub fn readiness(&self) -> Readiness {
+        let lost_ms = self.lost_ms.load(Ordering::Relaxed);
+        let lost_ago = u64::try_from(lost_ms).ok().map(|at| Duration::from_millis(self.now_ms().saturating_sub(at)));
+        if self.attached_processes.get() == 0 {
+            Readiness::NotAttached
+        } else if lost_ago.is_some_and(|ago| ago < LOSS_MEMORY) {
+            Readiness::Losing
+        } else {
+            Readiness::Ready
+        }
+    }
+
+    /// Counters of one exporter.
+    #[must_use]
+    pub fn channel(&self, exporter: Exporter, signal: Signal) -> Channel {
+        let labels = [exporter.as_str(), signal.as_str()];
+        Channel {
+            depth: self.queue_depth.with_label_values(&labels),
+            exported: self.exported.with_label_values(&labels),
+            failures: self.failures.with_label_values(&labels),
+            dropped: DropCause::ALL
+                .map(|cause| self.dropped.with_label_values(&[exporter.as_str(), signal.as_str(), cause.as_str()])),
+        }
+    }
+
+    /// A label value was replaced by `other`.
+    pub(crate) fn label_overflow(&self, label: &'static str) {
+        self.label_overflow.with_label_values(&[label]).inc();
+    }
+
+    /// Reads what this process costs; called once per scrape.
+    pub(crate) fn measure_process(&self) {
+        if let Some(seconds) = process::cpu_seconds() {
+            self.cpu_seconds.inc_by((seconds - self.cpu_seconds.get()).max(0.0));
+        }
+        if let Some(bytes) = process::resident_bytes() {
+            self.resident.set(bytes);
+        }
+    }
+
+    fn lost_now(&self) {
+        self.lost_ms.store(signed(self.now_ms()), Ordering::Relaxed);
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// Raises a counter to an absolute value; says whether it moved.
+fn advance(counter: &IntCounter, to: u64) -> bool {
+    let by = to.saturating_sub(counter.get());
+    counter.inc_by(by);
+    by > 0
+}
+
+fn signed(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn health() -> Health {
+        Health::new(&Register::default()).unwrap()
+    }
+
+    #[test]
+    fn absolute_counts_are_taken_over_once_and_never_go_back() {
+        let health = health();
+        let mut stats = Stats::default();
+        stats.records = 7;
+        stats.count(DropReason::Joined);
+        health.core(&stats);
+        health.core(&stats);
+        assert_eq!(health.records.get(), 7);
+        let joined = health.drops.iter().find(|(reason, _)| *reason == DropReason::Joined).unwrap();
+        assert_eq!(joined.1.get(), 1);
+        stats.records = 3;
+        health.core(&stats);
+        assert_eq!(health.records.get(), 7);
+    }
+
+    #[test]
+    fn ready_only_while_attached_and_not_losing() {
+        let health = health();
+        assert_eq!(health.readiness(), Readiness::NotAttached);
+        let attached = KernelCounts { attached_processes: 1, ..KernelCounts::default() };
+        health.kernel(attached);
+        assert_eq!(health.readiness(), Readiness::Ready);
+        health.kernel(KernelCounts { lost_read_records: 1, ..attached });
+        assert_eq!(health.readiness(), Readiness::Losing);
+        health.kernel(KernelCounts { lost_read_records: 1, attached_processes: 0, ..attached });
+        assert_eq!(health.readiness(), Readiness::NotAttached);
+    }
+
+    #[test]
+    fn every_drop_cause_has_its_own_counter() {
+        let channel = health().channel(Exporter::Otlp, Signal::Spans);
+        for (i, cause) in DropCause::ALL.into_iter().enumerate() {
+            assert_eq!(cause as usize, i);
+            channel.dropped(cause, i as u64 + 1);
+            assert_eq!(channel.dropped_so_far(cause), i as u64 + 1);
+        }
+    }
+}
