@@ -1,0 +1,431 @@
+//! An exchange as a CLIENT span by the GenAI conventions v1.41.
+//!
+//! `gen_ai.*`, `server.*`, `http.*`, `error.type` mean what OpenTelemetry says. What it has no name for is under
+//! `nexent.*`. Only counts of the provider become `gen_ai.usage.*`. What was not seen has no attribute.
+
+use std::{collections::HashMap, sync::Arc};
+
+use nexent_observer_core::{
+    event::MonoNs,
+    llm::{Call, RequestFacts, ResponseFacts},
+    timing::Exchange,
+};
+use opentelemetry_proto::tonic::{
+    collector::trace::v1::ExportTraceServiceRequest,
+    common::v1::{KeyValue, any_value::Value},
+    trace::v1::{ResourceSpans, ScopeSpans, Span, Status, span, status},
+};
+
+use super::{
+    Finished,
+    resource::{SCHEMA_URL, array, boolean, float, int, resource, scope, text},
+};
+use crate::export::{Service, clock::Offset, view};
+
+/// Chunks of the timeline that go into one span; the JSON line has all of them.
+const CHUNKS: usize = 1024;
+/// Stalls that become events of one span.
+const STALLS: usize = 64;
+/// W3C trace flag: sampled.
+const SAMPLED: u32 = 1;
+
+/// Spans of one request, grouped by service: an SDK binds one resource to its provider, an observer of many services
+/// needs one per service in the same request.
+pub(super) fn request(batch: &[Finished], shared: &[(String, String)]) -> ExportTraceServiceRequest {
+    let mut by_service: HashMap<&Arc<Service>, usize> = HashMap::new();
+    let mut resource_spans: Vec<ResourceSpans> = Vec::new();
+    for finished in batch {
+        let Some(span) = span(finished) else { continue };
+        let service = &finished.observed.service;
+        let at = *by_service.entry(service).or_insert_with(|| {
+            resource_spans.push(ResourceSpans {
+                resource: Some(resource(service, shared)),
+                scope_spans: vec![ScopeSpans {
+                    scope: Some(scope()),
+                    spans: Vec::new(),
+                    schema_url: SCHEMA_URL.into(),
+                }],
+                schema_url: SCHEMA_URL.into(),
+            });
+            resource_spans.len() - 1
+        });
+        if let Some(scope) = resource_spans.get_mut(at).and_then(|r| r.scope_spans.first_mut()) {
+            scope.spans.push(span);
+        }
+    }
+    ExportTraceServiceRequest { resource_spans }
+}
+
+/// Whether the exchange has any time to make a span of.
+pub(super) fn has_time(exchange: &Exchange) -> bool {
+    bounds(exchange).is_some()
+}
+
+/// First and last known time. The first is the request start unless the exchange was joined after it.
+fn bounds(exchange: &Exchange) -> Option<(MonoNs, MonoNs)> {
+    let Exchange { request_start, request_sent, first_byte, first_chunk, first_token, last_token, end, .. } = exchange;
+    let times = [*request_start, *request_sent, *first_byte, *first_chunk, *first_token, *last_token, *end];
+    let first_output = exchange.chunks.iter().next().map(|chunk| chunk.at);
+    let known = || times.iter().copied().flatten().chain(first_output);
+    let start = (*request_start).or_else(|| known().min())?;
+    let end = (*end).or_else(|| known().max())?;
+    Some((start, end.max(start)))
+}
+
+fn span(finished: &Finished) -> Option<Span> {
+    let Finished { observed, ids, offset } = finished;
+    let exchange = &observed.exchange;
+    let (start, end) = bounds(exchange)?;
+    let mut attributes = Vec::with_capacity(48);
+    call_attributes(&mut attributes, exchange);
+    request_attributes(&mut attributes, &exchange.request, view::is_stream(exchange));
+    response_attributes(&mut attributes, exchange);
+    time_attributes(&mut attributes, exchange);
+    chunk_attributes(&mut attributes, exchange, start);
+    attributes.extend(observed.endpoint.as_deref().map(|endpoint| text("nexent.endpoint", endpoint)));
+    attributes.extend(exchange.tid.map(|tid| int("thread.id", u64::from(tid))));
+    let operation = exchange.call.operation;
+    let failed = view::error_type(exchange).is_some();
+    Some(Span {
+        trace_id: ids.trace.0.to_vec(),
+        span_id: ids.span.0.to_vec(),
+        parent_span_id: ids.parent.map(|parent| parent.0.to_vec()).unwrap_or_default(),
+        flags: SAMPLED,
+        name: match exchange.request.model.as_deref() {
+            Some(model) => format!("{operation} {model}"),
+            None => operation.to_owned(),
+        },
+        kind: span::SpanKind::Client.into(),
+        start_time_unix_nano: offset.unix_ns(start),
+        end_time_unix_nano: offset.unix_ns(end),
+        attributes,
+        events: stall_events(exchange, *offset),
+        dropped_events_count: exchange.stalls.len().saturating_sub(STALLS) as u32, // stalls of one stream: far below 2^32
+        // Unset, not Ok, on success: Ok is the application's word (OpenTelemetry, "Set status").
+        status: failed.then(|| Status { message: String::new(), code: status::StatusCode::Error.into() }),
+        ..Span::default()
+    })
+}
+
+fn call_attributes(out: &mut Vec<KeyValue>, exchange: &Exchange) {
+    let Call { provider: _, operation, method, host, path, traceparent: _, retry_count } = &exchange.call;
+    out.push(text("gen_ai.operation.name", operation));
+    out.push(text("gen_ai.provider.name", view::provider(exchange).unwrap_or(view::UNKNOWN)));
+    if let Some(host) = host {
+        let (address, port) = view::host_and_port(host);
+        out.push(text("server.address", address));
+        out.extend(port.map(|port| int("server.port", u64::from(port))));
+    }
+    if !method.is_empty() {
+        out.push(text("http.request.method", method));
+        out.push(text("url.path", path));
+    }
+    out.extend(retry_count.filter(|n| *n > 0).map(|n| int("http.request.resend_count", u64::from(n))));
+    out.extend(view::error_type(exchange).map(|error_type| text("error.type", error_type)));
+}
+
+fn request_attributes(out: &mut Vec<KeyValue>, request: &RequestFacts, is_stream: bool) {
+    let RequestFacts { model, stream: _, max_tokens, temperature, top_p, choices, truncated: _ } = request;
+    out.extend(model.as_deref().map(|model| text("gen_ai.request.model", model)));
+    // Only when true: unset means not streamed.
+    out.extend(is_stream.then(|| boolean("gen_ai.request.stream", true)));
+    out.extend(max_tokens.map(|n| int("gen_ai.request.max_tokens", n)));
+    out.extend(temperature.map(|t| float("gen_ai.request.temperature", t)));
+    out.extend(top_p.map(|p| float("gen_ai.request.top_p", p)));
+    out.extend(choices.filter(|n| *n != 1).map(|n| int("gen_ai.request.choice.count", u64::from(n))));
+}
+
+fn response_attributes(out: &mut Vec<KeyValue>, exchange: &Exchange) {
+    let ResponseFacts { status, stream: _, provider: _, request_id, processing_ms, rate_limit } = &exchange.response;
+    out.extend(status.map(|status| int("http.response.status_code", u64::from(status))));
+    out.extend(request_id.as_deref().map(|id| text("nexent.provider.request_id", id)));
+    out.extend(processing_ms.map(|ms| float("nexent.provider.processing_seconds", ms / 1e3)));
+    for (name, value) in rate_limit {
+        out.push(array(&format!("http.response.header.{name}"), [Value::StringValue(value.clone())]));
+    }
+    out.extend(exchange.response_model.as_deref().map(|model| text("gen_ai.response.model", model)));
+    out.extend(exchange.response_id.as_deref().map(|id| text("gen_ai.response.id", id)));
+    if !exchange.finish_reasons.is_empty() {
+        let reasons = exchange.finish_reasons.iter().map(|reason| Value::StringValue(reason.clone()));
+        out.push(array("gen_ai.response.finish_reasons", reasons));
+    }
+    let usage = exchange.usage;
+    out.extend(usage.input.map(|n| int("gen_ai.usage.input_tokens", n)));
+    out.extend(usage.output.map(|n| int("gen_ai.usage.output_tokens", n)));
+    out.extend(usage.cached_input.map(|n| int("gen_ai.usage.cache_read.input_tokens", n)));
+    out.extend(usage.reasoning.map(|n| int("gen_ai.usage.reasoning.output_tokens", n)));
+    if let Some(tokens) = exchange.output_tokens {
+        out.push(int("nexent.output_tokens", tokens));
+        out.push(text("nexent.token.source", exchange.usage_source.as_str()));
+    }
+    out.push(text("nexent.outcome", exchange.outcome.as_str()));
+    // Absent: some were lost, and nobody knows how many.
+    out.extend(exchange.bytes_lost.map(|n| int("nexent.bytes_lost", n)));
+}
+
+fn time_attributes(out: &mut Vec<KeyValue>, exchange: &Exchange) {
+    let mut since_start = |key, at| {
+        out.extend(view::since_start(exchange, at).map(|seconds| float(key, seconds)));
+    };
+    since_start("nexent.time_to_request_sent", exchange.request_sent);
+    since_start("nexent.time_to_first_byte", exchange.first_byte);
+    since_start("nexent.time_to_first_token", exchange.first_token);
+    since_start("nexent.time_to_last_token", exchange.last_token);
+    since_start("gen_ai.response.time_to_first_chunk", exchange.first_chunk);
+    out.extend(exchange.decode_rate.map(|rate| float("nexent.decode_tokens_per_second", rate)));
+    out.extend(exchange.end_to_end_rate.map(|rate| float("nexent.end_to_end_tokens_per_second", rate)));
+    out.extend(exchange.stalled_before_first_token.then(|| boolean("nexent.stalled_before_first_token", true)));
+}
+
+/// The timeline as arrays of whole numbers: an event per token would be a hundred times the bytes.
+fn chunk_attributes(out: &mut Vec<KeyValue>, exchange: &Exchange, start: MonoNs) {
+    let chunks = &exchange.chunks;
+    if chunks.is_empty() {
+        return;
+    }
+    let offset_us = |at: MonoNs| Value::IntValue(i64::try_from(at.since(start) / 1000).unwrap_or(i64::MAX));
+    out.push(array("nexent.chunk.offsets_us", chunks.iter().take(CHUNKS).map(|chunk| offset_us(chunk.at))));
+    // All or nothing: an array with holes reads as zeros in many backends.
+    let tokens: Option<Vec<_>> =
+        chunks.iter().take(CHUNKS).map(|chunk| chunk.tokens.map(|n| Value::IntValue(n.into()))).collect();
+    out.extend(tokens.map(|tokens| array("nexent.chunk.tokens", tokens)));
+    out.push(int("nexent.chunk.count", chunks.len() as u64));
+    let truncated = chunks.truncated() || chunks.len() > CHUNKS;
+    out.extend(truncated.then(|| boolean("nexent.chunk.truncated", true)));
+}
+
+fn stall_events(exchange: &Exchange, offset: Offset) -> Vec<span::Event> {
+    let event = |(from, to): &(MonoNs, MonoNs)| span::Event {
+        time_unix_nano: offset.unix_ns(*from),
+        name: "nexent.stall".into(),
+        attributes: vec![float("nexent.stall.seconds", to.seconds_since(*from))],
+        dropped_attributes_count: 0,
+    };
+    exchange.stalls.iter().take(STALLS).map(event).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::export::{
+        Observed, fixture,
+        ids::{SpanId, SpanIds, TraceId},
+    };
+    use nexent_observer_core::timing::Timeline;
+
+    const IDS: SpanIds = SpanIds { trace: TraceId([1; 16]), span: SpanId([2; 8]), parent: Some(SpanId([3; 8])) };
+    const OFFSET: Offset = Offset(1_700_000_000_000_000_000);
+    const MS: u64 = 1_000_000;
+
+    fn finished(exchange: Exchange) -> Finished {
+        Finished { observed: fixture::observed(exchange), ids: IDS, offset: OFFSET }
+    }
+
+    fn only_span(exchange: Exchange) -> Span {
+        span(&finished(exchange)).unwrap()
+    }
+
+    fn get<'a>(span: &'a Span, key: &str) -> Option<&'a Value> {
+        let mut found = span.attributes.iter().filter(|a| a.key == key);
+        let value = found.next()?.value.as_ref()?.value.as_ref();
+        assert!(found.next().is_none(), "{key} twice");
+        value
+    }
+
+    fn str_of(span: &Span, key: &str) -> Option<String> {
+        get(span, key).map(|v| match v {
+            Value::StringValue(s) => s.clone(),
+            other => panic!("{key}: {other:?}"),
+        })
+    }
+
+    fn int_of(span: &Span, key: &str) -> Option<i64> {
+        get(span, key).map(|v| match v {
+            Value::IntValue(n) => *n,
+            other => panic!("{key}: {other:?}"),
+        })
+    }
+
+    fn float_of(span: &Span, key: &str) -> Option<f64> {
+        get(span, key).map(|v| match v {
+            Value::DoubleValue(x) => *x,
+            other => panic!("{key}: {other:?}"),
+        })
+    }
+
+    fn ints_of(span: &Span, key: &str) -> Vec<i64> {
+        let Some(Value::ArrayValue(array)) = get(span, key) else { return Vec::new() };
+        let int = |v: &Value| if let Value::IntValue(n) = v { *n } else { panic!("{v:?}") };
+        array.values.iter().filter_map(|v| v.value.as_ref()).map(int).collect()
+    }
+
+    #[test]
+    fn a_completed_stream_has_the_genai_attributes_and_no_status() {
+        let span = only_span(fixture::completed());
+        assert_eq!(span.name, "chat gpt-4o");
+        assert_eq!(span.kind(), span::SpanKind::Client);
+        assert_eq!(span.status, None);
+        assert_eq!((span.trace_id.as_slice(), span.span_id.as_slice()), (&[1; 16][..], &[2; 8][..]));
+        assert_eq!(span.parent_span_id, [3; 8]);
+        assert_eq!(span.start_time_unix_nano, 1_700_000_000_000_000_000 + fixture::START);
+        assert_eq!(span.end_time_unix_nano - span.start_time_unix_nano, 360 * MS);
+        for (key, want) in [
+            ("gen_ai.operation.name", "chat"),
+            ("gen_ai.provider.name", "openai"),
+            ("gen_ai.request.model", "gpt-4o"),
+            ("gen_ai.response.model", "gpt-4o-2024-08-06"),
+            ("gen_ai.response.id", "chatcmpl-1"),
+            ("server.address", "api.example.test"),
+            ("http.request.method", "POST"),
+            ("url.path", "/v1/chat/completions"),
+            ("nexent.provider.request_id", "req-1"),
+            ("nexent.outcome", "completed"),
+            ("nexent.token.source", "usage"),
+        ] {
+            assert_eq!(str_of(&span, key).as_deref(), Some(want), "{key}");
+        }
+        for (key, want) in [
+            ("server.port", 8443),
+            ("http.response.status_code", 200),
+            ("http.request.resend_count", 1),
+            ("gen_ai.request.max_tokens", 256),
+            ("gen_ai.usage.input_tokens", 20),
+            ("gen_ai.usage.output_tokens", 10),
+            ("gen_ai.usage.cache_read.input_tokens", 8),
+            ("nexent.bytes_lost", 0),
+            ("nexent.chunk.count", 5),
+        ] {
+            assert_eq!(int_of(&span, key), Some(want), "{key}");
+        }
+        for (key, want) in [
+            ("gen_ai.request.temperature", 0.5),
+            ("gen_ai.response.time_to_first_chunk", 0.2),
+            ("nexent.time_to_request_sent", 0.001),
+            ("nexent.time_to_first_byte", 0.19),
+            ("nexent.time_to_first_token", 0.25),
+            ("nexent.time_to_last_token", 0.35),
+            ("nexent.decode_tokens_per_second", 80.0),
+            ("nexent.provider.processing_seconds", 0.18),
+        ] {
+            assert_eq!(float_of(&span, key), Some(want), "{key}");
+        }
+        assert_eq!(get(&span, "gen_ai.request.stream"), Some(&Value::BoolValue(true)));
+        assert_eq!(ints_of(&span, "nexent.chunk.offsets_us"), [250_000, 270_000, 270_000, 300_000, 350_000]);
+        assert!(matches!(
+            get(&span, "http.response.header.x-ratelimit-remaining-requests"),
+            Some(Value::ArrayValue(_))
+        ));
+        for absent in
+            ["error.type", "gen_ai.request.top_p", "gen_ai.usage.reasoning.output_tokens", "nexent.chunk.tokens"]
+        {
+            assert_eq!(get(&span, absent), None, "{absent}");
+        }
+    }
+
+    #[test]
+    fn the_documentation_names_every_attribute_of_our_own() {
+        let mut full = fixture::completed();
+        full.stalled_before_first_token = true;
+        full.chunks = fixture::timeline((0..2000).map(|i| (MonoNs(fixture::START + i), Some(1))));
+        let mut finished = finished(full);
+        finished.observed.endpoint = Some("POST /agent/run".into());
+        let span = span(&finished).unwrap();
+        let own: Vec<_> =
+            span.attributes.iter().map(|a| a.key.as_str()).filter(|key| key.starts_with("nexent.")).collect();
+        assert!(own.len() >= 18, "{own:?}");
+        for key in own.iter().chain(&["nexent.stall", "nexent.stall.seconds"]) {
+            assert!(crate::telemetry::docs::text().contains(&format!("`{key}`")), "docs/metrics.md lacks {key}");
+        }
+    }
+
+    #[test]
+    fn a_failed_call_has_status_error_and_no_token_counts() {
+        let span = only_span(fixture::failed());
+        assert_eq!(span.status.as_ref().unwrap().code(), status::StatusCode::Error);
+        assert_eq!(str_of(&span, "error.type").as_deref(), Some("rate_limit_exceeded"));
+        assert_eq!(int_of(&span, "http.response.status_code"), Some(429));
+        assert!(
+            !span.attributes.iter().any(|a| a.key.starts_with("gen_ai.usage.") || a.key.starts_with("nexent.chunk."))
+        );
+    }
+
+    #[test]
+    fn a_joined_stream_begins_where_it_was_joined_and_says_nothing_about_what_came_before() {
+        let span = only_span(fixture::joined());
+        assert_eq!(span.name, "chat");
+        assert_eq!(span.end_time_unix_nano - span.start_time_unix_nano, 110 * MS);
+        assert_eq!(str_of(&span, "nexent.outcome").as_deref(), Some("incomplete"));
+        assert_eq!(str_of(&span, "nexent.token.source").as_deref(), Some("chunks"));
+        for absent in [
+            "gen_ai.response.time_to_first_chunk",
+            "nexent.time_to_first_token",
+            "nexent.time_to_last_token",
+            "nexent.bytes_lost",
+            "gen_ai.usage.output_tokens",
+            "server.address",
+        ] {
+            assert_eq!(get(&span, absent), None, "{absent}");
+        }
+        assert_eq!(ints_of(&span, "nexent.chunk.offsets_us"), [0, 20_000, 20_000, 50_000, 100_000]);
+        assert_eq!(span.status, None);
+        let [stall] = span.events.as_slice() else { panic!("{:?}", span.events) };
+        assert_eq!(stall.name, "nexent.stall");
+        assert_eq!(stall.time_unix_nano, OFFSET.unix_ns(MonoNs(fixture::START + 300 * MS)));
+        assert_eq!(stall.attributes, [float("nexent.stall.seconds", 2.7)]);
+    }
+
+    #[test]
+    fn a_caller_that_gave_up_is_no_error() {
+        let mut exchange = fixture::completed();
+        exchange.outcome = nexent_observer_core::timing::Outcome::ClientAbort;
+        let span = only_span(exchange);
+        assert_eq!(span.status, None);
+        assert_eq!(str_of(&span, "nexent.outcome").as_deref(), Some("client_abort"));
+    }
+
+    #[test]
+    fn long_timelines_and_many_stalls_are_cut_and_say_so() {
+        let mut exchange = fixture::completed();
+        let at = |i: u64| MonoNs(fixture::START + i * MS);
+        exchange.chunks = fixture::timeline((0..5000).map(|i| (at(i), Some(2))));
+        exchange.stalls = (0..100).map(|i| (at(i), at(i + 1))).collect();
+        let span = only_span(exchange);
+        assert_eq!(ints_of(&span, "nexent.chunk.offsets_us").len(), CHUNKS);
+        assert_eq!(ints_of(&span, "nexent.chunk.tokens"), vec![2; CHUNKS]);
+        assert_eq!(int_of(&span, "nexent.chunk.count"), Some(5000));
+        assert_eq!(get(&span, "nexent.chunk.truncated"), Some(&Value::BoolValue(true)));
+        assert_eq!((span.events.len(), span.dropped_events_count), (STALLS, 36));
+    }
+
+    #[test]
+    fn one_resource_per_service_each_with_its_own_spans() {
+        let mut other = fixture::observed(fixture::failed());
+        other.service = Arc::new(Service { name: "other".into(), pid: 7, ..Service::default() });
+        let mut timeless = fixture::completed();
+        timeless.request_start = None;
+        for time in [&mut timeless.request_sent, &mut timeless.first_byte, &mut timeless.first_chunk] {
+            *time = None;
+        }
+        (timeless.first_token, timeless.last_token, timeless.end) = (None, None, None);
+        timeless.chunks = Timeline::default();
+        assert!(!has_time(&timeless));
+        let finished_of = |observed: Observed| Finished { observed, ids: IDS, offset: OFFSET };
+        let batch =
+            [finished(fixture::completed()), finished_of(other), finished(fixture::joined()), finished(timeless)];
+        let shared = [("host.name".to_owned(), "h".to_owned()), ("process.executable.name".to_owned(), "x".to_owned())];
+        let request = request(&batch, &shared);
+        let spans: Vec<_> = request.resource_spans.iter().map(|r| r.scope_spans[0].spans.len()).collect();
+        assert_eq!(spans, [2, 1]);
+        let resource = request.resource_spans[0].resource.as_ref().unwrap();
+        let want = [
+            text("service.name", "nexent-backend"),
+            text("service.namespace", "nexent"),
+            int("process.pid", 4242),
+            text("telemetry.distro.name", "nexent-observer"),
+            text("telemetry.distro.version", env!("CARGO_PKG_VERSION")),
+            text("process.executable.name", "python3.11"),
+            text("host.name", "h"),
+        ];
+        assert_eq!(resource.attributes, want);
+    }
+}
