@@ -3,8 +3,11 @@
 pub mod run;
 
 pub mod enrich;
+pub mod export;
 pub mod probe;
 pub mod ring;
+pub mod telemetry;
+pub mod web;
 
 pub mod cli;
 pub mod config;
