@@ -18,10 +18,18 @@ pub const REQUEST_TAIL_BYTES: usize = 64 * 1024;
 pub const RATE_LIMIT_HEADERS: usize = 24;
 /// Longest text kept of a name (model, id, host, path, finish reason, error type), in bytes.
 pub const NAME_BYTES: usize = 256;
-/// Bytes kept of reads that overtook the write they answer, per connection; over it they go on without that write.
-pub const HOLD_BYTES: usize = 64 * 1024;
+/// Bytes kept of reads that may have overtaken the write they answer, per connection; over it they go on without that
+/// write. What one drain brings of one answer: a large one (embeddings) of a server on the same host comes at once.
+pub const HOLD_BYTES: usize = 1024 * 1024;
 /// How long such reads wait for that write, in nanoseconds. Many times the drain interval of the rings.
 pub const HOLD_NS: u64 = 100_000_000;
+/// Most finish reasons (choices) kept of one exchange.
+pub const FINISH_REASONS: usize = 16;
+/// Most stalls kept of one exchange.
+pub const STALLS: usize = 256;
+/// Most outputs that wait to be taken. The process takes them after each record, but one record (or the end of a process)
+/// may end thousands of exchanges.
+pub const OUTPUTS: usize = 128 * 1024;
 /// Most exchanges open on one connection.
 pub const OPEN_EXCHANGES: usize = 256;
 

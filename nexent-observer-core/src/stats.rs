@@ -34,11 +34,13 @@ pub enum DropReason {
     ExchangesFull,
     /// A record that contradicts what was seen before (offset behind, unknown connection's close).
     RecordInvalid,
+    /// An output that nobody took, over [`crate::limits::OUTPUTS`].
+    OutputsFull,
 }
 
 impl DropReason {
     /// All reasons, in the order of their label values in docs/metrics.md.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::NotHttp,
         Self::HeadTooLong,
         Self::HeadInvalid,
@@ -54,6 +56,7 @@ impl DropReason {
         Self::Idle,
         Self::ExchangesFull,
         Self::RecordInvalid,
+        Self::OutputsFull,
     ];
 
     /// Label value.
@@ -75,6 +78,7 @@ impl DropReason {
             Self::Idle => "idle",
             Self::ExchangesFull => "exchanges_full",
             Self::RecordInvalid => "record_invalid",
+            Self::OutputsFull => "outputs_full",
         }
     }
 }
@@ -113,5 +117,33 @@ impl Stats {
     #[must_use]
     pub fn drops(&self, reason: DropReason) -> u64 {
         self.drops[reason as usize]
+    }
+
+    /// Adds the counters of another stage.
+    pub fn add(&mut self, other: &Self) {
+        let Self {
+            records,
+            bytes,
+            bytes_lost,
+            gaps,
+            http_exchanges,
+            llm_exchanges,
+            chunks,
+            connections_open,
+            exchanges_open,
+            drops,
+        } = other;
+        self.records += records;
+        self.bytes += bytes;
+        self.bytes_lost += bytes_lost;
+        self.gaps += gaps;
+        self.http_exchanges += http_exchanges;
+        self.llm_exchanges += llm_exchanges;
+        self.chunks += chunks;
+        self.connections_open += connections_open;
+        self.exchanges_open += exchanges_open;
+        for (mine, theirs) in self.drops.iter_mut().zip(drops) {
+            *mine += theirs;
+        }
     }
 }

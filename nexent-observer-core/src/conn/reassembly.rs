@@ -14,10 +14,11 @@ use crate::{
 /// A record at the expected offset flows through without a copy. Known bytes and the lengths of gaps of a direction add
 /// up to its final offset, however records are cut, lost or repeated.
 ///
-/// Reads of a turn whose first write has not come yet are held, as is a close that came before the last write: they
-/// overtook those writes between the two rings. Time alone does not release them when a later read comes, because all
-/// reads of one drain come before its writes: [`Self::handle_timeout`] does, and is to be called after a drain of *both*
-/// rings.
+/// Reads of a turn whose writes may not all have come yet are held, as is a close that came before the last write: between
+/// the two rings a read overtakes the writes that it answers. [`Self::handle_timeout`] lets them go, and is to be called
+/// after a drain of *both* rings, reads first: then all writes of the turn are in, since every one of them was made before
+/// its first read. The first write of the turn is not enough (a request may be written in several, and may straddle two
+/// drains), a write of a later turn is. So of each answer the reads of its first drain are copied once, and no others.
 #[derive(Debug, Default)]
 pub struct Reassembly {
     /// Next expected offset of each direction; `None` until its first record.
@@ -25,6 +26,8 @@ pub struct Reassembly {
     write: Option<u64>,
     /// Newest turn that began as far as is known: by its write, or because waiting for that write was given up.
     turn: u32,
+    /// Newest turn of which all writes came: its reads pass.
+    settled: u32,
     started: bool,
     from_start: bool,
     closed: bool,
@@ -61,10 +64,14 @@ impl Reassembly {
         self.closed
     }
 
-    /// When [`Self::handle_timeout`] has something to do, on the clock of the records.
+    /// When [`Self::handle_timeout`] has something to do, on the clock of the records; 0 is after the current drain.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<MonoNs> {
-        self.held.as_ref()?.deadline()
+        let held = self.held.as_ref()?;
+        match held.first_turn() {
+            Some(turn) if turn <= self.turn => Some(MonoNs(0)),
+            _ => held.deadline(),
+        }
     }
 
     /// Takes one record of this connection.
@@ -84,7 +91,9 @@ impl Reassembly {
                 }
                 let piece = Piece { dir, at, offset, len, flags, payload };
                 match dir {
-                    Direction::Read if self.held.is_some() || turn > self.turn => self.hold(turn, piece, stats, sink),
+                    Direction::Read if self.held.is_some() || turn > self.settled => {
+                        self.hold(turn, piece, stats, sink)
+                    }
                     Direction::Read => self.pass(piece, stats, sink),
                     Direction::Write => self.pass_write(turn, piece, stats, sink),
                 }
@@ -103,8 +112,12 @@ impl Reassembly {
         }
     }
 
-    /// Ends waiting whose time is up at `now`.
+    /// Both rings are drained at `now`: ends waiting for the rest of a turn that began, and what has waited too long.
     pub fn handle_timeout(&mut self, now: MonoNs, stats: &mut Stats, sink: &mut impl FnMut(StreamEvent<'_>)) {
+        if self.held.is_some() {
+            let newest = self.turn;
+            self.release(|t| t <= newest, stats, sink);
+        }
         while let Some(held) = &self.held
             && held.deadline().is_some_and(|deadline| deadline <= now)
         {
@@ -155,11 +168,10 @@ impl Reassembly {
             self.release(|t| t < turn, stats, sink);
         }
         self.turn = self.turn.max(turn);
+        self.settled = self.settled.max(turn.saturating_sub(1));
         self.pass(piece, stats, sink);
-        if self.held.is_some() {
-            let newest = self.turn;
-            self.release(|t| t <= newest, stats, sink);
-        }
+        // A close that waited for this write goes out.
+        self.release(|_| false, stats, sink);
     }
 
     fn hold(&mut self, turn: u32, piece: Piece<'_>, stats: &mut Stats, sink: &mut impl FnMut(StreamEvent<'_>)) {
@@ -172,6 +184,7 @@ impl Reassembly {
         if held.is_full_for(piece.payload.len()) {
             self.release(|_| true, stats, sink);
             self.turn = self.turn.max(turn);
+            self.settled = self.settled.max(turn);
             self.pass(piece, stats, sink);
             return;
         }
@@ -182,7 +195,8 @@ impl Reassembly {
     /// Lets held reads go in order as long as `ready` says so of their turn, then the close if it waits for nothing more.
     fn release(&mut self, ready: impl Fn(u32) -> bool, stats: &mut Stats, sink: &mut impl FnMut(StreamEvent<'_>)) {
         let Some(mut held) = self.held.take() else { return };
-        while let Some(HeldRead { at, offset, len, flags, payload, .. }) = held.pop_if(&ready) {
+        while let Some(HeldRead { at, turn, offset, len, flags, payload }) = held.pop_if(&ready) {
+            self.settled = self.settled.max(turn);
             self.pass(Piece { dir: Direction::Read, at, offset, len, flags, payload: &payload }, stats, sink);
         }
         match held.close {

@@ -81,6 +81,18 @@ impl<T> Table<T> {
         slot.value.as_mut()
     }
 
+    /// All values, in no order.
+    pub fn values(&self) -> impl Iterator<Item = &T> {
+        self.slots.iter().filter_map(|slot| slot.value.as_ref())
+    }
+
+    /// The value of `conn`, without touching it.
+    #[must_use]
+    pub fn get(&self, conn: ConnId) -> Option<&T> {
+        let at = *self.index.get(&conn)?;
+        self.slots.get(at as usize)?.value.as_ref()
+    }
+
     /// The value of `conn`, without touching it.
     pub fn get_mut(&mut self, conn: ConnId) -> Option<&mut T> {
         let at = *self.index.get(&conn)?;

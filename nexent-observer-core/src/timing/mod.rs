@@ -1,4 +1,23 @@
 //! Stage 6: LLM events of one exchange in, its token timeline and numbers out.
+//!
+//! Feed a [`Timing`] until it says [`Progress::Finished`], then take its [`Exchange`]. The definitions are those of
+//! DESIGN section 3; where it leaves a choice, the choice stands at the field that it decides.
+//!
+//! Stamps of one direction can step back a little when several threads read in turn. A time of the token timeline
+//! never does: a chunk stamped before the chunk in front of it takes that chunk's time (and is coalesced with it).
+
+mod outcome;
+mod rates;
+mod timeline;
+mod tokens;
+mod track;
+
+#[cfg(test)]
+mod tests;
+
+pub use rates::{RATE_SPAN_MIN_NS, STALL_MEDIANS, STALL_MIN_NS, stall_threshold};
+pub use timeline::{Chunks, Gaps, Timeline, TimelineChunk};
+pub use track::{ActiveStream, Options, Progress, Timing};
 
 use crate::{
     event::{ConnId, MonoNs},
@@ -26,48 +45,99 @@ pub struct Exchange {
     pub response_id: Option<String>,
     /// How it ended.
     pub outcome: Outcome,
-    /// Value for `error.type`; `None` unless the outcome is an error or an abort by the server.
+    /// Value for `error.type`: what the provider said, else the HTTP status; `stream_reset`, `goaway` or
+    /// `stream_truncated` for an abort by the server. Also set on an incomplete exchange that the provider is known to
+    /// have refused; `None` otherwise.
     pub error_type: Option<String>,
-    /// Finish reasons by choice, as the provider names them.
+    /// Finish reasons in the order of the choices, as the provider names them. At most
+    /// [`crate::limits::FINISH_REASONS`].
     pub finish_reasons: Vec<String>,
 
     /// Entry of the successful write that carries the first byte of the request head.
     pub request_start: Option<MonoNs>,
-    /// Return of the write that carries the last byte of the body.
+    /// Return of the write that carries the last byte of the body; `None` when the end of the request was not seen
+    /// before the end of the exchange.
     pub request_sent: Option<MonoNs>,
-    /// Time of the response head.
+    /// Return of the read that carries the first byte of the response head. Unknown when bytes were lost
+    /// before the first event of the body: then the head may be that of another response.
     pub first_byte: Option<MonoNs>,
-    /// First data event of the stream, of any kind.
+    /// Whether the answer was a stream: its content type says so, or it came in several events. Only a stream has a
+    /// first chunk, tokens with times, a timeline, stalls and a decode rate; a whole body has none of them (its only
+    /// time is `end`), or its duration would pass for a TTFT.
+    pub streamed: bool,
+    /// First data event of the stream, of any kind. Unknown when bytes of the response were lost before it.
     pub first_chunk: Option<MonoNs>,
-    /// First event that carries generated payload.
+    /// First event that carries generated payload. Unknown when bytes of the response were lost before it: the first
+    /// token may be among them.
     pub first_token: Option<MonoNs>,
-    /// Last event that carries generated payload.
+    /// Last event that carries generated payload. Unknown when bytes of the response were lost after it.
     pub last_token: Option<MonoNs>,
     /// Last byte of the exchange that belongs to it (end marker, message end, or the abort).
     pub end: Option<MonoNs>,
 
     /// Output chunks in the order of arrival.
     pub chunks: Timeline,
-    /// Stalls after the first token: from and to.
+    /// Stalls after the first token, from and to: silences longer than [`stall_threshold`] with the median gap of the
+    /// finished stream (of its kept beginning when the timeline is truncated), the silence before an abort included.
+    /// A silence with a loss in it is not told. At most [`crate::limits::STALLS`].
     pub stalls: Vec<(MonoNs, MonoNs)>,
-    /// The wait for the first token was itself a stall.
+    /// The wait for the first token (for the end, when none came) from the request start was itself longer than the
+    /// threshold. The same threshold on purpose: to a reader of the stream it is the same silence; it is told apart
+    /// because a long prompt explains it. False for an answer that is not a stream and where the wait is unknown.
     pub stalled_before_first_token: bool,
 
-    /// Token counts and where they come from.
+    /// Token counts as the provider reported them. `output` and `reasoning` are `None` when more was generated after
+    /// the last report (Anthropic's first event reports 1): the provider never said what the whole came to.
     pub usage: Usage,
-    /// Source of `usage.output` as used for rates.
+    /// Source of `output_tokens`.
     pub usage_source: TokenSource,
-    /// Number N of output tokens used for rates, by `usage_source`.
+    /// Number N of output tokens used for rates, by `usage_source`. `None` for an answer that is not a stream and
+    /// without usage: one body is not one token. A lower bound when it counts chunks and bytes were lost.
     pub output_tokens: Option<u64>,
-    /// Decode rate, tokens/s; see DESIGN section 3.
+    /// Decode rate, tokens/s; see DESIGN section 3. With counts per chunk (continuous usage) the tokens that share the
+    /// first time are counted, else they are their share of the chunks. Unknown when bytes of the response were lost.
     pub decode_rate: Option<f64>,
-    /// End-to-end rate, tokens/s.
+    /// End-to-end rate, tokens/s: N over the time from the request start to the last output chunk (to the end, for an
+    /// answer that is not a stream). With a loss it is known only from usage, and only when the
+    /// loss came after the first token.
     pub end_to_end_rate: Option<f64>,
 
-    /// Bytes of this exchange that were lost; `None` when some were but not how many.
+    /// Bytes of the response that were lost; `None` when some were but not how many.
     pub bytes_lost: Option<u64>,
-    /// Generated text (answer text only), only when content was asked for.
+    /// Generated text, only when content was asked for: answer text of choice 0 (other choices would interleave), at
+    /// most `limits::Limits::content_bytes`, U+FFFD where bytes were lost.
     pub output_text: Option<String>,
+}
+
+impl Exchange {
+    /// Time to first token in ns: first token - request start.
+    #[must_use]
+    pub fn ttft_ns(&self) -> Option<u64> {
+        between(self.request_start, self.first_token)
+    }
+
+    /// Time to first chunk in ns (OTel `time_to_first_chunk`): first data event of any kind - request start.
+    #[must_use]
+    pub fn time_to_first_chunk_ns(&self) -> Option<u64> {
+        between(self.request_start, self.first_chunk)
+    }
+
+    /// Duration of the whole operation in ns: end - request start.
+    #[must_use]
+    pub fn duration_ns(&self) -> Option<u64> {
+        between(self.request_start, self.end)
+    }
+
+    /// Inter-chunk latency samples in ns, one per read that carried output after the first; see [`Timeline::gaps`].
+    #[must_use]
+    pub fn inter_chunk_latencies_ns(&self) -> Gaps<'_> {
+        self.chunks.gaps()
+    }
+}
+
+/// `None` also when the stamps contradict each other: a negative time is unknown, not zero.
+fn between(from: Option<MonoNs>, to: Option<MonoNs>) -> Option<u64> {
+    to?.0.checked_sub(from?.0)
 }
 
 /// Identity of an exchange: connection and number on it.
@@ -129,22 +199,4 @@ impl TokenSource {
             Self::Chunks => "chunks",
         }
     }
-}
-
-/// Times of the output chunks, packed; capped at `limits::Limits::timeline_bytes`.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Timeline {
-    packed: Vec<u8>,
-    truncated: bool,
-}
-
-/// One output chunk as the timeline tells it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TimelineChunk {
-    /// When the read that completed it returned.
-    pub at: MonoNs,
-    /// Tokens in it where known (continuous usage), else `None`.
-    pub tokens: Option<u32>,
-    /// Decoded from the same read as the chunk before it: shares its time.
-    pub coalesced: bool,
 }

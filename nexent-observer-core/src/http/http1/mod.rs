@@ -372,6 +372,11 @@ impl Http1 {
         if cause == CloseCause::Freed && matches!(self.response.state, State::Body(Body::UntilClose)) {
             self.finish(Side::Response, at, sink);
         }
+        let in_step = self.in_step;
+        // Their responses may be among the bytes that were lost: that none was seen says nothing.
+        while let Some(no) = self.exchanges.remove_first(|e| !in_step && e.is_unanswered()) {
+            emit(sink, Some(no), Side::Response, at, HttpEventKind::Abort(AbortCause::Desync));
+        }
         while let Some(no) = self.exchanges.remove_first(|_| true) {
             emit(sink, Some(no), Side::Response, at, HttpEventKind::Abort(AbortCause::Closed(cause)));
         }

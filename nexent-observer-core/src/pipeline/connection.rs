@@ -1,0 +1,236 @@
+//! One connection through all stages.
+
+use smallvec::SmallVec;
+
+use super::{Output, Shared, SharedCalls};
+use crate::{
+    conn::{CloseCause, Reassembly, StreamEvent},
+    event::{ConnId, Direction, MonoNs, Record, RecordKind},
+    http::{AbortCause, ExchangeNo, Head, HttpConnection, HttpEvent, HttpEventKind, Protocol, Side, StartSeen},
+    limits::OPEN_EXCHANGES,
+    llm::{LlmEvent, LlmEventKind, LlmExchange, Verdict},
+    stats::DropReason,
+    timing::{ActiveStream, ExchangeId, Progress, Timing},
+};
+
+#[derive(Debug)]
+pub(super) struct Connection {
+    reassembly: Reassembly,
+    http: HttpConnection,
+    calls: Calls,
+    /// It is on the pipeline's list of those that wait.
+    listed: bool,
+    /// Turn for which a verdict was given or waits to be.
+    verdict: Option<u32>,
+}
+
+/// What the first stage is told.
+enum Step<'a> {
+    Record(&'a Record<'a>),
+    Timeout(MonoNs),
+    Close(MonoNs, CloseCause),
+}
+
+/// Exchanges of the connection.
+#[derive(Debug)]
+struct Calls {
+    id: ConnId,
+    pid: u32,
+    /// Thread of the latest write.
+    writer: Option<u32>,
+    /// Turn of the latest write.
+    turn: u32,
+    /// In the order of their numbers.
+    open: SmallVec<[Open; 1]>,
+    /// Number after the highest seen: what is below and not open is over.
+    next: u32,
+    /// The latest exchange, if it turned out to be no LLM call.
+    not_llm: Option<NotLlm>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct NotLlm {
+    no: ExchangeNo,
+    /// Turn in which that was known.
+    turn: u32,
+    /// Its response head was seen. A verdict before that would leave out the head, and with it where the message ends.
+    answered: bool,
+}
+
+#[derive(Debug)]
+struct Open {
+    no: ExchangeNo,
+    /// Its request head was seen: only then can it be known not to be an LLM call.
+    asked: bool,
+    both: Box<(LlmExchange, Timing)>,
+}
+
+impl Connection {
+    /// A connection that `record` shows for the first time.
+    pub(super) fn new(record: &Record<'_>) -> Self {
+        let Record { conn: id, pid, .. } = *record;
+        let start = match record.kind {
+            RecordKind::Data { flags, .. } if flags.from_start => StartSeen::Yes,
+            _ => StartSeen::No,
+        };
+        Self {
+            reassembly: Reassembly::new(),
+            http: HttpConnection::new(start),
+            calls: Calls { id, pid, writer: None, turn: 0, open: SmallVec::new(), next: 0, not_llm: None },
+            listed: false,
+            verdict: None,
+        }
+    }
+
+    pub(super) fn feed(&mut self, record: &Record<'_>, shared: &mut Shared) {
+        if let RecordKind::Data { dir: Direction::Write, turn, .. } = record.kind {
+            self.calls.writer = Some(record.tid);
+            self.calls.turn = self.calls.turn.max(turn);
+        }
+        self.run(Step::Record(record), shared);
+    }
+
+    /// Returns whether something still waits.
+    pub(super) fn handle_timeout(&mut self, now: MonoNs, shared: &mut Shared) -> bool {
+        self.run(Step::Timeout(now), shared);
+        self.listed = self.reassembly.poll_timeout().is_some();
+        self.listed
+    }
+
+    pub(super) fn close(&mut self, at: MonoNs, cause: CloseCause, shared: &mut Shared) {
+        self.run(Step::Close(at, cause), shared);
+    }
+
+    /// Runs one step of the first stage and what follows from it in the others.
+    fn run(&mut self, step: Step<'_>, shared: &mut Shared) {
+        let Self { reassembly, http, calls, .. } = self;
+        let Shared { conn, http: http_stats, calls: shared_calls } = shared;
+        let mut sink = |event: StreamEvent<'_>| {
+            http.feed(&event, http_stats, &mut |event: HttpEvent<'_>| calls.http_event(&event, shared_calls));
+        };
+        match step {
+            Step::Record(record) => reassembly.feed(record, conn, &mut sink),
+            Step::Timeout(now) => reassembly.handle_timeout(now, conn, &mut sink),
+            Step::Close(at, cause) => reassembly.close(at, cause, conn, &mut sink),
+        }
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.reassembly.is_closed()
+    }
+
+    /// Whether it began to wait for a record of the other ring; true once until that is over.
+    pub(super) fn waits_anew(&mut self) -> bool {
+        self.poll_timeout().is_some() && !std::mem::replace(&mut self.listed, true)
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<MonoNs> {
+        self.reassembly.poll_timeout()
+    }
+
+    /// Whether a read in `turn` makes a verdict due; true once per turn.
+    pub(super) fn verdict_due(&mut self, turn: u32) -> bool {
+        let due = self.verdict != Some(turn) && self.judged(turn);
+        if due {
+            self.verdict = Some(turn);
+        }
+        due
+    }
+
+    /// The verdict that was due, if it still stands at the end of the drain.
+    pub(super) fn take_verdict(&mut self) -> Option<u32> {
+        self.verdict.filter(|&turn| self.judged(turn))
+    }
+
+    /// Whether `turn` is the latest, and nothing in it is or may be an LLM call.
+    fn judged(&self, turn: u32) -> bool {
+        if turn != self.calls.turn || !self.calls.open.is_empty() {
+            return false;
+        }
+        match self.http.protocol() {
+            Protocol::Opaque => true,
+            Protocol::Http1 => self.calls.not_llm.is_some_and(|it| it.turn == turn && it.answered),
+            Protocol::Http2 | Protocol::Undecided => false,
+        }
+    }
+
+    pub(super) fn active(&self) -> impl Iterator<Item = ActiveStream<'_>> {
+        let open = self.calls.open.iter().map(|open| &*open.both);
+        open.filter(|(llm, _)| llm.verdict() == Verdict::Llm).map(|(_, timing)| timing.active())
+    }
+}
+
+impl Calls {
+    fn http_event(&mut self, event: &HttpEvent<'_>, shared: &mut SharedCalls) {
+        let Some(at) = self.find(event, shared) else {
+            if let Some(it) = &mut self.not_llm {
+                it.answered |= it.no == event.exchange && event.side == Side::Response;
+            }
+            return;
+        };
+        let Some(open) = self.open.get_mut(at) else { return };
+        let (llm, timing) = &mut *open.both;
+        let mut progress = Progress::Open;
+        llm.feed(event, &mut shared.llm, &mut |event| {
+            if progress == Progress::Open {
+                progress = timing.feed(&event);
+            }
+        });
+        match progress {
+            Progress::Open => {}
+            Progress::Finished => self.finish(at, shared),
+            Progress::NotLlm => {
+                let asked = self.open.remove(at).asked;
+                shared.timing.exchanges_open -= 1;
+                // A later exchange on this connection may be one: the verdict is about the latest.
+                if asked && event.exchange.0.checked_add(1) == Some(self.next) {
+                    let answered = event.side == Side::Response;
+                    self.not_llm = Some(NotLlm { no: event.exchange, turn: self.turn, answered });
+                }
+            }
+        }
+    }
+
+    /// Position of the exchange of `event`, which it may begin; `None` when it is over.
+    fn find(&mut self, event: &HttpEvent<'_>, shared: &mut SharedCalls) -> Option<usize> {
+        let no = event.exchange;
+        match self.open.binary_search_by_key(&no, |open| open.no) {
+            Ok(at) => return Some(at),
+            Err(_) if no.0 < self.next || matches!(event.kind, HttpEventKind::Abort(_)) => return None,
+            Err(_) => {}
+        }
+        if self.open.len() >= OPEN_EXCHANGES {
+            shared.timing.count(DropReason::ExchangesFull);
+            self.evict_oldest(event, shared);
+        }
+        self.next = no.0.saturating_add(1);
+        self.not_llm = None;
+        shared.timing.exchanges_open += 1;
+        let id = ExchangeId { conn: self.id, no: no.0 };
+        let timing = Timing::new(id, self.pid, self.writer, shared.options, &shared.limits);
+        let asked = matches!(event.kind, HttpEventKind::Head { head: Head::Request(_), .. });
+        self.open.push(Open { no, asked, both: Box::new((LlmExchange::new(), timing)) });
+        Some(self.open.len() - 1)
+    }
+
+    fn evict_oldest(&mut self, event: &HttpEvent<'_>, shared: &mut SharedCalls) {
+        let Some(open) = self.open.first_mut() else { return };
+        let (llm, timing) = &mut *open.both;
+        if llm.verdict() != Verdict::Llm {
+            self.open.remove(0);
+            shared.timing.exchanges_open -= 1;
+            return;
+        }
+        let abort = LlmEvent { at: event.at, kind: LlmEventKind::Abort(AbortCause::Evicted) };
+        if timing.feed(&abort) == Progress::Finished {
+            self.finish(0, shared);
+        }
+    }
+
+    fn finish(&mut self, at: usize, shared: &mut SharedCalls) {
+        let (_, timing) = *self.open.remove(at).both;
+        shared.timing.exchanges_open -= 1;
+        let exchange = timing.finish(&mut shared.timing);
+        shared.give_out(Output::Exchange(Box::new(exchange)));
+    }
+}

@@ -1,0 +1,209 @@
+//! Joins stages 3 to 6. The only module that knows them all.
+//!
+//! [`Pipeline`] is driven from outside, without I/O (the manner of `quinn-proto`): records go in, outputs come out, and
+//! time is what the records and the caller say it is. The caller's loop is:
+//!
+//! 1. drain the ring of reads and closes, then the ring of writes, each record into [`Pipeline::handle_event`], and take
+//!    [`Pipeline::poll_output`] until it is empty;
+//! 2. after **both** rings, [`Pipeline::handle_timeout`] if [`Pipeline::poll_timeout`] is due.
+
+mod connection;
+
+use std::collections::VecDeque;
+
+use crate::{
+    conn::{CloseCause, Table},
+    event::{ConnId, Direction, MonoNs, Record, RecordKind},
+    limits::{Limits, OUTPUTS},
+    stats::{DropReason, Stats},
+    timing::{ActiveStream, Exchange, Options},
+};
+
+use connection::Connection;
+
+/// What the core gives out.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Output {
+    /// An LLM call ended.
+    Exchange(Box<Exchange>),
+    /// What goes on in this turn of this HTTP/1 connection is no LLM call: the kernel half may stop copying until the
+    /// process writes again. At most once per connection and turn, and only when the response head was read: from then on
+    /// the next write begins a new turn, so no request can come under a verdict that it knows nothing of.
+    NotLlm {
+        /// Connection.
+        conn: ConnId,
+        /// Turn.
+        turn: u32,
+    },
+}
+
+/// The whole core.
+#[derive(Debug)]
+pub struct Pipeline {
+    table: Table<Connection>,
+    shared: Shared,
+    /// Connections with a verdict that waits for the end of the drain.
+    verdicts: Vec<ConnId>,
+    /// Connections of which something waits for a record of the other ring, each once. Few, and not for long.
+    held: Vec<ConnId>,
+}
+
+/// What every connection writes to. Each stage has its own counters, because one feeds the next from inside its call.
+#[derive(Debug)]
+struct Shared {
+    conn: Stats,
+    http: Stats,
+    calls: SharedCalls,
+}
+
+/// The part of it that concerns single exchanges.
+#[derive(Debug)]
+struct SharedCalls {
+    limits: Limits,
+    options: Options,
+    llm: Stats,
+    timing: Stats,
+    outputs: VecDeque<Output>,
+}
+
+impl Pipeline {
+    /// A pipeline that has seen nothing.
+    #[must_use]
+    pub fn new(limits: Limits, options: Options) -> Self {
+        Self {
+            table: Table::new(&limits),
+            shared: Shared {
+                conn: Stats::default(),
+                http: Stats::default(),
+                calls: SharedCalls {
+                    limits,
+                    options,
+                    llm: Stats::default(),
+                    timing: Stats::default(),
+                    outputs: VecDeque::new(),
+                },
+            },
+            verdicts: Vec::new(),
+            held: Vec::new(),
+        }
+    }
+
+    /// Takes in one record.
+    pub fn handle_event(&mut self, record: &Record<'_>) {
+        let Self { table, shared, verdicts, held } = self;
+        let (id, now) = (record.conn, record.at.ret);
+        let connection = match table.touch(id, now) {
+            Some(connection) => connection,
+            None if matches!(record.kind, RecordKind::Close { .. }) => {
+                // Let go before, or never seen.
+                shared.conn.records += 1;
+                shared.conn.count(DropReason::RecordInvalid);
+                return;
+            }
+            None => {
+                let new = Connection::new(record);
+                if let Some((_, mut gone)) = table.insert(id, record.pid, now, new, &mut shared.conn) {
+                    gone.close(now, CloseCause::Evicted, shared);
+                }
+                let Some(connection) = table.get_mut(id) else { return };
+                connection
+            }
+        };
+        connection.feed(record, shared);
+        if connection.is_closed() {
+            table.remove(id);
+            return;
+        }
+        if connection.waits_anew() {
+            held.push(id);
+        }
+        if let RecordKind::Data { dir: Direction::Read, turn, .. } = record.kind
+            && connection.verdict_due(turn)
+        {
+            verdicts.push(id);
+        }
+    }
+
+    /// The process is gone: its connections end at `at`. Call it after the drain in which the last records of the
+    /// process came.
+    pub fn process_exit(&mut self, pid: u32, at: MonoNs) {
+        for (_, mut connection) in self.table.remove_pid(pid) {
+            connection.close(at, CloseCause::ProcessExit, &mut self.shared);
+        }
+    }
+
+    /// The observer detached from a process that lives on.
+    pub fn detach(&mut self, pid: u32, at: MonoNs) {
+        for (_, mut connection) in self.table.remove_pid(pid) {
+            connection.close(at, CloseCause::Evicted, &mut self.shared);
+        }
+    }
+
+    /// When [`Self::handle_timeout`] has something to do, on the clock of the records; possibly in the past, which
+    /// means after the current drain.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<MonoNs> {
+        if !self.verdicts.is_empty() {
+            return Some(MonoNs(0));
+        }
+        let held = self.held.iter().filter_map(|&id| self.table.get(id)?.poll_timeout()).min();
+        match (held, self.table.poll_timeout()) {
+            (Some(held), Some(idle)) => Some(held.min(idle)),
+            (held, idle) => held.or(idle),
+        }
+    }
+
+    /// Does what was due at `now`. Call it only after a drain of both rings: what waits for a record of the other ring
+    /// takes its absence for a loss.
+    pub fn handle_timeout(&mut self, now: MonoNs) {
+        let Self { table, shared, verdicts, held } = self;
+        held.retain(|&id| {
+            let Some(connection) = table.get_mut(id) else { return false };
+            let waits = connection.handle_timeout(now, shared);
+            if connection.is_closed() {
+                table.remove(id);
+            }
+            waits
+        });
+        for id in verdicts.drain(..) {
+            if let Some(turn) = table.get_mut(id).and_then(Connection::take_verdict) {
+                shared.calls.give_out(Output::NotLlm { conn: id, turn });
+            }
+        }
+        while let Some((_, mut connection)) = table.pop_idle(now, &mut shared.conn) {
+            connection.close(now, CloseCause::Evicted, shared);
+        }
+    }
+
+    /// The next output.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.shared.calls.outputs.pop_front()
+    }
+
+    /// Counters of all stages.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let Shared { conn, http, calls } = &self.shared;
+        let mut all = conn.clone();
+        for stage in [http, &calls.llm, &calls.timing] {
+            all.add(stage);
+        }
+        all.connections_open = self.table.len() as u64;
+        all
+    }
+
+    /// The LLM calls that are open now, in no order.
+    pub fn active(&self) -> impl Iterator<Item = ActiveStream<'_>> {
+        self.table.values().flat_map(Connection::active)
+    }
+}
+
+impl SharedCalls {
+    fn give_out(&mut self, output: Output) {
+        if self.outputs.len() >= OUTPUTS {
+            self.timing.count(DropReason::OutputsFull);
+            self.outputs.pop_front();
+        }
+        self.outputs.push_back(output);
+    }
+}
