@@ -194,3 +194,27 @@ fn closed_standard_streams_do_not_panic() {
     let (code, stderr) = code_and_stderr(&child.wait_with_output().unwrap());
     assert_eq!((code, stderr.as_str()), (Some(0), ""));
 }
+
+#[test]
+fn a_reader_that_is_gone_before_the_first_byte_is_no_failure() {
+    for arguments in [&["--help"][..], &["--version"], &["config"], &["completions", "bash"], &["man", "run"]] {
+        let (reader, writer) = io::pipe().unwrap();
+        drop(reader);
+        let output = observer(arguments).stdout(writer).output().unwrap();
+        assert_eq!(code_and_stderr(&output), (Some(0), String::new()), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_standard_error_that_is_gone_changes_no_exit_code() {
+    // No process has this number: the kernel gives out those below it.
+    let no_such_process = ["run", "--pid", "4194304", "--listen", "off"];
+    for (arguments, code) in
+        [(&[][..], 64), (&["run"], 64), (&["config", "--config", "/no/such"], 78), (&no_such_process, 1)]
+    {
+        let (reader, writer) = io::pipe().unwrap();
+        drop(reader);
+        let status = observer(arguments).stdout(Stdio::null()).stderr(writer).status().unwrap();
+        assert_eq!(status.code(), Some(code), "{arguments:?}");
+    }
+}

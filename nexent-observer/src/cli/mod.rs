@@ -61,9 +61,13 @@ enum Command {
         /// Shell
         shell: clap_complete::Shell,
     },
-    /// Print the manual page in roff
+    /// Print the manual page of the program, or of one of its commands, in roff
     #[command(hide = true)]
-    Man,
+    Man {
+        /// Command; unset: the program
+        #[arg(value_parser = ["run", "config", "completions"])]
+        command: Option<String>,
+    },
 }
 
 /// Runs the command that `arguments` name (the first is the program) and returns the exit code.
@@ -109,7 +113,13 @@ fn dispatch(
             clap_complete::generate(shell, &mut Arguments::command(), "nexent-observer", &mut script);
             print(out, |out| out.write_all(&script))
         }
-        Command::Man => print(out, |mut out| clap_mangen::Man::new(Arguments::command()).render(&mut out)),
+        Command::Man { command } => {
+            let mut program = Arguments::command();
+            // Gives the commands their full names.
+            program.build();
+            let page = command.and_then(|name| program.find_subcommand(name).cloned()).unwrap_or(program);
+            print(out, |mut out| clap_mangen::Man::new(page).render(&mut out))
+        }
     }
 }
 
@@ -229,5 +239,17 @@ mod tests {
                 assert!(script.contains(&key.flag()), "{shell}: {}", key.name);
             }
         }
+        for command in ["run", "config"] {
+            let mut out = Vec::new();
+            assert_eq!(call(&["man", command], &mut out), (0, String::new()));
+            let page = String::from_utf8(out).unwrap();
+            assert!(page.contains(&format!(".TH nexent-observer-{command} 1")), "{page}");
+            for key in crate::config::keys::KEYS {
+                assert!(page.contains(&key.flag().replace('-', "\\-")), "{command}: {}", key.name);
+            }
+        }
+        let mut out = Vec::new();
+        assert_eq!(call(&["man"], &mut out), (0, String::new()));
+        assert!(String::from_utf8(out).unwrap().contains(".TH nexent-observer 1"));
     }
 }

@@ -52,6 +52,9 @@ impl Environment {
         for key in KEYS {
             for name in std::iter::once(key.variable()).chain(key.alias.map(str::to_owned)) {
                 let Some(value) = self.get(&name)? else { continue };
+                if is_link_to_prometheus(&name, value) {
+                    continue;
+                }
                 let values = match key.kind {
                     Kind::Many { separator } => value.split(separator).map(|part| part.trim().to_owned()).collect(),
                     Kind::One | Kind::Switch => vec![value.to_owned()],
@@ -97,6 +100,11 @@ fn is_service_link(rest: &str) -> bool {
         || rest.starts_with("PORT_")
 }
 
+/// Likewise for a Service named `prometheus`: its link has the very name of an alias of ours, and no port in it.
+fn is_link_to_prometheus(name: &str, value: &str) -> bool {
+    name == "PROMETHEUS_PORT" && ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme))
+}
+
 /// `cargo xtask build` and the tests use these; they configure nothing that a user sets.
 fn is_for_developers(rest: &str) -> bool {
     rest == "BPF_OBJECT" || rest.starts_with("TEST_")
@@ -131,6 +139,21 @@ mod tests {
         .layer()
         .unwrap();
         assert_eq!(layer, Layer::default());
+    }
+
+    #[test]
+    fn the_link_to_a_service_named_prometheus_is_no_port() {
+        let port = |name: &'static str, value: &'static str| {
+            let layer = Environment::from([(name, value)]).layer().unwrap();
+            layer.get(&keys::PROMETHEUS_PORT).map(|raw| raw.values.concat())
+        };
+        assert_eq!(port("PROMETHEUS_PORT", "tcp://10.0.0.2:9090"), None);
+        assert_eq!(port("PROMETHEUS_PORT", "9090").as_deref(), Some("9090"));
+        assert!(
+            port("NEXENT_OBSERVER_PROMETHEUS_PORT", "tcp://10.0.0.2:9090").is_some(),
+            "no link has our prefix twice"
+        );
+        assert!(port("PROMETHEUS_PORT", "90x90").is_some(), "a typing error is still one");
     }
 
     #[test]

@@ -48,8 +48,8 @@ fn redact_variable(name: &str, value: &str) -> String {
         });
         return names.collect::<Vec<_>>().join(",");
     }
-    // Variables this version does not know may hold anything.
-    if ["HEADER", "TOKEN", "SECRET", "PASSWORD", "API_KEY"].iter().any(|word| name.contains(word)) {
+    // Keys and certificates are paths in today's specification. Variables this version does not know may hold anything.
+    if ["HEADER", "TOKEN", "SECRET", "PASSWORD", "KEY", "CERTIFICATE", "AUTH"].iter().any(|word| name.contains(word)) {
         return REDACTED.to_owned();
     }
     if value.contains("://") || value.contains('@') { redact_url(value) } else { value.to_owned() }
@@ -70,6 +70,9 @@ mod tests {
             ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "s3cret", "REDACTED"),
             ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://u:s3cret@h:4318", "https://REDACTED@h:4318"),
             ("OTEL_SOME_TOKEN", "s3cret", "REDACTED"),
+            ("OTEL_EXPORTER_OTLP_CLIENT_KEY", "s3cret", "REDACTED"),
+            ("OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE", "s3cret", "REDACTED"),
+            ("OTEL_BASIC_AUTH", "s3cret", "REDACTED"),
             ("OTEL_SERVICE_NAME", "backend", "backend"),
         ] {
             assert_eq!(redact_variable(name, value), want, "{name}");

@@ -64,14 +64,15 @@ pub(super) fn redact_url(text: &str) -> String {
         Some((scheme, rest)) => (format!("{scheme}://"), rest),
         None => (String::new(), text),
     };
-    let (rest, query) = match rest.split_once(['?', '#']) {
-        Some((rest, _)) => (rest, format!("?{REDACTED}")),
-        None => (rest, String::new()),
+    // A password may itself hold a slash, a question mark or an `@`: everything up to the last `@` goes, and before the
+    // query is looked for. That hides a host too many when the query holds an `@`, which is the harmless side.
+    let (user, rest) = match rest.rsplit_once('@') {
+        Some((_, rest)) => (format!("{REDACTED}@"), rest),
+        None => (String::new(), rest),
     };
-    // A password may itself hold a slash or an `@`: everything up to the last `@` goes.
-    match rest.rsplit_once('@') {
-        Some((_, host)) => format!("{scheme}{REDACTED}@{host}{query}"),
-        None => format!("{scheme}{rest}{query}"),
+    match rest.split_once(['?', '#']) {
+        Some((rest, _)) => format!("{scheme}{user}{rest}?{REDACTED}"),
+        None => format!("{scheme}{user}{rest}"),
     }
 }
 
@@ -316,6 +317,9 @@ mod tests {
             ("http://h:4318/v1", "http://h:4318/v1"),
             ("https://user:s3cret@h/v1", "https://REDACTED@h/v1"),
             ("https://user:a@b/c@h/v1", "https://REDACTED@h/v1"),
+            ("https://user:s3?cret@h/v1", "https://REDACTED@h/v1"),
+            ("https://user:s3#cret@h/v1?k=s3cret", "https://REDACTED@h/v1?REDACTED"),
+            ("https://h/v1?mail=s3cret@b", "https://REDACTED@b"),
             ("https://h/v1?token=s3cret", "https://h/v1?REDACTED"),
             ("user:s3cret@h", "REDACTED@h"),
         ] {
