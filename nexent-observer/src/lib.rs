@@ -2,13 +2,16 @@
 
 pub mod run;
 
-pub mod enrich;
-pub mod export;
 pub mod probe;
 pub mod ring;
+
+pub mod enrich;
+pub mod export;
+pub mod serve;
 pub mod telemetry;
 pub mod web;
 
 pub mod cli;
 pub mod config;
 pub mod error;
+pub mod fault;

@@ -21,8 +21,8 @@ use std::os::fd::AsRawFd;
 
 use crate::{
     config::Config,
-    error::RunError,
     enrich,
+    error::RunError,
     export::{Exports, Observed, Service, live::LiveStream},
     fault::{Fault, Faulty},
     probe::{
@@ -214,7 +214,8 @@ impl Observer {
                     say_attached(&report, &service);
                 }
                 Change::Adopted { pid, parent } => {
-                    let like = self.services.get(&parent).map(|parent| Arc::new(Service { pid, ..Service::clone(parent) }));
+                    let like =
+                        self.services.get(&parent).map(|parent| Arc::new(Service { pid, ..Service::clone(parent) }));
                     if let Some(service) = like {
                         self.services.insert(pid, service);
                     }

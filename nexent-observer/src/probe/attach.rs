@@ -11,9 +11,9 @@ use std::{
 use nexent_observer_common::cookie::Scope;
 
 use super::{
+    hookpoint::Cost,
     kernel::{Attached, KernelError, KernelHalf},
     library::{Libraries, Library},
-    hookpoint::Cost,
     openssl::{Hook, Program},
     process::{FileId, MappedFile, Process},
 };
@@ -22,7 +22,9 @@ use super::{
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
     /// There is no such process.
-    #[error("there is no process with pid {pid} (in a container, share the host's pid namespace: hostPID or `--pid=host`)")]
+    #[error(
+        "there is no process with pid {pid} (in a container, share the host's pid namespace: hostPID or `--pid=host`)"
+    )]
     NoProcess {
         /// Which.
         pid: u32,
@@ -211,11 +213,8 @@ impl Attacher {
             if already.contains(&library.id) {
                 continue;
             }
-            let probes = if filtered {
-                Vec::new()
-            } else {
-                self.hook(library, &files, Some(pid)).map_err(kernel_error)?
-            };
+            let probes =
+                if filtered { Vec::new() } else { self.hook(library, &files, Some(pid)).map_err(kernel_error)? };
             fresh.insert(library.id, probes);
         }
         self.kernel.arm(pid, scope, follow_forks).map_err(kernel_error)?;
@@ -247,7 +246,8 @@ impl Attacher {
         }
         let Ok(process) = Process::find(child) else { return true };
         let libraries = observed.libraries.keys().map(|id| (*id, Vec::new())).collect();
-        let child_of = Observed { process, scope: Scope::Filtered, follow_forks: true, libraries, files: observed.files };
+        let child_of =
+            Observed { process, scope: Scope::Filtered, follow_forks: true, libraries, files: observed.files };
         self.observed.insert(child, child_of);
         true
     }
@@ -270,7 +270,11 @@ impl Attacher {
     /// Observed processes that have ended.
     #[must_use]
     pub fn ended(&self) -> Vec<u32> {
-        self.observed.values().filter(|observed| !observed.process.is_alive()).map(|observed| observed.process.pid).collect()
+        self.observed
+            .values()
+            .filter(|observed| !observed.process.is_alive())
+            .map(|observed| observed.process.pid)
+            .collect()
     }
 
     /// Observed processes that have mapped or unmapped executable files since they were last looked at: they may have loaded
@@ -370,7 +374,12 @@ impl Attacher {
     }
 
     /// Attaches all hooks of a library, reads first. On failure what was attached is removed again.
-    fn hook(&mut self, library: &Library, files: &[MappedFile], pid: Option<u32>) -> Result<Vec<Attached>, KernelError> {
+    fn hook(
+        &mut self,
+        library: &Library,
+        files: &[MappedFile],
+        pid: Option<u32>,
+    ) -> Result<Vec<Attached>, KernelError> {
         let open = files.iter().find(|file| file.id == library.id).map_or(&library.path, |file| &file.open);
         let mut hooks: Vec<&Hook> = library.plan.hooks.iter().collect();
         hooks.sort_by_key(|hook| match hook.program {

@@ -108,9 +108,7 @@ pub fn member_offset(btf: &[u8], name: &str, member: &str) -> Result<u64, BtfErr
     let btf = Btf::parse(btf).ok_or(BtfError::Damaged)?;
     btf.positions
         .iter()
-        .filter(|position| {
-            u32_at(btf.types, **position).is_some_and(|offset| btf.name(offset) == name.as_bytes())
-        })
+        .filter(|position| u32_at(btf.types, **position).is_some_and(|offset| btf.name(offset) == name.as_bytes()))
         .find_map(|position| btf.member(*position, member.as_bytes(), 0))
         .map(|bits| bits / 8)
         .ok_or(BtfError::NoMember)

@@ -47,7 +47,8 @@ impl<'a> Elf<'a> {
     /// [`ElfError`].
     pub fn parse(cache: &'a ReadCache<File>) -> Result<Self, ElfError> {
         let file = ElfFile64::<object::Endianness, _>::parse(cache)?;
-        let native = if cfg!(target_arch = "aarch64") { object::Architecture::Aarch64 } else { object::Architecture::X86_64 };
+        let native =
+            if cfg!(target_arch = "aarch64") { object::Architecture::Aarch64 } else { object::Architecture::X86_64 };
         if file.architecture() != native {
             return Err(ElfError::Architecture);
         }
@@ -55,7 +56,9 @@ impl<'a> Elf<'a> {
         let segments = file
             .elf_program_headers()
             .iter()
-            .filter(|header| header.p_type(endian) == object::elf::PT_LOAD && header.p_flags(endian) & object::elf::PF_X != 0)
+            .filter(|header| {
+                header.p_type(endian) == object::elf::PT_LOAD && header.p_flags(endian) & object::elf::PF_X != 0
+            })
             .map(|header| Segment {
                 address: header.p_vaddr(endian),
                 offset: header.p_offset(endian),
@@ -93,7 +96,8 @@ impl<'a> Elf<'a> {
     /// Up to `n` bytes of code at a virtual address of an executable segment; fewer at its end.
     #[must_use]
     pub fn code(&self, address: u64, n: u64) -> Option<&'a [u8]> {
-        let segment = self.segments.iter().find(|s| address.checked_sub(s.address).is_some_and(|into| into < s.file_size))?;
+        let segment =
+            self.segments.iter().find(|s| address.checked_sub(s.address).is_some_and(|into| into < s.file_size))?;
         let into = address - segment.address;
         let size = n.min(segment.file_size - into);
         self.file.data().read_bytes_at(segment.offset.checked_add(into)?, size).ok()

@@ -68,9 +68,7 @@ fn is_emulated(insn: &Instruction) -> bool {
 fn is_transparent(insn: &Instruction) -> bool {
     match insn.mnemonic() {
         Mnemonic::Endbr64 | Mnemonic::Nop => true,
-        Mnemonic::Test | Mnemonic::Cmp => {
-            (0..insn.op_count()).all(|op| insn.op_kind(op) != OpKind::Memory)
-        }
+        Mnemonic::Test | Mnemonic::Cmp => (0..insn.op_count()).all(|op| insn.op_kind(op) != OpKind::Memory),
         _ => false,
     }
 }
@@ -291,9 +289,8 @@ mod tests {
     #[test]
     fn flags_before_the_length_pointer_are_seen() {
         // OpenSSL 3.3 shape. SSL_write: sub rsp,8; lea r8,[rsp]; xor ecx,ecx; movsxd rdx,edx; call
-        let plain = [
-            0x48, 0x83, 0xec, 0x08, 0x4c, 0x8d, 0x04, 0x24, 0x31, 0xc9, 0x48, 0x63, 0xd2, 0xe8, 0xee, 0x0f, 0, 0,
-        ];
+        let plain =
+            [0x48, 0x83, 0xec, 0x08, 0x4c, 0x8d, 0x04, 0x24, 0x31, 0xc9, 0x48, 0x63, 0xd2, 0xe8, 0xee, 0x0f, 0, 0];
         // SSL_write_ex: sub rsp,8; mov r8,rcx; xor ecx,ecx; call
         let extended = [0x48, 0x83, 0xec, 0x08, 0x49, 0x89, 0xc8, 0x31, 0xc9, 0xe8, 0xf2, 0x0e, 0, 0];
         let found = inner((&plain, 0x1000), (&extended, 0x1100));

@@ -212,7 +212,12 @@ impl KernelHalf {
     ///
     /// # Errors
     /// [`KernelError::Program`]; what this call attached is detached again.
-    pub fn attach(&mut self, hook: &Hook, file: &std::path::Path, pid: Option<u32>) -> Result<Vec<Attached>, KernelError> {
+    pub fn attach(
+        &mut self,
+        hook: &Hook,
+        file: &std::path::Path,
+        pid: Option<u32>,
+    ) -> Result<Vec<Attached>, KernelError> {
         let programs: &[&'static str] = match hook.program {
             Program::Read => &[READ_RETURN, READ_ENTER],
             Program::Write => &[WRITE_RETURN, WRITE_ENTER],
@@ -229,8 +234,10 @@ impl KernelHalf {
         let mut attached = Vec::with_capacity(programs.len());
         for &name in programs {
             let program = self.uprobe(name)?;
-            let point = UProbeAttachPoint { location: UProbeAttachLocation::AbsoluteOffset(hook.offset), cookie: Some(cookie) };
-            let link = program.attach(point, file, reach).and_then(|id| program.take_link(id)).map_err(refused(name))?;
+            let point =
+                UProbeAttachPoint { location: UProbeAttachLocation::AbsoluteOffset(hook.offset), cookie: Some(cookie) };
+            let link =
+                program.attach(point, file, reach).and_then(|id| program.take_link(id)).map_err(refused(name))?;
             attached.push(Attached(link));
         }
         Ok(attached)

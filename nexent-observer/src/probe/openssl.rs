@@ -74,7 +74,13 @@ pub fn plan(elf: &Elf<'_>) -> Option<Plan> {
 }
 
 /// Adds the hooks of one direction.
-fn direction(elf: &Elf<'_>, program: Program, plain: &Function, extended: Option<&Function>, plan: &mut Plan) -> Option<()> {
+fn direction(
+    elf: &Elf<'_>,
+    program: Program,
+    plain: &Function,
+    extended: Option<&Function>,
+    plan: &mut Plan,
+) -> Option<()> {
     let place = |function: &Function| hookpoint::place(elf.code(function.address, LOOK_BYTES)?, function.address).ok();
     let cheap = |function: &Function| place(function).is_some_and(|place| place.cost == Cost::Emulated);
     // Where the public functions are cheap themselves there is no reason to look behind them.

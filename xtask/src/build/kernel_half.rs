@@ -53,7 +53,8 @@ pub(crate) fn object(root: &Path, source: Source) -> Result<PathBuf> {
 /// Builds the object of one architecture and gives its path.
 fn build(root: &Path, arch: &str, toolchain: &Toolchain) -> Result<PathBuf> {
     let target = sh::target_dir(root).join("ebpf").join(arch);
-    let home = env::var("CARGO_HOME").or_else(|_| env::var("HOME").map(|home| format!("{home}/.cargo"))).unwrap_or_default();
+    let home =
+        env::var("CARGO_HOME").or_else(|_| env::var("HOME").map(|home| format!("{home}/.cargo"))).unwrap_or_default();
     // Paths of this machine must not get into the object.
     let flags = [
         "-Clinker=bpf-linker".to_owned(),

@@ -44,7 +44,10 @@ impl Toolchain {
             sh::apt_install(&missing)?;
         }
         if !Path::new(DEBIAN_SOURCE).exists() || !Path::new(DEBIAN_RUSTC).exists() {
-            bail!("the packages {} are installed, but {DEBIAN_RUSTC} or {DEBIAN_SOURCE} is missing", PACKAGES.join(" "));
+            bail!(
+                "the packages {} are installed, but {DEBIAN_RUSTC} or {DEBIAN_SOURCE} is missing",
+                PACKAGES.join(" ")
+            );
         }
         Ok(Self::Debian { linker_dir: bpf_linker()? })
     }
