@@ -8,3 +8,4 @@ pub mod process;
 pub mod python;
 pub mod server;
 pub mod sh;
+pub mod truth;

@@ -3,6 +3,7 @@
 mod build;
 mod demo;
 mod table;
+mod truth_command;
 
 use std::process::ExitCode;
 
@@ -22,6 +23,8 @@ enum Command {
     Build(build::Options),
     /// Watch a real client stream from a local server, and check every number.
     Demo(demo::Options),
+    /// Run many real clients at once and compare every number with what they logged.
+    Truth(truth_command::Options),
 }
 
 fn main() -> ExitCode {
@@ -29,6 +32,7 @@ fn main() -> ExitCode {
     let done = sh::root().and_then(|root| match command {
         Command::Build(options) => build::run(&root, &options),
         Command::Demo(options) => demo::run(&root, &options),
+        Command::Truth(options) => truth_command::run(&root, &options),
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -51,10 +51,12 @@ fn environment(name: &str, requirements: &Path, pip_flags: &[&str]) -> Result<Pa
     Ok(python)
 }
 
-/// `python3 -m venv`; Debian and Ubuntu keep parts of it in a package of its own.
+/// `python3 -m venv`, with a copy of the interpreter: an executable path of its own, which the server does not share, so that
+/// the observer can be told to watch just these. Debian and Ubuntu keep parts of it in a package of its own.
 fn make(dir: &Path) -> Result<()> {
     sh::say(&format!("making a Python environment in {}", dir.display()));
-    let venv = || Command::new("python3").args(["-m", "venv", "--clear"]).arg(dir).stdout(Stdio::null()).status();
+    let venv =
+        || Command::new("python3").args(["-m", "venv", "--clear", "--copies"]).arg(dir).stdout(Stdio::null()).status();
     if venv().is_ok_and(|status| status.success()) {
         return Ok(());
     }
