@@ -1,11 +1,14 @@
 //! Everything a person runs: `cargo xtask <command>`.
 
 mod build;
-mod sh;
+mod demo;
+mod table;
+mod truth_command;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use xtask::sh;
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", about = "Everything a person runs: build, demo, test, lint, bench")]
@@ -18,12 +21,18 @@ struct Cli {
 enum Command {
     /// Build the kernel half and the process into target/release/nexent-observer.
     Build(build::Options),
+    /// Watch a real client stream from a local server, and check every number.
+    Demo(demo::Options),
+    /// Run many real clients at once and compare every number with what they logged.
+    Truth(truth_command::Options),
 }
 
 fn main() -> ExitCode {
     let Cli { command } = Cli::parse();
     let done = sh::root().and_then(|root| match command {
         Command::Build(options) => build::run(&root, &options),
+        Command::Demo(options) => demo::run(&root, &options),
+        Command::Truth(options) => truth_command::run(&root, &options),
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,

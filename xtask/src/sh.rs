@@ -10,24 +10,29 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 /// Says what is being done, to stderr.
-pub(crate) fn say(line: &str) {
+pub fn say(line: &str) {
     // Nobody can be told that stderr is gone.
     drop(writeln!(std::io::stderr(), "xtask: {line}"));
 }
 
 /// Root of the checkout.
-pub(crate) fn root() -> Result<PathBuf> {
+pub fn root() -> Result<PathBuf> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     Ok(here.parent().context("xtask lies in the checkout")?.to_owned())
 }
 
+/// A file below `tests/fixtures`.
+pub fn fixture(name: &str) -> Result<PathBuf> {
+    Ok(root()?.join("tests/fixtures").join(name))
+}
+
 /// Where cargo puts what it builds.
-pub(crate) fn target_dir(root: &Path) -> PathBuf {
+pub fn target_dir(root: &Path) -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from)
 }
 
 /// What is kept between checkouts.
-pub(crate) fn cache_dir() -> Result<PathBuf> {
+pub fn cache_dir() -> Result<PathBuf> {
     let base = env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
         .or_else(|| env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")))
@@ -36,14 +41,14 @@ pub(crate) fn cache_dir() -> Result<PathBuf> {
 }
 
 /// The cargo that runs this, in a directory.
-pub(crate) fn cargo(directory: &Path) -> Command {
+pub fn cargo(directory: &Path) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(directory);
     command
 }
 
 /// Runs a command to its end; its output goes where ours goes.
-pub(crate) fn run(command: &mut Command) -> Result<()> {
+pub fn run(command: &mut Command) -> Result<()> {
     let status = command.stdin(Stdio::null()).status().with_context(|| format!("running {}", shown(command)))?;
     if !status.success() {
         bail!("{} failed: {status}", shown(command));
@@ -52,7 +57,7 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 }
 
 /// Whether a command runs and succeeds; its output is dropped.
-pub(crate) fn succeeds(command: &mut Command) -> bool {
+pub fn succeeds(command: &mut Command) -> bool {
     command
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -62,13 +67,13 @@ pub(crate) fn succeeds(command: &mut Command) -> bool {
 }
 
 /// A command as a person would type it.
-pub(crate) fn shown(command: &Command) -> String {
+pub fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
 }
 
 /// Installs Debian packages. Needs root; says so otherwise.
-pub(crate) fn apt_install(packages: &[&str]) -> Result<()> {
+pub fn apt_install(packages: &[&str]) -> Result<()> {
     let is_root = fs::metadata("/proc/self").is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0);
     let line = format!("apt-get install --yes --no-install-recommends {}", packages.join(" "));
     if !is_root {

@@ -1,0 +1,11 @@
+//! What the demo and the integration tests share: a local LLM server, real clients, the observer as a user runs it, and the
+//! comparison of what they logged.
+
+pub mod clients;
+pub mod compare;
+pub mod observer;
+pub mod process;
+pub mod python;
+pub mod server;
+pub mod sh;
+pub mod truth;

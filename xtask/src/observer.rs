@@ -1,0 +1,124 @@
+//! The observer under test, as a user runs it.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::process::Guarded;
+
+/// A running observer; ended when dropped.
+#[derive(Debug)]
+pub struct Observer {
+    /// Its records.
+    pub jsonl: PathBuf,
+    /// Where `/metrics` is.
+    pub listen: SocketAddr,
+    log: PathBuf,
+    process: Guarded,
+}
+
+impl Observer {
+    /// Starts `nexent-observer run` on `targets` (`--pid N` ... or `--exe PATH`).
+    /// `fault` is what the observer is to do wrong, for tests that must see that.
+    pub fn start(
+        binary: &Path,
+        targets: &[String],
+        dir: &Path,
+        listen: SocketAddr,
+        fault: Option<&str>,
+    ) -> Result<Self> {
+        let jsonl = dir.join("observer.jsonl");
+        let log = dir.join("observer.stderr");
+        let errors = fs::File::create(&log).context("cannot write the observer's log")?;
+        let mut command = Command::new(binary);
+        command.arg("run").args(targets).arg("--jsonl").arg(&jsonl).arg("--capture-content");
+        command.args(["--listen", &listen.to_string()]).stderr(errors).env_remove("NEXENT_OBSERVER_TEST_FAULT");
+        if let Some(fault) = fault {
+            command.env("NEXENT_OBSERVER_TEST_FAULT", fault);
+        }
+        Ok(Self { jsonl, listen, log, process: Guarded::spawn("nexent-observer", &mut command)? })
+    }
+
+    /// Waits until `processes` processes are attached; the CLOCK_MONOTONIC time at which that was known, ns.
+    pub fn attached(&mut self, processes: usize, timeout: Duration) -> Result<u64> {
+        let until = Instant::now() + timeout;
+        loop {
+            self.check()?;
+            let metrics = self.metrics().unwrap_or_default();
+            if gauge(&metrics, "nexent_observer_attached_processes").is_some_and(|count| count >= processes as f64) {
+                return Ok(monotonic_ns());
+            }
+            if Instant::now() >= until {
+                bail!("the observer did not attach to {processes} processes within {timeout:?}\n{}", self.said());
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// What `/metrics` gives.
+    pub fn metrics(&self) -> Result<String> {
+        let mut stream = TcpStream::connect_timeout(&self.listen, Duration::from_secs(1))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        write!(stream, "GET /metrics HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.listen)?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        ensure!(answer.starts_with("HTTP/1.1 200"), "/metrics: {}", answer.lines().next().unwrap_or("no answer"));
+        Ok(answer)
+    }
+
+    /// Fails when it has ended although it should not have.
+    pub fn check(&mut self) -> Result<()> {
+        match self.process.ended()? {
+            None => Ok(()),
+            Some(status) => bail!("the observer ended: {status}\n{}", self.said()),
+        }
+    }
+
+    /// Ends it with SIGINT, as Ctrl-C does: it writes out what it has.
+    pub fn stop(&mut self) -> Result<()> {
+        let status = self.process.interrupt()?;
+        ensure!(status.success(), "the observer ended with {status}\n{}", self.said());
+        Ok(())
+    }
+
+    /// The last lines of its log.
+    fn said(&self) -> String {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(15)..].join("\n")
+    }
+}
+
+/// Value of an unlabelled metric in the text format.
+fn gauge(metrics: &str, name: &str) -> Option<f64> {
+    metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+}
+
+/// Now on CLOCK_MONOTONIC, the clock of all logs, ns.
+#[must_use]
+pub fn monotonic_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gauge_is_found_by_its_whole_name() {
+        let text = "# HELP a_b c\na_b_total 7\na_b 3\n";
+        assert_eq!(gauge(text, "a_b"), Some(3.0));
+        assert_eq!(gauge(text, "a"), None);
+        assert_eq!(gauge(text, "HELP"), None);
+    }
+}

