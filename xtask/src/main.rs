@@ -2,6 +2,7 @@
 
 mod build;
 mod demo;
+mod lint;
 mod table;
 mod truth_command;
 
@@ -25,6 +26,8 @@ enum Command {
     Demo(demo::Options),
     /// Run many real clients at once and compare every number with what they logged.
     Truth(truth_command::Options),
+    /// Check the rules of the house: format, clippy, dependencies, stage order, purity, links, scripts.
+    Lint(lint::Options),
 }
 
 fn main() -> ExitCode {
@@ -33,6 +36,7 @@ fn main() -> ExitCode {
         Command::Build(options) => build::run(&root, &options),
         Command::Demo(options) => demo::run(&root, &options),
         Command::Truth(options) => truth_command::run(&root, &options),
+        Command::Lint(options) => lint::run(&root, &options),
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,
