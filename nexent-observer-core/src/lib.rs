@@ -5,6 +5,7 @@
 //! that reaches a neighbour: a stage says what it knows, counts the defect in [`stats::Stats`] and resynchronises or lets
 //! go. A gap is a value that flows downstream, so that timing can say "unknown" instead of something wrong.
 #![forbid(unsafe_code)]
+#![warn(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod event;
 pub mod limits;

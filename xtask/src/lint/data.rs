@@ -48,7 +48,7 @@ mod tests {
 
     #[test]
     fn broken_yaml_and_a_key_given_twice_are_refused() {
-        for text in ["a: [1", "a: 1\n  b: 2\n", "a: 1\na: 2\n", "a: 1\n---\nb: {", "\ta: 1"] {
+        for text in ["a: [1", "a: 1\n  b: 2\n", "a: 1\na: 2\n", "a: 1\n---\nb: {", "a:\n\tb: 1"] {
             assert!(bad_yaml("a.yaml", text).is_some(), "{text:?}");
         }
     }
