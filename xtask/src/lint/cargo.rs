@@ -74,7 +74,7 @@ pub(super) fn format(tree: &Tree) -> Result<Outcome> {
 pub(super) fn clippy(tree: &Tree) -> Result<Outcome> {
     let mut command = sh::cargo(tree.root());
     command
-        .args(["clippy", "--quiet", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])
+        .args(["clippy", "--quiet", "--workspace", "--all-targets", "--keep-going", "--locked", "--", "-D", "warnings"])
         .env("NEXENT_OBSERVER_BPF_OBJECT", build::object(tree.root())?);
     Ok(Outcome::Checked(failure("workspace", command, "mend what clippy names")?.into_iter().collect()))
 }
@@ -88,7 +88,7 @@ pub(super) fn deny(tree: &Tree) -> Result<Outcome> {
     for manifest in ["Cargo.toml", "nexent-observer-ebpf/Cargo.toml"] {
         let mut command = sh::cargo(tree.root());
         command.args(["deny", "--locked", "--manifest-path", manifest, "--log-level", "error"]);
-        command.args(["check", "--config"]).arg(tree.root().join("deny.toml")).args(["bans", "licenses", "sources"]);
+        command.args(["check", "bans", "licenses", "sources"]);
         problems.extend(failure(manifest, command, "mend it, or argue for it in deny.toml")?);
     }
     Ok(Outcome::Checked(problems))
