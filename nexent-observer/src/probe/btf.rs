@@ -158,7 +158,7 @@ mod tests {
             for value in [0, 0x7f, 0xff] {
                 let mut bad = whole.clone();
                 bad[at] = value;
-                let _ = member_offset(&bad, "s", "b"); // must end, whatever it says
+                member_offset(&bad, "s", "b").ok(); // must end, whatever it says
             }
         }
     }

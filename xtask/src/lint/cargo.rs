@@ -55,17 +55,13 @@ fn text<'a>(value: &'a serde_json::Value, key: &str) -> &'a str {
 
 /// Rule `format`: the workspace, and the packages outside of it.
 pub(super) fn format(tree: &Tree) -> Result<Outcome> {
-    let remedy = "run `cargo fmt --all`";
     let mut problems = Vec::new();
-    let mut check = |manifest: &str, remedy: &str| -> Result<()> {
+    for manifest in ["Cargo.toml"].iter().chain(OUTSIDE.iter().filter(|manifest| tree.exists(manifest))) {
         let mut command = sh::cargo(tree.root());
-        command.args(["fmt", "--all", "--manifest-path", manifest, "--", "--check", "--files-with-diff"]);
-        problems.extend(failure(manifest, command, remedy)?);
-        Ok(())
-    };
-    check("Cargo.toml", remedy)?;
-    for manifest in OUTSIDE.iter().filter(|manifest| tree.exists(manifest)) {
-        check(manifest, &format!("{remedy} --manifest-path {manifest}"))?;
+        command.args(["fmt", "--manifest-path", manifest]);
+        // Of a package outside, `--all` would also mean the workspace that it depends on.
+        command.args((*manifest == "Cargo.toml").then_some("--all")).args(["--", "--check", "--files-with-diff"]);
+        problems.extend(failure(manifest, command, "run it without `-- --check --files-with-diff`")?);
     }
     Ok(Outcome::Checked(problems))
 }
@@ -97,6 +93,10 @@ pub(super) fn deny(tree: &Tree) -> Result<Outcome> {
 /// Runs a tool; when it fails, what it said goes to stderr and a problem names it.
 fn failure(place: &str, mut command: Command, remedy: &str) -> Result<Option<Problem>> {
     let shown = sh::shown(&command);
+    // The name of the program, not where it is installed.
+    let (program, arguments) = shown.split_once(' ').unwrap_or((&shown, ""));
+    let shown = format!("{} {arguments}", program.rsplit('/').next().unwrap_or(program));
+    let shown = shown.trim_end();
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("running {shown}"))?;
     if output.status.success() {
         return Ok(None);
