@@ -33,6 +33,12 @@ fn fingerprint_file(root: &Path) -> PathBuf {
     root.join("nexent-observer-ebpf/prebuilt/SOURCES.sha256")
 }
 
+/// Whether the prebuilt objects were made from these sources.
+pub(crate) fn prebuilt_fits(root: &Path) -> Result<bool> {
+    let recorded = fs::read_to_string(fingerprint_file(root)).unwrap_or_default();
+    Ok(recorded.trim() == fingerprint::of_sources(root)?)
+}
+
 /// The object for this machine.
 pub(crate) fn object(root: &Path, source: Source) -> Result<PathBuf> {
     if let Some(given) = env::var_os("NEXENT_OBSERVER_BPF_OBJECT") {
@@ -40,8 +46,7 @@ pub(crate) fn object(root: &Path, source: Source) -> Result<PathBuf> {
     }
     let arch = env::consts::ARCH;
     let kept = prebuilt(root, arch);
-    let recorded = fs::read_to_string(fingerprint_file(root)).unwrap_or_default();
-    if source == Source::Auto && kept.exists() && recorded.trim() == fingerprint::of_sources(root)? {
+    if source == Source::Auto && kept.exists() && prebuilt_fits(root)? {
         return Ok(kept);
     }
     if source == Source::Auto {
@@ -99,8 +104,7 @@ pub(crate) fn check_prebuilt(root: &Path) -> Result<()> {
     if !matches!(toolchain, Toolchain::Debian { .. }) {
         bail!("only Debian's toolchain gives the prebuilt objects byte for byte; this machine has another");
     }
-    let recorded = fs::read_to_string(fingerprint_file(root)).unwrap_or_default();
-    if recorded.trim() != fingerprint::of_sources(root)? {
+    if !prebuilt_fits(root)? {
         bail!("the prebuilt kernel half is not of these sources: run `cargo xtask build --update-prebuilt`");
     }
     for arch in ARCHITECTURES {

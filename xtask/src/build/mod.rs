@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-pub(crate) use kernel_half::Source;
+pub(crate) use kernel_half::{Source, prebuilt_fits};
 
 use crate::sh;
 

@@ -1,4 +1,4 @@
-//! Rules that cargo and its tools answer: `dependencies`, `format`, `deny`, `clippy`.
+//! Rules that cargo and its tools answer: `dependencies`, `format`, `prebuilt`, `deny`, `clippy`.
 
 use std::process::{Command, Stdio};
 
@@ -64,6 +64,16 @@ pub(super) fn format(tree: &Tree) -> Result<Outcome> {
         problems.extend(failure(manifest, command, "run it without `-- --check --files-with-diff`")?);
     }
     Ok(Outcome::Checked(problems))
+}
+
+/// Rule `prebuilt`: the prebuilt kernel half is of these sources. That it is what they give, byte for byte, takes a toolchain
+/// and is checked by `cargo xtask build --check-prebuilt`.
+pub(super) fn prebuilt(tree: &Tree) -> Result<Outcome> {
+    if build::prebuilt_fits(tree.root())? {
+        return Ok(Outcome::Checked(Vec::new()));
+    }
+    let remedy = "run `cargo xtask build --update-prebuilt`";
+    Ok(Outcome::Checked(vec![Problem::new("nexent-observer-ebpf/prebuilt", "is not of these sources", remedy)]))
 }
 
 /// Rule `clippy`: the workspace with tests, examples and benches; a warning is an error.

@@ -46,6 +46,7 @@ const RULES: &[Rule] = &[
     ("corpus", corpus::rule),
     ("dependencies", cargo::dependencies),
     ("format", cargo::format),
+    ("prebuilt", cargo::prebuilt),
     ("deny", cargo::deny),
     ("clippy", cargo::clippy),
 ];
