@@ -179,10 +179,8 @@ fn retire(key: &ConnKey, pid_tgid: u64) -> Option<()> {
         return None;
     }
     let now = inflight::now();
-    let (skipped, unknown) = (
-        conn_flag::READ_SKIPPED | conn_flag::WRITE_SKIPPED,
-        conn_flag::READ_UNKNOWN | conn_flag::WRITE_UNKNOWN,
-    );
+    let (skipped, unknown) =
+        (conn_flag::READ_SKIPPED | conn_flag::WRITE_SKIPPED, conn_flag::READ_UNKNOWN | conn_flag::WRITE_UNKNOWN);
     let header = RecordHeader {
         entry_ns: now,
         return_ns: now,
