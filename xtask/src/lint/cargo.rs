@@ -3,12 +3,13 @@
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use xtask::sh;
 
 use super::{
     report::{Outcome, Problem},
     tree::Tree,
 };
-use crate::{build, sh};
+use crate::build;
 
 /// Crates whose dependencies are closed: (crate, what it may depend on). Dependencies of their tests are free.
 const CLOSED: [(&str, &[&str]); 2] = [
