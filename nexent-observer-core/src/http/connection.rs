@@ -152,7 +152,7 @@ impl Undecided {
             return Decision::Wait;
         }
         if had == 0 {
-            match classify(fresh) {
+            match classify(fresh, start) {
                 Some(Guess::More) | None => {}
                 Some(guess) => return self.conclude(guess, start, dir, bytes, stats),
             }
@@ -163,7 +163,7 @@ impl Undecided {
         beginning.bytes.extend(fresh.iter().take(limits::HEAD_BYTES));
         let guess = match detect::guess(&beginning.bytes) {
             Guess::Request | Guess::Response if !line => None,
-            _ => classify(&beginning.bytes),
+            _ => classify(&beginning.bytes, start),
         };
         let too_long = beginning.bytes.len() >= limits::HEAD_BYTES;
         match guess {
@@ -207,9 +207,10 @@ impl Undecided {
 
 /// What bytes begin, a message only when its whole first line says so: the role of the process hangs on it. `None` when
 /// that line is not complete.
-fn classify(bytes: &[u8]) -> Option<Guess> {
+fn classify(bytes: &[u8], start: StartSeen) -> Option<Guess> {
     let guess = detect::guess(bytes);
     let is = match guess {
+        Guess::Request if start == StartSeen::No && !detect::is_known_method(bytes) => false,
         Guess::Request => detect::is_request_line(bytes)?,
         Guess::Response => detect::is_status_line(bytes)?,
         Guess::Http2 | Guess::Neither | Guess::More => true,

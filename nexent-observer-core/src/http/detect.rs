@@ -66,6 +66,14 @@ pub(super) fn is_request_line(bytes: &[u8]) -> Option<bool> {
     Some(guess(line) == Guess::Request && (line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0")))
 }
 
+/// Whether `bytes` begin with a method of RFC 9110 or 5789 and a space, or with a part of that. Asked where the bytes before
+/// are not known: of `POST /x` without its first bytes, `T /x` is a request line too.
+pub(super) fn is_known_method(bytes: &[u8]) -> bool {
+    const METHODS: [&[u8]; 9] =
+        [b"POST ", b"GET ", b"PUT ", b"DELETE ", b"HEAD ", b"OPTIONS ", b"PATCH ", b"CONNECT ", b"TRACE "];
+    METHODS.iter().any(|method| bytes.iter().zip(*method).all(|(a, b)| a == b))
+}
+
 /// Whether the first line of `bytes` is a status line of HTTP/1; `None` when it is not complete.
 pub(super) fn is_status_line(bytes: &[u8]) -> Option<bool> {
     let line = first_line(bytes)?;
@@ -87,6 +95,16 @@ pub(super) fn skip_empty_lines(bytes: &[u8]) -> &[u8] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_rest_of_a_method_is_no_known_method() {
+        for known in ["POST /x HTTP/1.1", "GET /", "PO", "TRACE *", ""] {
+            assert!(is_known_method(known.as_bytes()), "{known}");
+        }
+        for rest in ["OST /x HTTP/1.1", "T /x HTTP/1.1", "ET / HTTP/1.1", "POSTS / HTTP/1.1", "post / HTTP/1.1"] {
+            assert!(!is_known_method(rest.as_bytes()), "{rest}");
+        }
+    }
 
     #[test]
     fn each_beginning_is_told_at_its_first_sufficient_byte() {

@@ -131,10 +131,11 @@ impl Exchanges {
         self.open.iter().any(|e| e.is_unanswered() && e.started > at)
     }
 
-    /// Notes that bytes were lost where the next response should have begun.
-    pub(super) fn damage_next(&mut self, at: MonoNs, cause: GapCause) {
-        if let Some(next) = self.open.iter_mut().find(|e| e.is_unanswered() && e.started <= at) {
-            next.response = ResponsePart::Damaged(cause);
+    /// Notes that bytes were lost where the next response should have begun. It is not known whose: what is lost may hold
+    /// whole responses.
+    pub(super) fn damage_unanswered(&mut self, at: MonoNs, cause: GapCause) {
+        for exchange in self.open.iter_mut().filter(|e| e.is_unanswered() && e.started <= at) {
+            exchange.response = ResponsePart::Damaged(cause);
         }
     }
 }

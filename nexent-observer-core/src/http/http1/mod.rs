@@ -165,7 +165,8 @@ impl Http1 {
         sink: &mut impl FnMut(HttpEvent<'_>),
     ) -> &'b [u8] {
         let start = detect::skip_empty_lines(bytes);
-        if !start.is_empty() && head::may_be_head(start, side) {
+        let whole = side == Side::Response || detect::is_known_method(start);
+        if !start.is_empty() && whole && head::may_be_head(start, side) {
             self.lane(side).state = State::Head { synced: false };
             return start;
         }
@@ -180,6 +181,11 @@ impl Http1 {
                 return bytes;
             }
         }
+        if side == Side::Response {
+            // The middle of something: the answer to what waits may be in it, or in what was lost before it.
+            self.in_step = false;
+            self.exchanges.damage_unanswered(at.ret, GapCause::Lost);
+        }
         self.noise(stats);
         &[]
     }
@@ -189,7 +195,7 @@ impl Http1 {
         let lane = self.lane(side);
         let exchange = lane.exchange;
         let is_head = match side {
-            Side::Request => detect::is_request_line(bytes) == Some(true),
+            Side::Request => detect::is_known_method(bytes) && detect::is_request_line(bytes) == Some(true),
             Side::Response => detect::guess(bytes) == detect::Guess::Response,
         };
         if is_head {
@@ -320,10 +326,13 @@ impl Http1 {
                 lane.state = State::Seek;
                 if side == Side::Response {
                     self.in_step = false;
-                    self.exchanges.damage_next(at.ret, cause);
+                    self.exchanges.damage_unanswered(at.ret, cause);
                 }
             }
             (State::Resync | State::Body(Body::UntilClose), _) => {
+                if side == Side::Response {
+                    self.exchanges.damage_unanswered(at.ret, cause);
+                }
                 emit(sink, exchange, side, at, HttpEventKind::Gap { len, cause });
             }
             (State::Body(Body::Length(left)), Some(n)) => {
@@ -363,7 +372,10 @@ impl Http1 {
         emit(sink, lane.exchange, side, at, HttpEventKind::Gap { len, cause });
         match side {
             Side::Request => self.lose_request(),
-            Side::Response => self.in_step = false,
+            Side::Response => {
+                self.in_step = false;
+                self.exchanges.damage_unanswered(at.ret, cause);
+            }
         }
     }
 
