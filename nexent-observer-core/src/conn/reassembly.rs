@@ -92,7 +92,7 @@ impl Reassembly {
                 let piece = Piece { dir, at, offset, len, flags, payload };
                 match dir {
                     Direction::Read if self.held.is_some() || turn > self.settled => {
-                        self.hold(turn, piece, stats, sink)
+                        self.hold(turn, piece, stats, sink);
                     }
                     Direction::Read => self.pass(piece, stats, sink),
                     Direction::Write => self.pass_write(turn, piece, stats, sink),

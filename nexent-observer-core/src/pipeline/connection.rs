@@ -17,6 +17,8 @@ use crate::{
 pub(super) struct Connection {
     reassembly: Reassembly,
     http: HttpConnection,
+    /// A data record came: it said whether the connection was seen from its start.
+    begun: bool,
     calls: Calls,
     /// It is on the pipeline's list of those that wait.
     listed: bool,
@@ -25,6 +27,7 @@ pub(super) struct Connection {
 }
 
 /// What the first stage is told.
+#[derive(Clone, Copy)]
 enum Step<'a> {
     Record(&'a Record<'a>),
     Timeout(MonoNs),
@@ -66,16 +69,11 @@ struct Open {
 }
 
 impl Connection {
-    /// A connection that `record` shows for the first time.
-    pub(super) fn new(record: &Record<'_>) -> Self {
-        let Record { conn: id, pid, .. } = *record;
-        let start = match record.kind {
-            RecordKind::Data { flags, .. } if flags.from_start => StartSeen::Yes,
-            _ => StartSeen::No,
-        };
+    pub(super) fn new(id: ConnId, pid: u32) -> Self {
         Self {
             reassembly: Reassembly::new(),
-            http: HttpConnection::new(start),
+            http: HttpConnection::new(StartSeen::No),
+            begun: false,
             calls: Calls { id, pid, writer: None, turn: 0, open: SmallVec::new(), next: 0, not_llm: None },
             listed: false,
             verdict: None,
@@ -83,9 +81,14 @@ impl Connection {
     }
 
     pub(super) fn feed(&mut self, record: &Record<'_>, shared: &mut Shared) {
-        if let RecordKind::Data { dir: Direction::Write, turn, .. } = record.kind {
-            self.calls.writer = Some(record.tid);
-            self.calls.turn = self.calls.turn.max(turn);
+        if let RecordKind::Data { dir, turn, flags, .. } = record.kind {
+            if !std::mem::replace(&mut self.begun, true) && flags.from_start {
+                self.http = HttpConnection::new(StartSeen::Yes);
+            }
+            if dir == Direction::Write {
+                self.calls.writer = Some(record.tid);
+                self.calls.turn = self.calls.turn.max(turn);
+            }
         }
         self.run(Step::Record(record), shared);
     }

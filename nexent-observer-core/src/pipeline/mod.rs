@@ -94,14 +94,14 @@ impl Pipeline {
         let (id, now) = (record.conn, record.at.ret);
         let connection = match table.touch(id, now) {
             Some(connection) => connection,
-            None if matches!(record.kind, RecordKind::Close { .. }) => {
-                // Let go before, or never seen.
+            // A close may overtake all writes of a short connection. Otherwise it was let go before.
+            None if matches!(record.kind, RecordKind::Close { write_end: 0, .. }) => {
                 shared.conn.records += 1;
                 shared.conn.count(DropReason::RecordInvalid);
                 return;
             }
             None => {
-                let new = Connection::new(record);
+                let new = Connection::new(id, record.pid);
                 if let Some((_, mut gone)) = table.insert(id, record.pid, now, new, &mut shared.conn) {
                     gone.close(now, CloseCause::Evicted, shared);
                 }

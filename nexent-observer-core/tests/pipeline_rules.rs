@@ -1,0 +1,220 @@
+//! What the pipeline promises to who drives it: verdicts, closes, exits, bounds.
+
+use nexent_observer_core::{
+    event::{ConnId, Direction, MonoNs, Record, RecordFlags, RecordKind, Stamp},
+    limits::Limits,
+    pipeline::{Output, Pipeline},
+    stats::DropReason,
+    timing::{Exchange, Options, Outcome},
+};
+
+const CHAT: &str = "POST /v1/chat/completions HTTP/1.1\r\nHost: api.openai.com\r\nContent-Length: 2\r\n\r\n{}";
+const STREAM: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
+const OTHER: &str = "GET /health HTTP/1.1\r\nHost: h\r\n\r\n";
+const OTHER_HEAD: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 1000\r\n\r\n";
+
+fn event(text: &str) -> String {
+    let data = format!("data: {{\"id\":\"c\",\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{text}\"}}}}]}}\n\n");
+    format!("{:x}\r\n{data}\r\n", data.len())
+}
+
+struct Bench {
+    pipeline: Pipeline,
+    now: u64,
+    /// Read and write offsets of connections 0 to 9.
+    offsets: [[u64; 2]; 10],
+}
+
+impl Bench {
+    fn new(limits: Limits) -> Self {
+        Self { pipeline: Pipeline::new(limits, Options::default()), now: 1_000_000, offsets: Default::default() }
+    }
+
+    fn record(&mut self, conn: u64, pid: u32, kind: RecordKind<'_>) {
+        self.now += 1_000_000;
+        let at = Stamp { entry: MonoNs(self.now - 1000), ret: MonoNs(self.now) };
+        self.pipeline.handle_event(&Record { conn: ConnId(conn), pid, tid: pid, at, kind });
+    }
+
+    fn data(&mut self, conn: u64, dir: Direction, turn: u32, bytes: &str) {
+        let slot = &mut self.offsets[conn as usize][usize::from(dir == Direction::Write)];
+        let offset = *slot;
+        *slot += bytes.len() as u64;
+        let flags = RecordFlags { from_start: true, ..RecordFlags::default() };
+        let (payload, len) = (bytes.as_bytes(), bytes.len() as u64);
+        self.record(conn, conn as u32 + 100, RecordKind::Data { dir, offset, turn, payload, len, flags });
+    }
+
+    fn write(&mut self, conn: u64, turn: u32, bytes: &str) {
+        self.data(conn, Direction::Write, turn, bytes);
+    }
+
+    fn read(&mut self, conn: u64, turn: u32, bytes: &str) {
+        self.data(conn, Direction::Read, turn, bytes);
+    }
+
+    fn close(&mut self, conn: u64) {
+        let [read_end, write_end] = self.offsets[conn as usize];
+        let kind = RecordKind::Close { read_end, write_end, flags: RecordFlags::default() };
+        self.record(conn, conn as u32 + 100, kind);
+    }
+
+    /// Both rings are drained.
+    fn drained(&mut self) {
+        if self.pipeline.poll_timeout().is_some_and(|due| due.0 <= self.now) {
+            self.pipeline.handle_timeout(MonoNs(self.now));
+        }
+    }
+
+    fn take(&mut self) -> (Vec<Exchange>, Vec<(u64, u32)>) {
+        let (mut exchanges, mut verdicts) = (Vec::new(), Vec::new());
+        while let Some(output) = self.pipeline.poll_output() {
+            match output {
+                Output::Exchange(x) => exchanges.push(*x),
+                Output::NotLlm { conn, turn } => verdicts.push((conn.0, turn)),
+            }
+        }
+        (exchanges, verdicts)
+    }
+
+    fn verdicts(&mut self) -> Vec<(u64, u32)> {
+        self.drained();
+        self.take().1
+    }
+}
+
+#[test]
+fn a_verdict_comes_once_a_turn_and_not_before_the_response_head() {
+    let mut b = Bench::new(Limits::default());
+    b.write(1, 1, OTHER);
+    assert_eq!(b.verdicts(), []);
+    b.read(1, 1, &OTHER_HEAD[..20]);
+    assert_eq!(b.verdicts(), [], "leaving out the rest of the head would lose where the message ends");
+    b.read(1, 1, &OTHER_HEAD[20..]);
+    assert_eq!(b.verdicts(), [(1, 1)]);
+    b.read(1, 1, "x");
+    assert_eq!(b.verdicts(), []);
+    b.write(1, 2, OTHER);
+    b.read(1, 2, OTHER_HEAD);
+    b.drained();
+    assert_eq!(b.take().0.len(), 0);
+}
+
+#[test]
+fn no_verdict_while_an_llm_call_is_open_on_the_connection_or_may_be() {
+    let mut b = Bench::new(Limits::default());
+    // Pipelined behind one that is no LLM call.
+    b.write(1, 1, OTHER);
+    b.write(1, 1, CHAT);
+    b.read(1, 1, OTHER_HEAD);
+    assert_eq!(b.verdicts(), []);
+    // The request that shows it is in the ring that is drained later.
+    b.write(2, 1, OTHER);
+    b.drained();
+    b.read(2, 1, OTHER_HEAD);
+    b.write(2, 1, CHAT);
+    assert_eq!(b.verdicts(), []);
+    b.write(3, 1, CHAT);
+    b.read(3, 1, STREAM);
+    assert_eq!(b.verdicts(), []);
+}
+
+#[test]
+fn bytes_that_are_no_http_get_a_verdict_and_a_preface_of_http2_does_not() {
+    let mut b = Bench::new(Limits::default());
+    b.write(1, 1, "\u{1}\u{2}binary protocol\n");
+    b.read(1, 1, "\u{3}answer");
+    assert_eq!(b.verdicts(), [(1, 1)]);
+    b.write(2, 1, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+    b.read(2, 1, "\0\0\0\u{4}\0\0\0\0\0");
+    assert_eq!(b.verdicts(), []);
+}
+
+#[test]
+fn a_close_that_overtook_all_writes_of_a_short_connection_ends_its_exchange() {
+    let mut b = Bench::new(Limits::default());
+    b.offsets[1] = [0, CHAT.len() as u64];
+    b.close(1);
+    b.offsets[1] = [0, 0];
+    b.write(1, 1, CHAT);
+    b.drained();
+    let (exchanges, _) = b.take();
+    assert_eq!(exchanges.iter().map(|x| x.outcome).collect::<Vec<_>>(), [Outcome::ClientAbort]);
+    assert_eq!(b.pipeline.stats().connections_open, 0);
+}
+
+#[test]
+fn a_close_of_an_unknown_connection_is_counted_and_leaves_nothing() {
+    let mut b = Bench::new(Limits::default());
+    b.close(1);
+    assert_eq!(b.pipeline.stats().drops(DropReason::RecordInvalid), 1);
+    assert_eq!(b.pipeline.stats().connections_open, 0);
+}
+
+#[test]
+fn the_end_of_a_process_ends_its_calls_and_no_others() {
+    let mut b = Bench::new(Limits::default());
+    for conn in [1, 2] {
+        b.write(conn, 1, CHAT);
+        b.read(conn, 1, STREAM);
+        b.read(conn, 1, &event("hi"));
+    }
+    b.drained();
+    assert_eq!(b.pipeline.active().count(), 2);
+    let at = MonoNs(b.now + 5);
+    b.pipeline.process_exit(101, at);
+    let (exchanges, _) = b.take();
+    assert_eq!(exchanges.len(), 1);
+    assert_eq!((exchanges[0].pid, exchanges[0].outcome, exchanges[0].end), (101, Outcome::ClientAbort, Some(at)));
+    let left: Vec<_> = b.pipeline.active().map(|s| (s.pid, s.chunks)).collect();
+    assert_eq!(left, [(102, 1)]);
+}
+
+#[test]
+fn detaching_leaves_the_outcome_open() {
+    let mut b = Bench::new(Limits::default());
+    b.write(1, 1, CHAT);
+    b.pipeline.detach(101, MonoNs(b.now + 5));
+    assert_eq!(b.take().0[0].outcome, Outcome::Incomplete);
+}
+
+#[test]
+fn a_full_table_lets_the_connection_silent_longest_go_as_incomplete() {
+    let mut b = Bench::new(Limits { connections: 2, ..Limits::default() });
+    for conn in [1, 2, 3] {
+        b.write(conn, 1, CHAT);
+    }
+    let (exchanges, _) = b.take();
+    assert_eq!(exchanges.iter().map(|x| (x.pid, x.outcome)).collect::<Vec<_>>(), [(101, Outcome::Incomplete)]);
+    assert_eq!(b.pipeline.stats().drops(DropReason::ConnectionsFull), 1);
+    assert_eq!(b.pipeline.stats().connections_open, 2);
+}
+
+#[test]
+fn a_silent_connection_is_let_go_when_its_time_is_up() {
+    let mut b = Bench::new(Limits { idle_ns: 1_000_000_000, ..Limits::default() });
+    b.write(1, 1, CHAT);
+    let due = b.pipeline.poll_timeout().map(|t| t.0);
+    assert_eq!(due, Some(b.now + 1_000_000_000));
+    b.pipeline.handle_timeout(MonoNs(b.now + 999_999_999));
+    assert_eq!(b.take().0.len(), 0);
+    b.pipeline.handle_timeout(MonoNs(b.now + 1_000_000_000));
+    assert_eq!(b.take().0[0].outcome, Outcome::Incomplete);
+    assert_eq!(b.pipeline.poll_timeout(), None);
+}
+
+#[test]
+fn what_is_open_and_what_was_seen_is_counted_over_all_stages() {
+    let mut b = Bench::new(Limits::default());
+    b.write(1, 1, CHAT);
+    b.read(1, 1, STREAM);
+    b.read(1, 1, &event("hi"));
+    b.drained();
+    let stats = b.pipeline.stats();
+    assert_eq!((stats.records, stats.http_exchanges, stats.chunks), (3, 1, 1));
+    assert_eq!((stats.connections_open, stats.exchanges_open, stats.llm_exchanges), (1, 1, 0));
+    b.close(1);
+    b.drained();
+    let stats = b.pipeline.stats();
+    assert_eq!((stats.connections_open, stats.exchanges_open, stats.llm_exchanges), (0, 0, 1));
+}
