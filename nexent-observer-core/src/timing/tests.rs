@@ -424,6 +424,16 @@ fn a_loss_after_the_last_token_takes_it() {
 }
 
 #[test]
+fn another_answer_that_shows_after_a_loss_is_not_taken_for_this_one() {
+    let id = |id| LlmEventKind::Identity { model: None, id: Some(id) };
+    let mut p = Play::stream();
+    p.token(1200).say(1200, id("a")).gap(1250, Some(900)).counted(1500, 20).say(1500, id("b"));
+    let x = p.counted(1600, 30).done(1700);
+    assert_eq!((x.response_id.as_deref(), x.first_token), (Some("a"), Some(ms(1200))));
+    assert_eq!((x.last_token, x.usage.output, x.end_to_end_rate), (None, None, None));
+}
+
+#[test]
 fn usage_before_a_loss_is_no_count_and_after_it_is() {
     let x = Play::stream().counted(1200, 5).gap(1250, Some(9)).done(1300);
     assert_eq!((x.usage.output, x.usage_source), (None, TokenSource::Chunks));

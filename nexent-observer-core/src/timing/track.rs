@@ -72,6 +72,8 @@ struct Holes {
     any: bool,
     before_first_token: bool,
     since_last_token: bool,
+    /// The id changed after a hole: the end of the answer, the next request and the head of its answer were in it.
+    other_answer: bool,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -133,8 +135,12 @@ impl Timing {
             LlmEventKind::Chunk => self.chunk(at),
             LlmEventKind::Delta { payload, choice, text } => self.delta(at, *payload, *choice, text),
             LlmEventKind::Identity { model, id } => {
-                keep(&mut self.response_model, *model);
-                keep(&mut self.response_id, *id);
+                let other = self.response_id.as_deref().zip(*id).is_some_and(|(known, id)| known != cut(id));
+                self.holes.other_answer |= self.holes.any && other;
+                if !self.holes.other_answer {
+                    keep(&mut self.response_model, *model);
+                    keep(&mut self.response_id, *id);
+                }
             }
             LlmEventKind::Usage(usage) => self.usage(*usage),
             LlmEventKind::Finish { choice, reason } => {
@@ -280,6 +286,10 @@ impl Timing {
     #[must_use]
     pub fn finish(mut self, stats: &mut Stats) -> Exchange {
         self.tokens.close_chunk(&mut self.timeline, self.timeline_cap);
+        if self.holes.other_answer {
+            self.holes.since_last_token = true;
+            self.tokens.usage_stale = true;
+        }
         stats.llm_exchanges += 1;
         let streamed = self.streamed();
         let (outcome, abort_type) = self.outcome(streamed);
