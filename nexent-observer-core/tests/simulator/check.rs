@@ -101,6 +101,7 @@ pub(crate) fn check(wires: &[Wire], out: &drive::Outcome) -> Result<Tally, Strin
     Ok(tally)
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "most of what is compared is Copy or made for it")]
 fn same<T: PartialEq + std::fmt::Debug>(what: &str, got: T, want: T) -> Result<(), String> {
     if got == want { Ok(()) } else { Err(format!("{what}: got {got:?}, want {want:?}")) }
 }

@@ -32,7 +32,8 @@ pub(crate) fn drive(wires: &[Wire]) -> Outcome {
     let mut pipeline = Pipeline::new(Limits::default(), Options { capture_content: true });
     let mut out = Outcome { exchanges: vec![], not_llm: vec![], skipped: 0, stats: Stats::default(), most_waiting: 0 };
     let mut verdicts: HashMap<ConnId, u32> = HashMap::new();
-    let mut left_out: HashMap<ConnId, ()> = HashMap::new();
+    // Whether one of the records left out would have told of a loss of unknown size: the next one has to.
+    let mut left_out: HashMap<ConnId, bool> = HashMap::new();
     let mut rest = rows.as_mut_slice();
     let mut now = 0;
     while !rest.is_empty() {
@@ -46,13 +47,15 @@ pub(crate) fn drive(wires: &[Wire]) -> Outcome {
                 RowKind::Data { dir: Direction::Write, .. } => {
                     verdicts.remove(&row.conn);
                 }
-                RowKind::Data { turn, .. } if verdicts.get(&row.conn) == Some(turn) => {
-                    left_out.insert(row.conn, ());
+                RowKind::Data { turn, flags, .. } if verdicts.get(&row.conn) == Some(turn) => {
+                    *left_out.entry(row.conn).or_default() |= flags.after_unknown_loss;
                     out.skipped += 1;
                     continue;
                 }
                 RowKind::Data { flags, .. } | RowKind::Close { flags, .. } => {
-                    flags.after_skip = left_out.remove(&row.conn).is_some();
+                    let skipped = left_out.remove(&row.conn);
+                    flags.after_skip = skipped.is_some();
+                    flags.after_unknown_loss |= skipped == Some(true);
                 }
                 RowKind::Exit => {}
             }

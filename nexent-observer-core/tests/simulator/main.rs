@@ -3,6 +3,8 @@
 //!
 //! `NEXENT_SIM_SEED=N` replays one seed, `NEXENT_SIM_RUNS=N` runs more than the default.
 
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "all of this is a test")]
+
 mod check;
 mod drive;
 mod rng;

@@ -114,10 +114,10 @@ fn stream(rng: &mut Rng, conn: usize, no: usize) -> Script {
     let mut body = String::new();
     let mut marks = Vec::new();
     let event = |body: &mut String, marks: &mut Vec<Mark>, choices: &str, usage: &str, what: What| {
-        let _ = write!(
+        write!(
             body,
             "data: {{\"id\":\"{id}\",\"object\":\"chat.completion.chunk\",\"created\":1,\"model\":\"gpt-4o-mini-2024\",\"choices\":[{choices}]{usage}}}\n\n"
-        );
+        ).unwrap();
         marks.push(Mark { offset: body.len(), what });
     };
     let silent = || What::Event { text: String::new(), output: false, counted: None };
