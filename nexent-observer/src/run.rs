@@ -28,7 +28,7 @@ use crate::{
     probe::{
         attach::{self, AttachReport, Attacher},
         kernel::{KernelHalf, KernelOptions, Rings},
-        targets::{Change, Targets},
+        targets::{Change, Ended, Targets},
     },
     ring::{Drain, ProcessEvent, ProcessEventKind, RingEvent},
     serve::Outside,
@@ -39,15 +39,15 @@ use crate::{
 ///
 /// # Errors
 /// [`RunError`]; nothing stays attached.
-pub fn run(config: Config) -> Result<(), RunError> {
+pub fn run(config: &Config) -> Result<(), RunError> {
     let fault = std::env::var(crate::fault::VARIABLE).ok().map(|text| Fault::parse(&text)).transpose();
     let fault = fault.map_err(RunError::runtime)?;
     if let Some(fault) = fault {
         tracing::warn!(?fault, "A fault is put in on purpose: the numbers will be wrong.");
     }
     // What can fail without touching a process comes first.
-    let (outside, exports) = Outside::start(&config)?;
-    let mut observer = Observer::attach(&config, exports, fault)?;
+    let (outside, exports) = Outside::start(config)?;
+    let mut observer = Observer::attach(config, exports, fault)?;
     let done = observer.observe(&outside, config.drain_interval);
     let Observer { exports, targets, .. } = observer;
     drop(targets); // detaches
@@ -82,7 +82,7 @@ struct Observer {
     services: HashMap<u32, Arc<Service>>,
     default_service: Option<String>,
     /// Processes found dead before the last drain; their connections end after the next one.
-    dying: Vec<u32>,
+    dying: Vec<Ended>,
     ends_with_targets: bool,
 }
 
@@ -201,8 +201,13 @@ impl Observer {
 
     /// Follows processes.
     fn turn(&mut self, now: MonoNs) {
-        for pid in std::mem::take(&mut self.dying) {
-            self.pipeline.process_exit(pid, now);
+        for Ended { pid, open, replaced } in std::mem::take(&mut self.dying) {
+            if !replaced {
+                for end in open {
+                    self.pipeline.handle_event(&end.record(pid, now));
+                }
+                self.pipeline.process_exit(pid, now);
+            }
             if !self.targets.attacher().observes(pid) {
                 self.services.remove(&pid);
             }
@@ -221,9 +226,10 @@ impl Observer {
                     }
                     tracing::debug!(pid, parent, "A forked process is observed.");
                 }
-                Change::Gone { pid } => {
+                Change::Gone(ended) => {
+                    let pid = ended.pid;
                     tracing::info!(pid, "A process is not observed any more: it ended or runs something else.");
-                    self.dying.push(pid);
+                    self.dying.push(ended);
                 }
                 Change::Refused(error) => tracing::warn!("{error}."),
                 Change::OptedOut { pid } => {
@@ -304,7 +310,10 @@ fn say_attached(report: &AttachReport, service: &Service) {
         }
     }
     if attach::is_expensive(report) {
-        tracing::warn!(pid = report.pid, "Probes in this process cost about 9 us a call instead of 1; see `doctor`.");
+        tracing::warn!(
+            pid = report.pid,
+            "Probes in this process cost about 9 us a call instead of 1; see docs/overhead.md."
+        );
     }
 }
 

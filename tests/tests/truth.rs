@@ -1,5 +1,6 @@
 //! Real clients by the dozen, and every number of the observer against what they logged. Needs root, eBPF and
 //! `cargo xtask build`; `cargo xtask truth NAME` runs one of these by hand.
+#![expect(clippy::unwrap_used, reason = "a test that cannot start fails")]
 
 use std::sync::{Mutex, PoisonError};
 

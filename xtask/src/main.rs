@@ -3,6 +3,7 @@
 mod build;
 mod demo;
 mod lint;
+mod suite;
 mod table;
 mod truth_command;
 
@@ -22,6 +23,8 @@ struct Cli {
 enum Command {
     /// Build the kernel half and the process into target/release/nexent-observer.
     Build(build::Options),
+    /// Run everything: lint, unit and property tests, integration with real eBPF.
+    Test(suite::Options),
     /// Watch a real client stream from a local server, and check every number.
     Demo(demo::Options),
     /// Run many real clients at once and compare every number with what they logged.
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
     let Cli { command } = Cli::parse();
     let done = sh::root().and_then(|root| match command {
         Command::Build(options) => build::run(&root, &options),
+        Command::Test(options) => suite::run(&root, &options),
         Command::Demo(options) => demo::run(&root, &options),
         Command::Truth(options) => truth_command::run(&root, &options),
         Command::Lint(options) => lint::run(&root, &options),

@@ -132,7 +132,7 @@ fn run(flags: Flags, environment: &Environment, err: &mut impl Write) -> Result<
     }
     config.check_targets()?;
     logging::start(&config);
-    crate::run::run(config)
+    crate::run::run(&config)
 }
 
 /// Writes to standard output. A reader that went away (`| head`) is no error; any other failure is.

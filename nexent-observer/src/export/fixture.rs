@@ -29,7 +29,7 @@ pub(super) fn timeline(chunks: impl IntoIterator<Item = (MonoNs, Option<u32>)>) 
     let mut total = 0;
     let mut feed = |at: MonoNs, kind| {
         let at = Stamp { entry: at, ret: at };
-        assert_eq!(timing.feed(&LlmEvent { at, kind }, &mut stats), Progress::Open);
+        assert_eq!(timing.feed(&LlmEvent { at, kind }), Progress::Open);
     };
     let facts = ResponseFacts { stream: true, ..ResponseFacts::default() };
     feed(MonoNs(0), LlmEventKind::Response { first: Stamp::default(), facts });

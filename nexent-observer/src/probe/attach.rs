@@ -8,7 +8,7 @@ use std::{
     thread,
 };
 
-use nexent_observer_common::cookie::Scope;
+use nexent_observer_common::{cookie::Scope, state::Conn};
 
 use super::{
     hookpoint::Cost,
@@ -252,11 +252,13 @@ impl Attacher {
         true
     }
 
-    /// Lets go of a process. Its probes are removed in the background; they do nothing from now on.
-    pub fn detach(&mut self, pid: u32) {
-        if let Err(error) = self.kernel.disarm(pid) {
+    /// Lets go of a process. Its probes are removed in the background; they do nothing from now on. Gives the connections that
+    /// had not ended, as the kernel half counted them.
+    pub fn detach(&mut self, pid: u32) -> Vec<Conn> {
+        let open = self.kernel.disarm(pid).unwrap_or_else(|error| {
             tracing::warn!(pid, %error, "A process could not be disarmed.");
-        }
+            Vec::new()
+        });
         if let Some(observed) = self.observed.remove(&pid) {
             self.bury(observed.libraries.into_values().flatten().collect());
         }
@@ -265,6 +267,7 @@ impl Attacher {
         for leaving in gone {
             self.bury(leaving.probes);
         }
+        open
     }
 
     /// Observed processes that have ended.

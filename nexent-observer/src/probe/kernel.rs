@@ -252,11 +252,12 @@ impl KernelHalf {
         Ok(self.targets.insert(pid, Plain(target), 0)?)
     }
 
-    /// Disarms the probes of a process and forgets what the kernel half kept of it.
+    /// Disarms the probes of a process and forgets what the kernel half kept of it; gives the connections that had not ended,
+    /// so that a loss at their very end shows.
     ///
     /// # Errors
     /// [`KernelError::MapUse`].
-    pub fn disarm(&mut self, pid: u32) -> Result<(), KernelError> {
+    pub fn disarm(&mut self, pid: u32) -> Result<Vec<Conn>, KernelError> {
         match self.targets.remove(&pid) {
             Ok(()) | Err(MapError::KeyNotFound) => {}
             Err(error) => return Err(error.into()),
@@ -265,11 +266,11 @@ impl KernelHalf {
         for key in calls {
             drop(self.inflight.remove(&key));
         }
-        let conns: Vec<_> = self.conns.keys().flatten().filter(|key| key.0.tgid == pid).collect();
-        for key in conns {
-            drop(self.conns.remove(&key));
+        let open: Vec<_> = self.conns.iter().flatten().filter(|(key, _)| key.0.tgid == pid).collect();
+        for (key, _) in &open {
+            drop(self.conns.remove(key));
         }
-        Ok(())
+        Ok(open.into_iter().map(|(_, conn)| conn.0).collect())
     }
 
     /// Processes that the kernel half holds as targets.

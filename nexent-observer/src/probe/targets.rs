@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nexent_observer_core::event::MonoNs;
+use nexent_observer_core::event::{ConnId, MonoNs, Record, RecordFlags, RecordKind, Stamp};
 
 use super::{
     attach::{AttachError, AttachReport, Attacher},
@@ -28,10 +28,7 @@ pub enum Change {
         parent: u32,
     },
     /// A process is not observed any more: it ended or became another program.
-    Gone {
-        /// Which.
-        pid: u32,
-    },
+    Gone(Ended),
     /// A process that should be observed cannot be.
     Refused(AttachError),
     /// A process asked to be left alone (`ENABLE_TELEMETRY=false` in its environment).
@@ -39,6 +36,35 @@ pub enum Change {
         /// Which.
         pid: u32,
     },
+}
+
+/// A process that is not observed any more.
+#[derive(Debug)]
+pub struct Ended {
+    /// Which.
+    pub pid: u32,
+    /// Its connections that had not ended.
+    pub open: Vec<OpenEnd>,
+    /// It lives on as another program: its connections ended with the exec already.
+    pub replaced: bool,
+}
+
+/// How far a connection was when its process was let go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpenEnd {
+    conn: ConnId,
+    read_end: u64,
+    write_end: u64,
+}
+
+impl OpenEnd {
+    /// The close record that the kernel half would have written.
+    #[must_use]
+    pub fn record(self, pid: u32, at: MonoNs) -> Record<'static> {
+        let Self { conn, read_end, write_end } = self;
+        let kind = RecordKind::Close { read_end, write_end, flags: RecordFlags::default() };
+        Record { conn, pid, tid: pid, at: Stamp { entry: at, ret: at }, kind }
+    }
 }
 
 /// Why a process is to be observed.
@@ -172,7 +198,7 @@ impl Targets {
             _ => None,
         };
         if self.attacher.observes(pid) {
-            self.release(pid);
+            self.release(pid, true);
         }
         self.candidates.remove(&pid);
         if let Some(reason) = reason {
@@ -194,10 +220,15 @@ impl Targets {
         self.candidates.entry(pid).or_insert(candidate);
     }
 
-    fn release(&mut self, pid: u32) {
-        self.attacher.detach(pid);
+    fn release(&mut self, pid: u32, replaced: bool) {
+        let open = self.attacher.detach(pid);
         self.reasons.remove(&pid);
-        self.changes.push(Change::Gone { pid });
+        let open = open
+            .into_iter()
+            .filter(|conn| conn.read_offset > 0 || conn.write_offset > 0)
+            .map(|conn| OpenEnd { conn: ConnId(conn.id), read_end: conn.read_offset, write_end: conn.write_offset })
+            .collect();
+        self.changes.push(Change::Gone(Ended { pid, open, replaced }));
     }
 
     fn bury_suspects(&mut self, now: MonoNs) {
@@ -208,7 +239,7 @@ impl Targets {
         for (pid, at) in suspects {
             let ended = Process::find(pid).is_err();
             if ended && self.attacher.observes(pid) {
-                self.release(pid);
+                self.release(pid, false);
             }
             if ended || now.since(at) > SUSPECT_FOR {
                 self.suspects.remove(&pid);
@@ -258,7 +289,7 @@ impl Targets {
     /// Finds what no event told: processes of the executables that run already, ends that were missed, late libraries.
     fn sweep(&mut self, now: MonoNs) {
         for pid in self.attacher.ended() {
-            self.release(pid);
+            self.release(pid, false);
         }
         self.attacher.tidy();
         for pid in self.attacher.outgrown() {

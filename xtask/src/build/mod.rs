@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-pub(crate) use kernel_half::{Source, prebuilt_fits};
+pub(crate) use kernel_half::{Source, check_prebuilt, prebuilt_fits};
 
 use crate::sh;
 
@@ -32,7 +32,7 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
         return kernel_half::update_prebuilt(root);
     }
     if options.check_prebuilt {
-        return kernel_half::check_prebuilt(root);
+        return check_prebuilt(root);
     }
     let binary = all(root, options.kernel_half)?;
     sh::say(&format!("built {}", binary.display()));
