@@ -53,7 +53,8 @@ pub const CASES: &[Case] = &[
     ),
     case("large-requests", "openai_big.py", &[], Attach::Pids),
     case("forked", "forked.py", &["--workers", "64"], Attach::Exe),
-    case("forked-later", "forked.py", &["--workers", "64", "--late-fork"], Attach::Exe),
+    // Workers get ready before they work; the observer attaches to a new process within 100 ms, 64 at once take longer.
+    case("forked-later", "forked.py", &["--workers", "64", "--late-fork", "--settle-ms", "1000"], Attach::Exe),
     case("many-pids", "forked.py", &["--workers", "24"], Attach::Pids),
     case(
         "trouble-threads",
