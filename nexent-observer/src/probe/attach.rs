@@ -86,6 +86,8 @@ pub struct AttachReport {
     pub libraries: Vec<(PathBuf, Vec<Hook>, Vec<String>)>,
     /// Whether the attachment is shared with other processes and filtered.
     pub filtered: bool,
+    /// Whether the process or one of its libraries was not observed before.
+    pub news: bool,
 }
 
 /// One observed process.
@@ -93,7 +95,6 @@ pub struct AttachReport {
 struct Observed {
     process: Process,
     scope: Scope,
-    follow_forks: bool,
     /// Hooked libraries, and the probes that are this process's own (none in the filtered scope).
     libraries: HashMap<FileId, Vec<Attached>>,
     /// Number of files that were mapped executable when it was last looked at.
@@ -175,11 +176,12 @@ impl Attacher {
 
     /// Attaches to a process, or adds what it has loaded since. Reads are hooked before writes and the process is armed last,
     /// so that no request is seen without its response. Libraries of `sibling`, a process that runs the same program, are
-    /// hooked before this one has mapped them: the kernel puts the probes in when it does.
+    /// hooked before this one has mapped them: the kernel puts the probes in when it does. With `share` its libraries get one
+    /// attachment for all processes at once: then its children are observed from their first instruction.
     ///
     /// # Errors
     /// [`AttachError`]; the process is left as it was.
-    pub fn attach(&mut self, pid: u32, follow_forks: bool, sibling: Option<u32>) -> Result<AttachReport, AttachError> {
+    pub fn attach(&mut self, pid: u32, share: bool, sibling: Option<u32>) -> Result<AttachReport, AttachError> {
         if pid == std::process::id() {
             return Err(AttachError::Itself { pid });
         }
@@ -198,10 +200,14 @@ impl Attacher {
         }
         let hookable = self.libraries.hookable(&files);
         if hookable.is_empty() && !self.observed.contains_key(&pid) {
+            if share && !self.filtered.is_empty() {
+                // It has mapped none yet; those that are known already are covered from now on.
+                self.kernel.arm(pid, Scope::Filtered, true).map_err(|source| AttachError::Kernel { pid, source })?;
+            }
             let exe = Process::executable_path(pid).map_or_else(|| "?".to_owned(), |path| path.display().to_string());
             return Err(AttachError::NoTls { pid, exe, files: mapped });
         }
-        let filtered = self.wants_filtered(pid, &hookable);
+        let filtered = share || self.wants_filtered(pid, &hookable);
         let kernel_error = |source| AttachError::Kernel { pid, source };
         if filtered {
             self.share(&hookable, &files).map_err(kernel_error)?;
@@ -217,16 +223,15 @@ impl Attacher {
                 if filtered { Vec::new() } else { self.hook(library, &files, Some(pid)).map_err(kernel_error)? };
             fresh.insert(library.id, probes);
         }
-        self.kernel.arm(pid, scope, follow_forks).map_err(kernel_error)?;
+        self.kernel.arm(pid, scope, true).map_err(kernel_error)?;
+        let news = !self.observed.contains_key(&pid) || !fresh.is_empty();
         let observed = self.observed.entry(pid).or_insert_with(|| Observed {
             process,
             scope,
-            follow_forks,
             libraries: HashMap::new(),
             files: 0,
         });
         observed.files = mapped;
-        observed.follow_forks = follow_forks;
         observed.libraries.extend(fresh);
         if filtered {
             self.move_to_filtered(&hookable).map_err(kernel_error)?;
@@ -235,19 +240,18 @@ impl Attacher {
             .iter()
             .map(|library| (library.path.clone(), library.plan.hooks.clone(), library.plan.notes.clone()))
             .collect();
-        Ok(AttachReport { pid, libraries, filtered })
+        Ok(AttachReport { pid, libraries, filtered, news })
     }
 
     /// Takes over a child that the kernel half already follows (filtered scope). `false`: it has to be attached.
     pub fn adopt(&mut self, parent: u32, child: u32) -> bool {
         let Some(observed) = self.observed.get(&parent) else { return false };
-        if observed.scope != Scope::Filtered || !observed.follow_forks {
+        if observed.scope != Scope::Filtered {
             return false;
         }
         let Ok(process) = Process::find(child) else { return true };
         let libraries = observed.libraries.keys().map(|id| (*id, Vec::new())).collect();
-        let child_of =
-            Observed { process, scope: Scope::Filtered, follow_forks: true, libraries, files: observed.files };
+        let child_of = Observed { process, scope: Scope::Filtered, libraries, files: observed.files };
         self.observed.insert(child, child_of);
         true
     }
@@ -368,7 +372,7 @@ impl Attacher {
             let all = self.libraries.hookable(&files);
             self.share(&all, &files)?;
             let Some(observed) = self.observed.get_mut(&pid) else { continue };
-            self.kernel.arm(pid, Scope::Filtered, observed.follow_forks)?;
+            self.kernel.arm(pid, Scope::Filtered, true)?;
             observed.scope = Scope::Filtered;
             let probes = observed.libraries.values_mut().flat_map(std::mem::take).collect();
             self.leaving.push(Leaving { pid, probes });

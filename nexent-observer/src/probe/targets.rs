@@ -70,8 +70,10 @@ impl OpenEnd {
 /// Why a process is to be observed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reason {
-    /// Named by pid, or a child of one that was: whatever it runs.
+    /// Named by pid: whatever it runs.
     Pid,
+    /// A child of one that was named by pid, as long as it runs what its parent runs.
+    Child,
     /// It runs this executable.
     Executable(FileId),
 }
@@ -149,7 +151,7 @@ impl Targets {
             self.changes.push(Change::OptedOut { pid });
             return Ok(());
         }
-        let report = self.attacher.attach(pid, true, None)?;
+        let report = self.attacher.attach(pid, false, None)?;
         self.reasons.insert(pid, Reason::Pid);
         self.changes.push(Change::Attached(report));
         Ok(())
@@ -161,6 +163,7 @@ impl Targets {
         match kind {
             ProcessEventKind::Fork { child } => {
                 let Some(reason) = self.reasons.get(&pid).copied() else { return };
+                let reason = if reason == Reason::Pid { Reason::Child } else { reason };
                 if self.attacher.adopt(pid, child) {
                     self.reasons.insert(child, reason);
                     self.changes.push(Change::Adopted { pid: child, parent: pid });
@@ -193,8 +196,7 @@ impl Targets {
         let matching = runs.filter(|file| self.executables.iter().any(|(_, wanted)| wanted == file));
         let reason = match (before, matching) {
             (_, Some(file)) => Some(Reason::Executable(file)),
-            // Named by pid: itself, whatever it runs. Its children that run something else are no workers of it.
-            (Some(Reason::Pid), None) if self.attacher.observes(pid) => Some(Reason::Pid),
+            (Some(Reason::Pid), None) => Some(Reason::Pid),
             _ => None,
         };
         if self.attacher.observes(pid) {
@@ -209,7 +211,7 @@ impl Targets {
 
     /// An observed process that runs the same executable.
     fn sibling(&self, reason: Reason) -> Option<u32> {
-        if reason == Reason::Pid {
+        if !matches!(reason, Reason::Executable(_)) {
             return None;
         }
         self.reasons.iter().find(|(pid, other)| **other == reason && self.attacher.observes(**pid)).map(|(pid, _)| *pid)
@@ -260,7 +262,10 @@ impl Targets {
                 }
                 continue;
             }
-            match self.attacher.attach(pid, true, candidate.sibling) {
+            // Workers and processes of an executable share their probes: attaching to and detaching from each of them by itself
+            // was seen to hold up forks for seconds.
+            let share = candidate.reason != Reason::Pid;
+            match self.attacher.attach(pid, share, candidate.sibling) {
                 Ok(report) => {
                     self.candidates.remove(&pid);
                     self.reasons.insert(pid, candidate.reason);
@@ -293,8 +298,9 @@ impl Targets {
         }
         self.attacher.tidy();
         for pid in self.attacher.outgrown() {
-            match self.attacher.attach(pid, true, None) {
-                Ok(report) => self.changes.push(Change::Attached(report)),
+            match self.attacher.attach(pid, false, None) {
+                Ok(report) if report.news => self.changes.push(Change::Attached(report)),
+                Ok(_) => {}
                 Err(error) => self.changes.push(Change::Refused(error)),
             }
         }
