@@ -147,6 +147,8 @@ impl Observer {
                 }
             }
             if self.ends_with_targets && self.targets.observed() == 0 && self.dying.is_empty() {
+                // The last process's open exchanges have just ended; they are still in the core.
+                self.drain();
                 tracing::info!("No observed process is left; ending.");
                 return Ok(());
             }
