@@ -251,6 +251,7 @@ impl Observer {
         let counts = KernelCounts {
             lost_read_records: counter(Counter::ReadLost),
             lost_write_records: counter(Counter::WriteLost),
+            skipped_bytes: counter(Counter::SkippedBytes),
             attached_probes,
             attached_processes,
         };

@@ -23,6 +23,8 @@ pub struct KernelCounts {
     pub lost_read_records: u64,
     /// Records lost of what processes wrote.
     pub lost_write_records: u64,
+    /// Bytes left uncopied because of a verdict.
+    pub skipped_bytes: u64,
     /// Probes attached now.
     pub attached_probes: u64,
     /// Processes observed now.
@@ -166,6 +168,7 @@ pub struct Health {
     lost_read: IntCounter,
     lost_write: IntCounter,
     lost_bytes: IntCounter,
+    skipped_bytes: IntCounter,
     gaps: IntCounter,
     drops: Vec<(DropReason, IntCounter)>,
     http_exchanges: IntCounter,
@@ -206,6 +209,7 @@ impl Health {
             lost_read: lost.with_label_values(&["read"]),
             lost_write: lost.with_label_values(&["write"]),
             lost_bytes: counter(Metric::LostBytes)?,
+            skipped_bytes: counter(Metric::SkippedBytes)?,
             gaps: counter(Metric::Gaps)?,
             drops: DropReason::ALL.map(|reason| (reason, drops.with_label_values(&[reason.as_str()]))).into(),
             http_exchanges: counter(Metric::HttpExchanges)?,
@@ -248,11 +252,13 @@ impl Health {
 
     /// Takes over the counters of the kernel half and of the probes.
     pub fn kernel(&self, counts: KernelCounts) {
-        let KernelCounts { lost_read_records, lost_write_records, attached_probes, attached_processes } = counts;
+        let KernelCounts { lost_read_records, lost_write_records, skipped_bytes, attached_probes, attached_processes } =
+            counts;
         let read = advance(&self.lost_read, lost_read_records);
         if advance(&self.lost_write, lost_write_records) || read {
             self.lost_now();
         }
+        advance(&self.skipped_bytes, skipped_bytes);
         self.attached_probes.set(signed(attached_probes));
         self.attached_processes.set(signed(attached_processes));
     }

@@ -117,6 +117,8 @@ metrics! {
         "Bytes that were lost before they were decoded, where their number is known.";
     Gaps = "nexent_observer_gaps_total", Counter, &[], &[],
         "Losses in a connection's byte stream, of known size or not.";
+    SkippedBytes = "nexent_observer_skipped_bytes_total", Counter, &[], &[],
+        "Bytes that the kernel half left uncopied because they belong to HTTP exchanges that are no LLM calls. Not a loss.";
     Drops = "nexent_observer_drops_total", Counter, &["reason"], &[],
         "Defects and drops in the pipeline by reason.";
     HttpExchanges = "nexent_observer_http_exchanges_total", Counter, &[], &[],
