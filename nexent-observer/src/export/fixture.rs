@@ -135,7 +135,10 @@ pub(super) fn joined() -> Exchange {
     exchange.id.no = 5;
     exchange.call.traceparent = None;
     exchange.call.provider = None;
+    exchange.call.operation = "";
+    exchange.call.method = String::new();
     exchange.call.host = None;
+    exchange.call.path = String::new();
     exchange.request = RequestFacts::default();
     exchange.outcome = Outcome::Incomplete;
     exchange.finish_reasons = Vec::new();

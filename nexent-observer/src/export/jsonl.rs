@@ -223,11 +223,11 @@ struct Record<'a> {
     provider: Option<&'a str>,
     model: Option<&'a str>,
     response_model: Option<&'a str>,
-    operation: &'a str,
+    operation: Option<&'a str>,
     stream: Option<bool>,
-    method: &'a str,
+    method: Option<&'a str>,
     host: Option<&'a str>,
-    path: &'a str,
+    path: Option<&'a str>,
     http_status: Option<u16>,
     outcome: &'a str,
     error_type: Option<&'a str>,
@@ -322,6 +322,8 @@ impl<'a> Record<'a> {
             output_text,
         } = exchange;
         let ns = |at: &Option<MonoNs>| at.map(|MonoNs(ns)| ns);
+        // A joined exchange has no request, and with it none of these: unknown is null.
+        let seen = |text: &'a str| (!text.is_empty()).then_some(text);
         let source = output_tokens.map(|_| usage_source.as_str());
         Self {
             id: format!("{}-{}", id.conn.0, id.no),
@@ -331,11 +333,11 @@ impl<'a> Record<'a> {
             provider: view::provider(exchange),
             model: request.model.as_deref(),
             response_model: response_model.as_deref(),
-            operation: call.operation,
+            operation: seen(call.operation),
             stream: request.stream.or_else(|| streamed.then_some(true)),
-            method: &call.method,
+            method: seen(&call.method),
             host: call.host.as_deref(),
-            path: &call.path,
+            path: seen(&call.path),
             http_status: response.status,
             outcome: outcome.as_str(),
             error_type: view::error_type(exchange),

@@ -90,7 +90,7 @@ impl Prometheus {
         self.requests.with_label_values(&labels).inc();
         self.count_tokens(exchange, &labels);
         if let Some(error_type) = view::error_type(exchange) {
-            let operation = exchange.call.operation;
+            let operation = view::operation(exchange);
             let error_type = self.labels.error_type(&labels, operation, error_type);
             self.error_count.with_label_values(&with(&labels, [operation, &error_type])).inc();
         }
@@ -124,7 +124,7 @@ impl Prometheus {
         observe(&self.token_generation_rate, exchange.decode_rate);
         observe(&self.end_to_end_token_rate, exchange.end_to_end_rate);
         if let Some(seconds) = view::duration(exchange) {
-            let values = with(labels, [exchange.call.operation, exchange.outcome.as_str()]);
+            let values = with(labels, [view::operation(exchange), exchange.outcome.as_str()]);
             self.request_duration.with_label_values(&values).observe(seconds);
         }
         if exchange.chunks.len() > 1 {

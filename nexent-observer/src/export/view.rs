@@ -36,6 +36,11 @@ pub(super) fn provider(exchange: &Exchange) -> Option<&'static str> {
     exchange.call.provider.or(exchange.response.provider)
 }
 
+/// Operation; unknown when the request was not seen.
+pub(super) fn operation(exchange: &Exchange) -> &'static str {
+    Some(exchange.call.operation).filter(|operation| !operation.is_empty()).unwrap_or(UNKNOWN)
+}
+
 /// Model asked for, else the one that answered.
 pub(super) fn model(exchange: &Exchange) -> Option<&str> {
     exchange.request.model.as_deref().or(exchange.response_model.as_deref())

@@ -172,7 +172,7 @@ impl Aggregates {
 impl Attributes {
     fn of(exchange: &Exchange) -> Self {
         Self::Call {
-            operation: exchange.call.operation,
+            operation: view::operation(exchange),
             provider: view::provider(exchange),
             request_model: exchange.request.model.clone(),
             response_model: exchange.response_model.clone(),

@@ -84,7 +84,7 @@ fn span(finished: &Finished) -> Option<Span> {
     chunk_attributes(&mut attributes, exchange, start);
     attributes.extend(observed.endpoint.as_deref().map(|endpoint| text("nexent.endpoint", endpoint)));
     attributes.extend(exchange.tid.map(|tid| int("thread.id", u64::from(tid))));
-    let operation = exchange.call.operation;
+    let operation = view::operation(exchange);
     let failed = view::error_type(exchange).is_some();
     Some(Span {
         trace_id: ids.trace.0.to_vec(),
@@ -108,8 +108,8 @@ fn span(finished: &Finished) -> Option<Span> {
 }
 
 fn call_attributes(out: &mut Vec<KeyValue>, exchange: &Exchange) {
-    let Call { provider: _, operation, method, host, path, traceparent: _, retry_count } = &exchange.call;
-    out.push(text("gen_ai.operation.name", operation));
+    let Call { provider: _, operation: _, method, host, path, traceparent: _, retry_count } = &exchange.call;
+    out.push(text("gen_ai.operation.name", view::operation(exchange)));
     out.push(text("gen_ai.provider.name", view::provider(exchange).unwrap_or(view::UNKNOWN)));
     if let Some(host) = host {
         let (address, port) = view::host_and_port(host);
@@ -352,7 +352,7 @@ mod tests {
     #[test]
     fn a_joined_stream_begins_where_it_was_joined_and_says_nothing_about_what_came_before() {
         let span = only_span(fixture::joined());
-        assert_eq!(span.name, "chat");
+        assert_eq!(span.name, view::UNKNOWN, "never empty");
         assert_eq!(span.end_time_unix_nano - span.start_time_unix_nano, 110 * MS);
         assert_eq!(str_of(&span, "nexent.outcome").as_deref(), Some("incomplete"));
         assert_eq!(str_of(&span, "nexent.token.source").as_deref(), Some("chunks"));
@@ -363,6 +363,8 @@ mod tests {
             "nexent.bytes_lost",
             "gen_ai.usage.output_tokens",
             "server.address",
+            "http.request.method",
+            "url.path",
         ] {
             assert_eq!(get(&span, absent), None, "{absent}");
         }
