@@ -250,6 +250,11 @@ impl Attacher {
             return false;
         }
         let Ok(process) = Process::find(child) else { return true };
+        // The kernel half gave the child the scope that its parent had then, and that may have been the other one.
+        if let Err(error) = self.kernel.arm(child, Scope::Filtered, true) {
+            tracing::debug!(child, %error, "A forked process could not be armed.");
+            return false;
+        }
         let libraries = observed.libraries.keys().map(|id| (*id, Vec::new())).collect();
         let child_of = Observed { process, scope: Scope::Filtered, libraries, files: observed.files };
         self.observed.insert(child, child_of);
