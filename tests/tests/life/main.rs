@@ -1,0 +1,11 @@
+//! The observer's whole life beside real processes: it comes late, its targets come and go, either side dies, peers are
+//! hostile, receivers are down. Needs root, eBPF and `cargo xtask build`.
+
+mod attach;
+mod bad_start;
+mod death;
+mod executables;
+mod exports;
+mod harness;
+mod hostile;
+mod libraries;
