@@ -134,7 +134,7 @@ fn time(batches: u64, calls: u64) -> String {
     close(ssl);
     per_call.sort_by(f64::total_cmp);
     let at = |q: f64| per_call.get((q * (per_call.len() - 1) as f64) as usize).copied().unwrap_or(f64::NAN);
-    format!("{{\"min_ns\":{:.1},\"median_ns\":{:.1}}}", at(0.0), at(0.5))
+    format!("{{\"event\":\"done\",\"min_ns\":{:.1},\"median_ns\":{:.1}}}", at(0.0), at(0.5))
 }
 
 /// Streams on `connections` connections, each `rate` chunks a second, a new exchange every 500 chunks.
@@ -181,7 +181,7 @@ fn load(connections: u64, rate: u64, seconds: u64) -> String {
         exchanges += 1;
         close(ssl);
     }
-    format!("{{\"chunks\":{chunks},\"exchanges\":{exchanges},\"seconds\":{late:.3}}}")
+    format!("{{\"event\":\"done\",\"chunks\":{chunks},\"exchanges\":{exchanges},\"seconds\":{late:.3}}}")
 }
 
 /// Large requests, all connections at once.
@@ -196,12 +196,12 @@ fn requests(n: u64, bytes: usize) -> String {
         read(ssl, &tail(i, 1));
         close(ssl);
     }
-    format!("{{\"exchanges\":{n},\"bytes\":{}}}", body.len() as u64 * n)
+    format!("{{\"event\":\"done\",\"exchanges\":{n},\"chunks\":{n},\"bytes\":{}}}", body.len() as u64 * n)
 }
 
 fn main() -> std::io::Result<()> {
     let mut out = std::io::stdout();
-    writeln!(out, "{{\"pid\":{}}}", std::process::id())?;
+    writeln!(out, "{{\"event\":\"ready\",\"pid\":{}}}", std::process::id())?;
     for line in std::io::stdin().lock().lines() {
         let line = line?;
         let words: Vec<&str> = line.split_whitespace().collect();
