@@ -15,6 +15,7 @@ use super::{
 pub(super) fn run(bench: &Bench) -> Result<Vec<Figure>> {
     let example = build(bench)?;
     let speed = ask(&example, &["--seconds", "4"])?;
+    let in_turn = ask(&example, &["--seconds", "4", "--streams", "200"])?;
     let memory = ask(&example, &["--open", "10000", "--chunks", "500"])?;
     let value = |answer: &Value, key: &str| answer[key].as_f64().unwrap_or(f64::NAN);
     let input =
@@ -33,6 +34,12 @@ pub(super) fn run(bench: &Bench) -> Result<Vec<Figure>> {
             value(&speed, "ns_per_chunk"),
             "ns",
             "The same, the other way round.",
+        ),
+        Figure::reported(
+            "core, cost of a chunk of 200 streams in turn",
+            value(&in_turn, "ns_per_chunk"),
+            "ns",
+            "The same with 200 streams, a read of each in turn.",
         ),
         Figure::judged(
             "core, memory of 10,000 open streams",
