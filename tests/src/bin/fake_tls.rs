@@ -137,7 +137,7 @@ fn time(batches: u64, calls: u64) -> String {
     format!("{{\"event\":\"done\",\"min_ns\":{:.1},\"median_ns\":{:.1}}}", at(0.0), at(0.5))
 }
 
-/// Streams on `connections` connections, each `rate` chunks a second, a new exchange every 500 chunks.
+/// Streams on `connections` connections, each `rate` chunks a second, a new exchange after 500 chunks.
 fn load(connections: u64, rate: u64, seconds: u64) -> String {
     const CHUNKS: u64 = 500;
     /// Parts of a second that it may be behind: 10 ms.
@@ -147,7 +147,8 @@ fn load(connections: u64, rate: u64, seconds: u64) -> String {
         write(ssl, &request(600));
         read(ssl, HEAD);
     };
-    let mut sent = vec![0u64; connections as usize];
+    // Where each answer began and is: the first ones are shorter, so that they do not all end at the same time.
+    let mut answers: Vec<(u64, u64)> = (0..connections).map(|i| i * CHUNKS / connections).map(|at| (at, at)).collect();
     let mut exchanges = 0u64;
     let mut chunks = 0u64;
     (0..connections).for_each(|i| begin(0x10_0000 + i * 64));
@@ -162,14 +163,14 @@ fn load(connections: u64, rate: u64, seconds: u64) -> String {
             let i = made % connections;
             let ssl = 0x10_0000 + i * 64;
             let id = exchanges * 1_000 + i;
-            if let Some(n) = sent.get_mut(i as usize) {
+            if let Some((began, at)) = answers.get_mut(i as usize) {
                 read(ssl, &event(id, " token"));
-                *n += 1;
+                *at += 1;
                 chunks += 1;
-                if *n == CHUNKS {
-                    read(ssl, &tail(id, CHUNKS));
+                if *at == CHUNKS {
+                    read(ssl, &tail(id, CHUNKS - *began));
                     exchanges += 1;
-                    *n = 0;
+                    (*began, *at) = (0, 0);
                     write(ssl, &request(600));
                     read(ssl, HEAD);
                 }
@@ -179,9 +180,9 @@ fn load(connections: u64, rate: u64, seconds: u64) -> String {
         std::thread::sleep(Duration::from_micros(200));
     }
     let late = start.elapsed().as_secs_f64();
-    for (i, n) in sent.iter().enumerate() {
+    for (i, (began, at)) in answers.iter().enumerate() {
         let ssl = 0x10_0000 + i as u64 * 64;
-        read(ssl, &tail(i as u64, *n));
+        read(ssl, &tail(i as u64, at - began));
         exchanges += 1;
         close(ssl);
     }

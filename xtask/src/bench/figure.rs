@@ -107,14 +107,17 @@ impl Figure {
     /// The figure of two runs, of which this is the second.
     pub(super) fn after(self, first: Self) -> Self {
         if self.exact {
-            let worse = if first.verdict == Verdict::Over { first } else { self };
-            return worse;
+            // What was not measured the first time is no loss.
+            return if first.verdict == Verdict::Over && !first.value.is_nan() { first } else { self };
         }
         Self { first_run: Some(first.value), ..self }
     }
 
     /// The number with its unit; three significant digits.
     fn shown(&self) -> String {
+        if self.value.is_nan() {
+            return "not measured".to_owned();
+        }
         let digits = match self.value.abs() {
             v if v == v.trunc() || v >= 100.0 => 0,
             v if v >= 10.0 => 1,
@@ -183,6 +186,7 @@ mod tests {
         let noise = of(0.5, Budget::Under(1.0)).after(of(1.5, Budget::Under(1.0)));
         assert_eq!((noise.verdict, noise.first_run), (Verdict::Ok, Some(1.5)));
         assert_eq!(of(0.0, Budget::Zero).after(of(3.0, Budget::Zero)).verdict, Verdict::Over);
+        assert_eq!(of(0.0, Budget::Zero).after(of(f64::NAN, Budget::Zero)).verdict, Verdict::Ok);
     }
 
     #[test]

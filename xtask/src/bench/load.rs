@@ -62,7 +62,7 @@ pub(super) fn cpu(bench: &Bench) -> Result<Vec<Figure>> {
             "The same, attached to a process that does nothing: the tick of 10 ms.",
         ),
         Figure::reported("observer, resident memory", of.resident_mib, "MiB", "At the end of that load."),
-        of.lost("lost at 200 x 100 chunks/s"),
+        of.lost("lost at 200 x 100 chunks/s", 20_000.0),
     ])
 }
 
@@ -71,8 +71,8 @@ pub(super) fn loss(bench: &Bench) -> Result<Vec<Figure>> {
     let large = run(bench, "requests 50 300000", false)?;
     let fast = run(bench, "load 200 500 5", false)?;
     Ok(vec![
-        large.lost("lost with 50 concurrent requests of 300 KB"),
-        fast.lost("lost at 100,000 chunks/s"),
+        large.lost("lost with 50 concurrent requests of 300 KB", 0.0),
+        fast.lost("lost at 100,000 chunks/s", 100_000.0),
         Figure::reported(
             "observer, CPU per chunk at 100,000 chunks/s",
             fast.cpu_ns / fast.made.1 as f64,
@@ -83,15 +83,21 @@ pub(super) fn loss(bench: &Bench) -> Result<Vec<Figure>> {
 }
 
 impl Outcome {
-    fn lost(&self, name: &'static str) -> Figure {
+    /// Whatever is lost counts; that nothing is lost counts only at the rate that was asked for, in chunks a second.
+    fn lost(&self, name: &'static str, rate: f64) -> Figure {
         let (exchanges, chunks) = self.made;
         let (missing, chunks_missing) = self.missing;
+        let lost = self.lost + (missing + chunks_missing) as f64;
+        if lost == 0.0 && (chunks as f64) < 0.9 * rate * self.seconds {
+            let how = format!("The machine is too busy for this load: {}", self.shown_rate());
+            return Figure::judged(name, f64::NAN, "", Budget::Zero, how);
+        }
         let how = format!(
             "Records lost as counted by the kernel half ({}), exchanges ({missing}) and chunks ({chunks_missing}) by which the JSON lines differ from what the target made: \
              {exchanges} exchanges, {chunks} chunks.",
             self.lost,
         );
-        Figure::judged(name, self.lost + (missing + chunks_missing) as f64, "", Budget::Zero, how)
+        Figure::judged(name, lost, "", Budget::Zero, how)
     }
 
     fn shown_rate(&self) -> String {
@@ -165,7 +171,27 @@ fn seen(lines: &[Value]) -> (u64, u64) {
 mod tests {
     use serde_json::json;
 
-    use super::*;
+    use super::{super::figure::Verdict, *};
+
+    #[test]
+    fn no_loss_at_a_lower_rate_shows_nothing_and_a_loss_counts_at_any() {
+        let verdict = |chunks, lost| {
+            let of = Outcome {
+                cpu_percent: 0.0,
+                cpu_ns: 0.0,
+                made: (1, chunks),
+                missing: (0, 0),
+                lost,
+                seconds: 1.0,
+                resident_mib: 0.0,
+            };
+            let figure = of.lost("x", 1000.0);
+            (figure.verdict, figure.value.is_nan())
+        };
+        assert_eq!(verdict(950, 0.0), (Verdict::Ok, false));
+        assert_eq!(verdict(800, 0.0), (Verdict::Over, true));
+        assert_eq!(verdict(800, 1.0), (Verdict::Over, false));
+    }
 
     #[test]
     fn only_whole_exchanges_count_as_seen() {

@@ -65,7 +65,7 @@ fn figures(said: &Value) -> Vec<Figure> {
             "records lost in that run",
             value("lost"),
             "",
-            "Back-to-back reads, a million a second from one thread: no load that a client makes. A lost record costs the target less, so this has to be near none for the ratios to count.",
+            "Back-to-back reads from one thread: no load that a client makes. A lost record costs the target less, so this has to be near none for the ratios to count.",
         ),
     ]
 }
