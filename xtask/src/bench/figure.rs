@@ -136,9 +136,7 @@ impl Figure {
     }
 
     fn how(&self) -> String {
-        let first = self.first_run.map(|first| {
-            format!(" Second run; the group had a figure over its budget in the first, this one was {first:.3} there.")
-        });
+        let first = self.first_run.map(|first| format!(" Second run; {first:.3} in the first."));
         format!("{}{}", self.how, first.unwrap_or_default())
     }
 }

@@ -33,9 +33,6 @@ pub(crate) struct Options {
     /// Write the figures to this file as JSON, too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Print the table as Markdown
-    #[arg(long)]
-    markdown: bool,
     /// Put the table into docs/overhead.md; needs all figures
     #[arg(long, conflicts_with = "only")]
     write_docs: bool,
@@ -85,9 +82,7 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
         sh::say(&format!("measuring: {}", group.name));
         match measure(group, &bench) {
             Ok(taken) => {
-                if !options.markdown {
-                    print!("{}", figure::table(&taken));
-                }
+                print!("{}", figure::table(&taken));
                 figures.extend(taken);
             }
             Err(error) => {
@@ -96,16 +91,13 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
             }
         }
     }
-    let section = docs::section(root, &figures, &load_before);
-    if options.markdown {
-        print!("{section}");
-    }
     if let Some(path) = &options.json {
         let text = serde_json::to_string_pretty(&json!({ "figures": figures, "not_measured": failed }))?;
         fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
     }
     ensure!(failed.is_empty(), "could not be measured: {}", failed.join(", "));
     if options.write_docs {
+        let section = docs::section(root, &figures, &load_before);
         docs::write(&root.join("docs/overhead.md"), &section)?;
     }
     let over: Vec<&str> =
