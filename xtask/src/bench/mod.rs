@@ -12,6 +12,7 @@ mod stamps;
 mod watched;
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -57,16 +58,20 @@ struct Bench {
 /// Figures that are taken together.
 struct Group {
     name: &'static str,
+    /// Whether the observer is measured.
+    observer: bool,
+    /// Programs of `tests/` that it needs.
+    programs: &'static [&'static str],
     run: fn(&Bench) -> Result<Vec<Figure>>,
 }
 
 const GROUPS: &[Group] = &[
-    Group { name: "probe", run: probe::run },
-    Group { name: "cpu", run: load::cpu },
-    Group { name: "loss", run: load::loss },
-    Group { name: "core", run: from_memory::run },
-    Group { name: "stamps", run: stamps::run },
-    Group { name: "attach", run: attach::run },
+    Group { name: "probe", observer: false, programs: &["fake_tls", "probe_bench"], run: probe::run },
+    Group { name: "cpu", observer: true, programs: &["fake_tls"], run: load::cpu },
+    Group { name: "loss", observer: true, programs: &["fake_tls"], run: load::loss },
+    Group { name: "core", observer: false, programs: &[], run: from_memory::run },
+    Group { name: "stamps", observer: true, programs: &[], run: stamps::run },
+    Group { name: "attach", observer: true, programs: &["fake_tls"], run: attach::run },
 ];
 
 /// Measures and prints; an error when a figure is over its budget or could not be taken.
@@ -76,7 +81,7 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
         .iter()
         .filter(|group| options.only.is_empty() || options.only.iter().any(|name| name == group.name))
         .collect();
-    let bench = prepare(root, options, groups.iter().any(|group| group.name != "core"))?;
+    let bench = prepare(root, options, &groups)?;
     let (mut figures, mut failed) = (Vec::new(), Vec::new());
     for group in groups {
         sh::say(&format!("measuring: {}", group.name));
@@ -119,29 +124,21 @@ fn measure(group: &Group, bench: &Bench) -> Result<Vec<Figure>> {
     Ok(second.into_iter().zip(first).map(|(second, first)| second.after(first)).collect())
 }
 
-/// Builds what is measured and what measures.
-fn prepare(root: &Path, options: &Options, observing: bool) -> Result<Bench> {
+/// Builds what the groups measure, and what measures it.
+fn prepare(root: &Path, options: &Options, groups: &[&Group]) -> Result<Bench> {
     let target = sh::target_dir(root);
     let release = target.join("release");
-    let mut observer = release.join("nexent-observer");
-    if observing {
-        observer = options.observer.clone().map_or_else(|| build::all(root, Source::Auto), Ok)?;
-        sh::run(
-            sh::cargo(root)
-                .args([
-                    "build",
-                    "--release",
-                    "--locked",
-                    "--package",
-                    "integration-tests",
-                    "--bin",
-                    "fake_tls",
-                    "--bin",
-                    "probe_bench",
-                ])
-                .env("NEXENT_OBSERVER_BPF_OBJECT", build::object(root)?),
-        )
-        .context("building the targets")?;
+    let observer = match &options.observer {
+        Some(path) => path.clone(),
+        None if groups.iter().any(|group| group.observer) => build::all(root, Source::Auto)?,
+        None => release.join("nexent-observer"),
+    };
+    let programs: BTreeSet<&str> = groups.iter().flat_map(|group| group.programs).copied().collect();
+    if !programs.is_empty() {
+        let mut command = sh::cargo(root);
+        command.args(["build", "--release", "--locked", "--package", "integration-tests"]);
+        command.args(programs.iter().flat_map(|name| ["--bin", name]));
+        sh::run(command.env("NEXENT_OBSERVER_BPF_OBJECT", build::object(root)?)).context("building the targets")?;
     }
     Ok(Bench {
         root: root.to_owned(),
