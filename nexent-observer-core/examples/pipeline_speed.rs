@@ -1,7 +1,7 @@
 //! Speed and memory of the whole core from memory: `cargo run --release --example pipeline_speed`.
 //!
 //! Input of DESIGN section 7: HTTP/1.1 chunked SSE, events of 295 bytes, cut every 200 bytes, 5 % tool calls. Prints one
-//! JSON line. With `--open N --chunks M` it opens N streams of M chunks each, leaves them open and prints what the
+//! JSON line. `--streams N`: so many at a time. With `--open N --chunks M` it opens N streams of M chunks each, leaves them open and prints what the
 //! process grew by (`/proc/self/statm`, Linux only).
 #![expect(clippy::print_stdout, reason = "the line is what this program is for")]
 
@@ -25,20 +25,21 @@ const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charse
 
 fn main() {
     let mut args = std::env::args().skip(1);
-    let (mut open, mut chunks, mut seconds) = (0, 500, 3.0);
+    let (mut open, mut streams, mut chunks, mut seconds) = (0, 1, 500, 3.0);
     while let Some(arg) = args.next() {
         let value = args.next().and_then(|v| v.parse::<f64>().ok());
         match (arg.as_str(), value) {
             ("--open", Some(n)) => open = n as usize,
+            ("--streams", Some(n)) => streams = n.max(1.0) as usize,
             ("--chunks", Some(n)) => chunks = n as usize,
             ("--seconds", Some(n)) => seconds = n,
             _ => {
-                println!("usage: pipeline_speed [--seconds S] [--chunks M] [--open N]");
+                println!("usage: pipeline_speed [--seconds S] [--streams N] [--chunks M] [--open N]");
                 std::process::exit(64);
             }
         }
     }
-    if open > 0 { memory(open, chunks) } else { speed(chunks, seconds) }
+    if open > 0 { memory(open, chunks) } else { speed(chunks, streams, seconds) }
 }
 
 /// Response body of one stream, `chunks` output chunks, in HTTP chunks of one event each.
@@ -112,22 +113,28 @@ impl Feeder {
     }
 }
 
-fn speed(chunks: usize, seconds: f64) {
+/// Streams `streams` answers at a time, a read of each in turn, as live ones come: what each needs of the caches is gone by its
+/// next read when there are many.
+fn speed(chunks: usize, streams: usize, seconds: f64) {
     let mut body = response(chunks);
     body.extend_from_slice(TAIL);
     let mut feeder = Feeder::new();
     let (mut rounds, mut reads, mut ns) = (0u64, 0u64, 1_000_000);
-    // One keep-alive connection per 100 streams.
+    // Keep-alive connections of 100 streams each.
     let (begun, cpu) = (Instant::now(), on_cpu());
     while begun.elapsed().as_secs_f64() < seconds {
-        let conn = rounds / 100 + 1;
+        let conns = rounds / 100 * streams as u64 + 1..(rounds / 100 + 1) * streams as u64 + 1;
         let nth = (rounds % 100) as usize;
         let turn = nth as u32 + 1;
-        feeder.data(conn, Direction::Write, turn, nth * REQUEST.len(), ns, REQUEST);
+        for conn in conns.clone() {
+            feeder.data(conn, Direction::Write, turn, nth * REQUEST.len(), ns, REQUEST);
+        }
         for (i, cut) in body.chunks(CUT_BYTES).enumerate() {
-            ns += GAP_NS;
-            feeder.data(conn, Direction::Read, turn, nth * body.len() + i * CUT_BYTES, ns, cut);
-            reads += 1;
+            for conn in conns.clone() {
+                ns += GAP_NS / streams as u64;
+                feeder.data(conn, Direction::Read, turn, nth * body.len() + i * CUT_BYTES, ns, cut);
+                reads += 1;
+            }
         }
         rounds += 1;
     }
@@ -137,12 +144,12 @@ fn speed(chunks: usize, seconds: f64) {
     feeder.take();
     let stats = feeder.pipeline.stats();
     // A fast wrong answer is worth nothing.
-    assert_eq!(feeder.exchanges, rounds, "{stats:?}");
-    assert_eq!(stats.chunks, rounds * chunks as u64);
+    assert_eq!(feeder.exchanges, rounds * streams as u64, "{stats:?}");
+    assert_eq!(stats.chunks, rounds * (streams * chunks) as u64);
     assert_eq!(feeder.tokens, stats.chunks);
     let rate = stats.chunks as f64 / took;
     println!(
-        "{{\"bench\":\"pipeline_speed\",\"chunks_per_s\":{rate:.0},\"ns_per_chunk\":{:.1},\"reads_per_s\":{:.0},\"chunks\":{},\"cpu_s\":{took:.2},\"wall_s\":{wall:.2}}}",
+        "{{\"bench\":\"pipeline_speed\",\"streams\":{streams},\"chunks_per_s\":{rate:.0},\"ns_per_chunk\":{:.1},\"reads_per_s\":{:.0},\"chunks\":{},\"cpu_s\":{took:.2},\"wall_s\":{wall:.2}}}",
         1e9 / rate,
         reads as f64 / took,
         stats.chunks

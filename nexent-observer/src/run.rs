@@ -131,6 +131,10 @@ impl Observer {
             let input = wait(&mut poll, &mut events, next_tick, &stop).map_err(failed)?;
             let now = monotonic();
             self.drain();
+            // Also when the time for a tick had come: what is not re-armed never wakes us again.
+            if events.iter().any(|event| [WAKE_READS, WAKE_WRITES].contains(&event.token())) {
+                self.drain.rearm_wakeups();
+            }
             match input {
                 Input::Tick => {
                     next_tick = Instant::now() + interval;
@@ -140,7 +144,7 @@ impl Observer {
                         self.keep_house(now);
                     }
                 }
-                Input::RingFills => self.drain.rearm_wakeups(),
+                Input::RingFills => {}
                 Input::Stop => {
                     tracing::info!("Stopping.");
                     return Ok(());

@@ -1,5 +1,6 @@
 //! Everything a person runs: `cargo xtask <command>`.
 
+mod bench;
 mod build;
 mod demo;
 mod lint;
@@ -29,6 +30,8 @@ enum Command {
     Demo(demo::Options),
     /// Run many real clients at once and compare every number with what they logged.
     Truth(truth_command::Options),
+    /// Measure what observing costs, against the budgets of docs/overhead.md.
+    Bench(bench::Options),
     /// Check the rules of the house: format, clippy, dependencies, stage order, purity, links, scripts.
     Lint(lint::Options),
 }
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
         Command::Test(options) => suite::run(&root, &options),
         Command::Demo(options) => demo::run(&root, &options),
         Command::Truth(options) => truth_command::run(&root, &options),
+        Command::Bench(options) => bench::run(&root, &options),
         Command::Lint(options) => lint::run(&root, &options),
     });
     match done {

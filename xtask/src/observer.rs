@@ -66,13 +66,7 @@ impl Observer {
 
     /// What `/metrics` gives.
     pub fn metrics(&self) -> Result<String> {
-        let mut stream = TcpStream::connect_timeout(&self.listen, Duration::from_secs(1))?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        write!(stream, "GET /metrics HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.listen)?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        ensure!(answer.starts_with("HTTP/1.1 200"), "/metrics: {}", answer.lines().next().unwrap_or("no answer"));
-        Ok(answer)
+        metrics(self.listen)
     }
 
     /// Fails when it has ended although it should not have.
@@ -96,6 +90,17 @@ impl Observer {
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(15)..].join("\n")
     }
+}
+
+/// What `/metrics` gives at this address.
+pub fn metrics(listen: SocketAddr) -> Result<String> {
+    let mut stream = TcpStream::connect_timeout(&listen, Duration::from_secs(1))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    write!(stream, "GET /metrics HTTP/1.1\r\nHost: {listen}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    ensure!(answer.starts_with("HTTP/1.1 200"), "/metrics: {}", answer.lines().next().unwrap_or("no answer"));
+    Ok(answer)
 }
 
 /// Value of an unlabelled metric in the text format.

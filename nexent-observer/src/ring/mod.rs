@@ -114,10 +114,11 @@ impl Drain {
     }
 }
 
-/// Return time of the entry at a ring's head; malformed entries come first, so that they do not block.
+/// Return time of the entry at a ring's head, without a look at the rest of it; an entry that is too short for one comes first.
 fn peek(ring: &mut RingBuf<MapData>) -> Option<u64> {
     let entry = ring.next()?;
-    let time = RecordHeader::parse(&entry).map_or(0, |(header, _)| header.return_ns);
+    let time = entry.get(mem::offset_of!(RecordHeader, return_ns)..).and_then(<[u8]>::first_chunk);
+    let time = time.map_or(0, |bytes| u64::from_ne_bytes(*bytes));
     // An entry is consumed when it is dropped; forgotten, it stays at the head.
     mem::forget(entry);
     Some(time)
