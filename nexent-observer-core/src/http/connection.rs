@@ -41,6 +41,8 @@ pub enum Protocol {
 pub struct HttpConnection {
     start: StartSeen,
     state: State,
+    /// HTTP/1 was decided by what looked like the body of a stream, and no head was seen since.
+    guessed: bool,
 }
 
 #[derive(Debug)]
@@ -56,6 +58,8 @@ enum State {
 struct Undecided {
     read: Beginning,
     write: Beginning,
+    /// A record looked like the body of a stream without its head.
+    saw_stream: bool,
     /// Last direction that moved, and whether this turn was counted as no HTTP.
     last_was_read: bool,
     counted: bool,
@@ -79,7 +83,7 @@ impl HttpConnection {
     /// A connection of which no byte was seen yet.
     #[must_use]
     pub fn new(start: StartSeen) -> Self {
-        Self { start, state: State::Undecided(Undecided::default()) }
+        Self { start, state: State::Undecided(Undecided::default()), guessed: false }
     }
 
     /// What the connection speaks, as far as is known.
@@ -103,8 +107,8 @@ impl HttpConnection {
 
     /// Takes one event of the connection.
     pub fn feed(&mut self, ev: &StreamEvent<'_>, stats: &mut Stats, sink: &mut impl FnMut(HttpEvent<'_>)) {
-        if let StreamEvent::Data { bytes, .. } = *ev {
-            self.reconsider(bytes);
+        if let StreamEvent::Data { at, bytes, .. } = *ev {
+            self.reconsider(at, bytes, sink);
         }
         match &mut self.state {
             State::Http1(http1) => http1.feed(ev, stats, sink),
@@ -119,6 +123,7 @@ impl HttpConnection {
                     }
                     Decision::NotHttp => self.state = State::Opaque,
                     Decision::Http1(role) => {
+                        self.guessed = undecided.saw_stream;
                         let mut http1 = Box::new(Http1::new(role, self.start));
                         let Beginning { first, bytes: before } = std::mem::take(undecided.beginning(dir));
                         if !before.is_empty() {
@@ -139,20 +144,25 @@ impl HttpConnection {
         }
     }
 
-    /// Bytes that come next may show that the connection speaks something else: HTTP/2 after an upgrade, or HTTP/1 where
-    /// HTTP/2 was but a guess.
-    fn reconsider(&mut self, bytes: &[u8]) {
-        match &self.state {
+    /// Bytes that come next may show that the connection speaks something else: HTTP/2 after an upgrade, or another
+    /// version than was guessed from the middle of a message.
+    fn reconsider(&mut self, at: Stamp, bytes: &[u8], sink: &mut impl FnMut(HttpEvent<'_>)) {
+        let seems_http1 = || matches!(classify(bytes, StartSeen::No), Some(Guess::Request | Guess::Response));
+        match &mut self.state {
             State::Http1(http1) => {
-                // Header blocks may have gone by: a server need not wait for the preface.
-                if let Some(next) = http1.upgraded()
-                    && bytes.starts_with(detect::HTTP2_PREFACE)
-                {
+                let next = if std::mem::take(&mut self.guessed) && !seems_http1() {
+                    self.guessed = !http2::looks_like_frames(bytes);
+                    (!self.guessed).then(|| http1.give_up(at, sink))
+                } else {
+                    http1.upgraded().filter(|_| bytes.starts_with(detect::HTTP2_PREFACE))
+                };
+                if let Some(next) = next {
+                    // Header blocks may have gone by: a server need not wait for the preface.
                     self.state = State::Http2(Box::new(Http2::new(StartSeen::No, next)));
                 }
             }
             State::Http2(http2) if !http2.is_sure() => {
-                if let Some(Guess::Request | Guess::Response) = classify(bytes, StartSeen::No) {
+                if seems_http1() {
                     self.state = State::Undecided(Undecided::default());
                 }
             }
@@ -248,6 +258,7 @@ impl Undecided {
                     return Decision::Http2;
                 }
                 if start == StartSeen::No && http1::looks_like_stream(bytes) {
+                    self.saw_stream = true;
                     return Decision::Http1(if dir == Direction::Read { Role::Client } else { Role::Server });
                 }
                 if !std::mem::replace(&mut self.counted, true) {

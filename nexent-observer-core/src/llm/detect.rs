@@ -23,7 +23,8 @@ pub(super) enum Detected {
 
 /// Reads a request head.
 pub(super) fn request(head: &RequestHead<'_>) -> Detected {
-    if head.method != "POST" {
+    // An empty one could not be resolved (HTTP/2 joined mid-connection).
+    if !matches!(head.method, "POST" | "") {
         return Detected::No;
     }
     let path = path_only(head.path).trim_end_matches('/');

@@ -80,6 +80,14 @@ impl Http1 {
         (stopped && !self.tunnel).then(|| self.exchanges.next())
     }
 
+    /// The connection turned out not to speak HTTP/1: ends what is open. The number of the next exchange.
+    pub(super) fn give_up(&mut self, at: Stamp, sink: &mut impl FnMut(HttpEvent<'_>)) -> ExchangeNo {
+        while let Some(no) = self.exchanges.remove_first(|_| true) {
+            emit(sink, Some(no), Side::Response, at, HttpEventKind::Abort(AbortCause::Desync));
+        }
+        self.exchanges.next()
+    }
+
     pub(super) fn feed(&mut self, ev: &StreamEvent<'_>, stats: &mut Stats, sink: &mut impl FnMut(HttpEvent<'_>)) {
         match *ev {
             StreamEvent::Data { dir, at, bytes } => self.data(self.side(dir), at, bytes, stats, sink),

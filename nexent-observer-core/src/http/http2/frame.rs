@@ -19,6 +19,10 @@ pub(super) const PADDED: u8 = 0x8;
 /// HEADERS: with the fields of PRIORITY.
 pub(super) const PRIORITY: u8 = 0x20;
 
+/// Highest stream taken for one where a frame boundary is looked for: a connection that had more is too rare to take
+/// random bytes for frames.
+const MAX_PLAUSIBLE_STREAM: u32 = (1 << 24) - 1;
+
 /// Headers checked in a row when a frame boundary is looked for.
 const CHAIN: usize = 8;
 
@@ -116,6 +120,7 @@ impl Frame {
             Kind::Headers => self.stream % 2 == 1 && self.len > 0,
             _ => self.stream % 2 == 1,
         };
+        let stream = stream && self.stream <= MAX_PLAUSIBLE_STREAM;
         self.is_legal() && !self.reserved && self.flags & !flags == 0 && stream && self.len <= max_len
     }
 }

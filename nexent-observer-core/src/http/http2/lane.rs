@@ -115,7 +115,10 @@ pub(super) struct Lane {
     /// Stamp of the first byte of the current frame header.
     first: Stamp,
     block: Option<Box<Pending>>,
-    max_frame: u32,
+    /// Longest frame that the receiver was seen to allow.
+    allowed: u32,
+    /// What it allowed may not have been seen.
+    joined: bool,
     pub(super) hpack: Decoder,
     /// Header blocks may have been lost of which the next one will tell.
     pub(super) in_doubt: bool,
@@ -136,7 +139,8 @@ impl Lane {
             small: [0; HEADER_BYTES],
             first: Stamp::default(),
             block: None,
-            max_frame: if from_start { FIRST_MAX_FRAME } else { limits::FRAME_BYTES },
+            allowed: FIRST_MAX_FRAME,
+            joined: !from_start,
             hpack: Decoder::new(),
             in_doubt: false,
             last: Stamp::default(),
@@ -145,12 +149,12 @@ impl Lane {
 
     /// Takes the frame size that the other side announced. Frames of earlier, larger announcements may be on the way.
     pub(super) fn allow_frames(&mut self, len: u32) {
-        self.max_frame = self.max_frame.max(len);
+        self.allowed = self.allowed.max(len);
     }
 
     /// Looks for a frame header in a record. `false` when none was found; else `bytes` begin with it.
     pub(super) fn resync(&mut self, bytes: &mut &[u8], is_open: impl Fn(u32) -> bool) -> bool {
-        let found = frame::find(bytes, self.max_frame.max(FIRST_MAX_FRAME), is_open);
+        let found = frame::find(bytes, self.allowed, is_open);
         let rest = found.and_then(|at| bytes.get(at..));
         if let Some(rest) = rest {
             *bytes = rest;
@@ -296,7 +300,8 @@ impl Lane {
             Kind::Continuation => continues.is_none_or(|stream| stream == frame.stream),
             _ => continues.is_none(),
         };
-        if !frame.is_legal() || frame.len > self.max_frame || !in_order {
+        let allowed = if self.joined { self.allowed.max(limits::FRAME_BYTES) } else { self.allowed };
+        if !frame.is_legal() || frame.len > allowed || !in_order {
             return Some(Step::Invalid);
         }
         let (len, stream) = (frame.len, frame.stream);

@@ -33,7 +33,7 @@ pub(super) struct Http2 {
     streams: Streams,
     /// Heads may have gone by unseen: a stream that is not known is not an error.
     incomplete: bool,
-    /// That this is HTTP/2 is more than a guess.
+    /// That this is HTTP/2 is more than a guess. Before that no exchange begins.
     sure: bool,
 }
 
@@ -51,7 +51,7 @@ impl Http2 {
         }
     }
 
-    /// Whether the preface or a head was seen, so that bytes that look like HTTP/1 are not.
+    /// Whether enough was seen to know who is the client, so that bytes that look like HTTP/1 are not.
     pub(super) fn is_sure(&self) -> bool {
         self.sure
     }
@@ -84,6 +84,7 @@ impl Http2 {
 
     /// A direction was found to carry the messages of a side.
     fn learn(&mut self, dir: Direction, side: Side) {
+        self.sure = true;
         self.role.get_or_insert(match (dir, side) {
             (Direction::Write, Side::Request) | (Direction::Read, Side::Response) => Role::Client,
             (Direction::Read, Side::Request) | (Direction::Write, Side::Response) => Role::Server,
@@ -133,10 +134,7 @@ impl Http2 {
                     };
                     self.on_block(dir, at, heading, decoded.as_ref(), stats, sink);
                 }
-                Step::Preface => {
-                    self.sure = true;
-                    self.learn(dir, Side::Request);
-                }
+                Step::Preface => self.learn(dir, Side::Request),
                 Step::Reset(stream, code) => self.on_reset(dir, at, stream, code, sink),
                 Step::GoAway(last) => self.on_go_away(dir, at, last, sink),
                 Step::MaxFrame(len) => {
@@ -167,7 +165,6 @@ impl Http2 {
         if !heading.is_promise
             && let Some(side) = fields.side()
         {
-            self.sure = true;
             self.learn(dir, side);
         }
         Some(fields)
@@ -249,3 +246,6 @@ impl Http2 {
         self.write.lose();
     }
 }
+
+#[cfg(test)]
+mod tests;
