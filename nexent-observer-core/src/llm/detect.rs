@@ -23,8 +23,7 @@ pub(super) enum Detected {
 
 /// Reads a request head.
 pub(super) fn request(head: &RequestHead<'_>) -> Detected {
-    // An empty one could not be resolved (HTTP/2 joined mid-connection).
-    if !matches!(head.method, "POST" | "") {
+    if head.method != "POST" {
         return Detected::No;
     }
     let path = path_only(head.path).trim_end_matches('/');

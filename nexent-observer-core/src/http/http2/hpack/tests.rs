@@ -227,7 +227,10 @@ proptest! {
     fn no_block_whatsoever_does_harm(blocks in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..200), 1..8)) {
         let mut decoder = Decoder::new();
         for block in blocks {
-            let _ = decoder.decode(&block).map(|fields| (fields.side(), fields.is_trailer(), fields.iter().count()));
+            if let Ok(fields) = decoder.decode(&block) {
+                prop_assert!(fields.side().is_none() || !fields.is_trailer());
+                prop_assert!(fields.iter().count() <= limits::HEAD_FIELDS);
+            }
             prop_assert!(decoder.table.kept() <= limits::HPACK_TABLE_BYTES);
         }
     }

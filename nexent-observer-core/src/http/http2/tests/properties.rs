@@ -41,7 +41,7 @@ fn conversation(n: u32, order: &[u8]) -> Vec<(Direction, Vec<u8>)> {
             }
             5 | 6 => (Read, data(id, false, format!("data: {pick}\n\n").as_bytes())),
             7 => (Read, padded(id, false, b"", 3)),
-            _ if pick % 2 == 0 => (Read, s.headers(id, true, &[("trailer", &x)])),
+            _ if pick.is_multiple_of(2) => (Read, s.headers(id, true, &[("trailer", &x)])),
             _ => (Read, data(id, true, b"!")),
         };
         at[pick] += 1;
