@@ -4,6 +4,10 @@
 pub const HEAD_BYTES: usize = 64 * 1024;
 /// Most header fields in one head.
 pub const HEAD_FIELDS: usize = 128;
+/// Most bytes of an HPACK dynamic table that are kept, as RFC 7541 section 4.1 counts them; entries beyond are unknown.
+pub const HPACK_TABLE_BYTES: usize = 64 * 1024;
+/// Longest HTTP/2 frame taken for one on a connection whose SETTINGS were not all seen, in bytes of its payload.
+pub const FRAME_BYTES: u32 = 1024 * 1024;
 /// Longest chunk-size line including extensions, in bytes (RFC 9112 section 7.1).
 pub const CHUNK_LINE_BYTES: usize = 4096;
 /// Longest single event (SSE event, NDJSON line) that is decoded, in bytes; a longer one is skipped and counted.

@@ -1,9 +1,10 @@
 //! One connection, whatever its HTTP version.
 
 use super::{
-    HttpEvent,
+    ExchangeNo, HttpEvent,
     detect::{self, Guess},
     http1::{self, Http1, Role},
+    http2::{self, Http2},
 };
 use crate::{
     conn::StreamEvent,
@@ -40,14 +41,15 @@ pub enum Protocol {
 pub struct HttpConnection {
     start: StartSeen,
     state: State,
+    /// HTTP/1 was decided by what looked like the body of a stream, and no head was seen since.
+    guessed: bool,
 }
 
 #[derive(Debug)]
 enum State {
     Undecided(Undecided),
     Http1(Box<Http1>),
-    /// Recognised; its frames are not read.
-    Http2,
+    Http2(Box<Http2>),
     Opaque,
 }
 
@@ -56,6 +58,8 @@ enum State {
 struct Undecided {
     read: Beginning,
     write: Beginning,
+    /// A record looked like the body of a stream without its head.
+    saw_stream: bool,
     /// Last direction that moved, and whether this turn was counted as no HTTP.
     last_was_read: bool,
     counted: bool,
@@ -79,7 +83,7 @@ impl HttpConnection {
     /// A connection of which no byte was seen yet.
     #[must_use]
     pub fn new(start: StartSeen) -> Self {
-        Self { start, state: State::Undecided(Undecided::default()) }
+        Self { start, state: State::Undecided(Undecided::default()), guessed: false }
     }
 
     /// What the connection speaks, as far as is known.
@@ -89,7 +93,7 @@ impl HttpConnection {
             State::Undecided(_) => Protocol::Undecided,
             State::Http1(http1) if http1.is_tunnel() => Protocol::Opaque,
             State::Http1(_) => Protocol::Http1,
-            State::Http2 => Protocol::Http2,
+            State::Http2(_) => Protocol::Http2,
             State::Opaque => Protocol::Opaque,
         }
     }
@@ -103,14 +107,23 @@ impl HttpConnection {
 
     /// Takes one event of the connection.
     pub fn feed(&mut self, ev: &StreamEvent<'_>, stats: &mut Stats, sink: &mut impl FnMut(HttpEvent<'_>)) {
+        if let StreamEvent::Data { at, bytes, .. } = *ev {
+            self.reconsider(at, bytes, sink);
+        }
         match &mut self.state {
             State::Http1(http1) => http1.feed(ev, stats, sink),
+            State::Http2(http2) => http2.feed(ev, stats, sink),
             State::Undecided(undecided) => match *ev {
                 StreamEvent::Data { dir, at, bytes } => match undecided.decide(self.start, dir, at, bytes, stats) {
                     Decision::Wait => {}
-                    Decision::Http2 => self.state = State::Http2,
+                    Decision::Http2 => {
+                        let mut http2 = Box::new(Http2::new(self.start, ExchangeNo(0)));
+                        undecided.replay_to_http2(&mut http2, dir, at, bytes, stats, sink);
+                        self.state = State::Http2(http2);
+                    }
                     Decision::NotHttp => self.state = State::Opaque,
                     Decision::Http1(role) => {
+                        self.guessed = undecided.saw_stream;
                         let mut http1 = Box::new(Http1::new(role, self.start));
                         let Beginning { first, bytes: before } = std::mem::take(undecided.beginning(dir));
                         if !before.is_empty() {
@@ -127,7 +140,33 @@ impl HttpConnection {
                 }
                 StreamEvent::Close { .. } => {}
             },
-            State::Http2 | State::Opaque => {}
+            State::Opaque => {}
+        }
+    }
+
+    /// Bytes that come next may show that the connection speaks something else: HTTP/2 after an upgrade, or another
+    /// version than was guessed from the middle of a message.
+    fn reconsider(&mut self, at: Stamp, bytes: &[u8], sink: &mut impl FnMut(HttpEvent<'_>)) {
+        let seems_http1 = || matches!(classify(bytes, StartSeen::No), Some(Guess::Request | Guess::Response));
+        match &mut self.state {
+            State::Http1(http1) => {
+                let next = if std::mem::take(&mut self.guessed) && !seems_http1() {
+                    self.guessed = !http2::looks_like_frames(bytes);
+                    (!self.guessed).then(|| http1.give_up(at, sink))
+                } else {
+                    http1.upgraded().filter(|_| bytes.starts_with(detect::HTTP2_PREFACE))
+                };
+                if let Some(next) = next {
+                    // Header blocks may have gone by: a server need not wait for the preface.
+                    self.state = State::Http2(Box::new(Http2::new(StartSeen::No, next)));
+                }
+            }
+            State::Http2(http2) if !http2.is_sure() => {
+                if seems_http1() {
+                    self.state = State::Undecided(Undecided::default());
+                }
+            }
+            State::Http2(_) | State::Undecided(_) | State::Opaque => {}
         }
     }
 }
@@ -137,6 +176,31 @@ impl Undecided {
         match dir {
             Direction::Read => &mut self.read,
             Direction::Write => &mut self.write,
+        }
+    }
+
+    /// Hands on what came of either direction before it was known to be HTTP/2, and the bytes that told.
+    fn replay_to_http2(
+        &mut self,
+        http2: &mut Http2,
+        dir: Direction,
+        at: Stamp,
+        bytes: &[u8],
+        stats: &mut Stats,
+        sink: &mut impl FnMut(HttpEvent<'_>),
+    ) {
+        let other = if dir == Direction::Read { Direction::Write } else { Direction::Read };
+        let Beginning { first, bytes: before } = std::mem::take(self.beginning(other));
+        if !before.is_empty() {
+            http2.feed(&StreamEvent::Data { dir: other, at: first, bytes: &before }, stats, sink);
+        }
+        let Beginning { bytes: mut whole, .. } = std::mem::take(self.beginning(dir));
+        if whole.is_empty() {
+            http2.feed(&StreamEvent::Data { dir, at, bytes }, stats, sink);
+        } else {
+            // In one, for a frame header is looked for at the beginning of a record; no head is in what came before.
+            whole.extend_from_slice(bytes);
+            http2.feed(&StreamEvent::Data { dir, at, bytes: &whole }, stats, sink);
         }
     }
 
@@ -190,7 +254,11 @@ impl Undecided {
             (Guess::Http2, _) => Decision::Http2,
             (Guess::Neither | Guess::More, _) => {
                 *self.beginning(dir) = Beginning::default();
+                if start == StartSeen::No && http2::looks_like_frames(bytes) {
+                    return Decision::Http2;
+                }
                 if start == StartSeen::No && http1::looks_like_stream(bytes) {
+                    self.saw_stream = true;
                     return Decision::Http1(if dir == Direction::Read { Role::Client } else { Role::Server });
                 }
                 if !std::mem::replace(&mut self.counted, true) {

@@ -1,7 +1,7 @@
 //! Which protocol a connection speaks, from the first bytes of a direction.
 
 /// Client connection preface of HTTP/2 (RFC 9113 section 3.4).
-const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(super) const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Longest method taken for one, in bytes. The longest registered one has 17 (UPDATEREDIRECTREF).
 const METHOD_BYTES: usize = 24;

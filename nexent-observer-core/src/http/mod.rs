@@ -3,6 +3,7 @@
 mod connection;
 mod detect;
 mod http1;
+mod http2;
 
 pub use connection::{HttpConnection, Protocol, StartSeen};
 
@@ -83,9 +84,10 @@ pub enum Head<'a> {
 /// Head of a request.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RequestHead<'a> {
-    /// Method, as sent.
+    /// Method, as sent; empty when it could not be resolved (HTTP/2 joined mid-connection).
     pub method: &'a str,
-    /// Path with query, as sent (origin-form, or the path of an absolute-form target).
+    /// Path with query, as sent (origin-form, or the path of an absolute-form target); empty when it could not
+    /// be resolved.
     pub path: &'a str,
     /// Authority: `Host` or `:authority`, as sent.
     pub host: Option<&'a str>,
@@ -102,7 +104,8 @@ pub struct ResponseHead<'a> {
     pub headers: Headers<'a>,
 }
 
-/// Header fields of one message, in order. Values are bytes: the network promises no encoding.
+/// Header fields of one message, in order. Values are bytes: the network promises no encoding. Fields that could not be
+/// resolved (HTTP/2 joined mid-connection) are left out, and so are those with credentials after their first use there.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Headers<'a>(pub &'a [(&'a str, &'a [u8])]);
 

@@ -91,6 +91,11 @@ impl Exchanges {
         self.open.len()
     }
 
+    /// The number that comes next.
+    pub(super) fn next(&self) -> ExchangeNo {
+        ExchangeNo(self.next)
+    }
+
     /// A number not used before.
     pub(super) fn number(&mut self) -> ExchangeNo {
         let no = ExchangeNo(self.next);

@@ -16,7 +16,7 @@ use self::{
     lane::{Body, Lane, State},
     messages::{emit, emit_damage, emit_head},
 };
-use super::{AbortCause, Head, HttpEvent, HttpEventKind, Side, StartSeen, detect};
+use super::{AbortCause, ExchangeNo, Head, HttpEvent, HttpEventKind, Side, StartSeen, detect};
 use crate::{
     conn::{CloseCause, GapCause, StreamEvent},
     event::{Direction, MonoNs, Stamp},
@@ -72,6 +72,20 @@ impl Http1 {
     /// Whether the connection became a tunnel by CONNECT.
     pub(super) fn is_tunnel(&self) -> bool {
         self.tunnel
+    }
+
+    /// Number of the next exchange, if the connection speaks another protocol since a response 101.
+    pub(super) fn upgraded(&self) -> Option<ExchangeNo> {
+        let stopped = matches!((&self.request.state, &self.response.state), (State::Stopped, State::Stopped));
+        (stopped && !self.tunnel).then(|| self.exchanges.next())
+    }
+
+    /// The connection turned out not to speak HTTP/1: ends what is open. The number of the next exchange.
+    pub(super) fn give_up(&mut self, at: Stamp, sink: &mut impl FnMut(HttpEvent<'_>)) -> ExchangeNo {
+        while let Some(no) = self.exchanges.remove_first(|_| true) {
+            emit(sink, Some(no), Side::Response, at, HttpEventKind::Abort(AbortCause::Desync));
+        }
+        self.exchanges.next()
     }
 
     pub(super) fn feed(&mut self, ev: &StreamEvent<'_>, stats: &mut Stats, sink: &mut impl FnMut(HttpEvent<'_>)) {
