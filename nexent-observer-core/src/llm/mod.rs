@@ -1,20 +1,30 @@
 //! Stage 5: HTTP messages in, LLM events out, whatever the API.
 //!
 //! [`LlmExchange`] reads one HTTP exchange. `detect` tells from the heads which API it is, `request` reads the request
-//! body, `body` finds the framing of the response and `sse` cuts it into events, which the API's decoder turns into
-//! [`LlmEvent`]s. `api` holds the table of known APIs: a new one is one file and one row.
+//! body, `body` finds the framing of the response, and that framing (`sse`, `ndjson`, `json_array`) cuts it into events,
+//! which the API's decoder turns into [`LlmEvent`]s. `api` holds the table of known APIs: a new one is one file and one
+//! row.
 
+mod anthropic;
 mod api;
 mod body;
 mod detect;
+mod embeddings;
+mod error_value;
 mod exchange;
+mod gemini;
+mod json_array;
 mod json_scan;
 mod json_str;
 mod lenient;
+mod members;
 mod name;
+mod ndjson;
+mod ollama;
 mod openai_chat;
 mod openai_fast;
 mod openai_parse;
+mod openai_responses;
 mod request;
 mod sse;
 
@@ -61,7 +71,7 @@ pub enum LlmEventKind<'a> {
         payload: Payload,
         /// Choice (candidate) it belongs to, from 0.
         choice: u32,
-        /// The text. Base64 for audio.
+        /// The text. Base64 for audio and other media.
         text: &'a str,
     },
     /// Facts of the response body: model, id. Each is sent once, or again when it changes.
@@ -170,7 +180,7 @@ pub enum Payload {
     ToolName,
     /// Piece of a tool call's arguments.
     ToolArguments,
-    /// Audio or its transcript.
+    /// Audio or its transcript; other media too (images).
     Audio,
 }
 

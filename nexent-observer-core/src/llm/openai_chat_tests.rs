@@ -261,13 +261,6 @@ fn nothing_after_the_end_marker_counts_and_pings_do_not() {
     assert_eq!(run.events, ["Done"]);
 }
 
-#[test]
-fn the_deployment_in_an_azure_path_is_the_model_asked_for() {
-    assert_eq!(azure_deployment("/openai/deployments/my-gpt/chat/completions"), Some("my-gpt"));
-    assert_eq!(azure_deployment("/v1/chat/completions"), None);
-    assert_eq!(azure_deployment("/openai/deployments//chat/completions"), None);
-}
-
 /// Chunks near the usual shape: members in any order, missing, repeated, of odd types, with odd spaces and texts.
 fn chunk() -> impl Strategy<Value = String> {
     let text = prop_oneof![

@@ -127,7 +127,14 @@ impl Bench {
 
     /// A whole POST with this body.
     pub(crate) fn post(&mut self, path: &str, host: &str, body: &[u8]) {
-        self.request_head("POST", path, host, &[("content-type", b"application/json")]);
+        self.ask(path, host, &[], body);
+    }
+
+    /// The same with further header fields.
+    pub(crate) fn ask(&mut self, path: &str, host: &str, headers: Fields<'_>, body: &[u8]) {
+        let json: (&str, &[u8]) = ("content-type", b"application/json");
+        let headers: Vec<_> = headers.iter().copied().chain([json]).collect();
+        self.request_head("POST", path, host, &headers);
         if !body.is_empty() {
             self.feed(Side::Request, HttpEventKind::Body(body));
         }
