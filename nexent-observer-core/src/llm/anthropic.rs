@@ -125,8 +125,8 @@ impl Decoder for Messages {
         }
         let json = out.frame_text(&frame);
         match lenient::parse::<Option<Box<Event<'_>>>>(&json) {
-            Ok(Some(event)) => self.event(&event, frame.name == b"error", out),
-            _ if frame.name == b"error" => {
+            Ok(Some(event)) => self.event(&event, frame.error, out),
+            _ if frame.error => {
                 out.emit(LlmEventKind::Chunk);
                 out.error(ErrorEvidence::default());
             }

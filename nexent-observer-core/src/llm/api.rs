@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 
 use super::{
-    ErrorFacts, LlmEvent, LlmEventKind, Payload, RequestFacts, Usage, anthropic, embeddings, gemini, members::Members,
-    name, ollama, openai_chat, openai_responses,
+    ErrorFacts, LlmEvent, LlmEventKind, Payload, RequestFacts, Usage, anthropic, bedrock, cohere, embeddings, gemini,
+    members::Members, name, ollama, openai_chat, openai_responses,
 };
 use crate::{
     event::Stamp,
@@ -19,6 +19,11 @@ pub(super) static APIS: &[&Api] = &[
     &anthropic::API,
     &gemini::API,
     &gemini::EMBED,
+    &bedrock::CONVERSE,
+    &bedrock::EMBED,
+    &bedrock::INVOKE,
+    &cohere::CHAT,
+    &cohere::EMBED,
     &ollama::CHAT,
     &ollama::GENERATE,
     &ollama::EMBED,
@@ -55,6 +60,8 @@ pub(super) struct Route {
     pub(super) proof: Proof,
     /// Where it is said whether a stream is asked for.
     pub(super) stream: StreamFlag,
+    /// A part that the name of the model must have.
+    pub(super) model_part: &'static str,
 }
 
 /// What proves that a request on a path of an API is a call of it. A host of a known provider always does; without any
@@ -85,17 +92,22 @@ pub(super) enum StreamFlag {
 impl Route {
     /// A path that proves itself, whose requests say in their body whether they ask for a stream.
     pub(super) const fn sure(path: &'static str) -> Self {
-        Self { path, proof: Proof::Path, stream: StreamFlag::Body }
+        Self { path, proof: Proof::Path, stream: StreamFlag::Body, model_part: "" }
     }
 
     /// A path that other services have too.
     pub(super) const fn unsure(path: &'static str, proof: Proof) -> Self {
-        Self { path, proof, stream: StreamFlag::Body }
+        Self { path, proof, stream: StreamFlag::Body, model_part: "" }
     }
 
     /// The same, with another place for the wish for a stream.
     pub(super) const fn with(self, stream: StreamFlag) -> Self {
         Self { stream, ..self }
+    }
+
+    /// The same, for models with this in their name only.
+    pub(super) const fn of_models(self, model_part: &'static str) -> Self {
+        Self { model_part, ..self }
     }
 }
 
@@ -128,6 +140,8 @@ pub(super) trait Decoder: std::fmt::Debug + Send {
 pub(super) struct Frame<'a> {
     /// Event name; empty when the framing has none.
     pub(super) name: &'a [u8],
+    /// The framing itself says that this event is an error.
+    pub(super) error: bool,
     /// Payload. Not empty.
     pub(super) data: &'a [u8],
     /// False: a part may be missing (end of the stream, or just after a gap), so what does not parse is no defect.
@@ -150,12 +164,15 @@ pub(super) struct Defects {
     pub(super) event_too_long: u64,
     /// Bodies over [`crate::limits::BODY_BYTES`].
     pub(super) body_too_long: u64,
+    /// Frames whose checksum or length is wrong.
+    pub(super) frame_invalid: u64,
 }
 
 impl std::ops::AddAssign for Defects {
     fn add_assign(&mut self, other: Self) {
         self.event_too_long += other.event_too_long;
         self.body_too_long += other.body_too_long;
+        self.frame_invalid += other.frame_invalid;
     }
 }
 

@@ -4,6 +4,7 @@ use smallvec::SmallVec;
 
 use super::{
     api::{Defects, Frame, JsonBody, Piece},
+    aws_events::AwsEvents,
     detect::BodyKind,
     json_array::Elements,
     json_scan::Scanner,
@@ -33,6 +34,7 @@ enum Framing {
     Sse(Box<Sse>),
     Lines(Box<Lines>),
     Elements(Box<Elements>),
+    AwsEvents(Box<AwsEvents>),
     /// The members of one object are told as they come by.
     Members(Box<Scanner>),
     Whole(Vec<u8>),
@@ -55,7 +57,12 @@ pub(super) enum Last<'a> {
 
 impl ResponseBody {
     pub(super) fn new(kind: BodyKind, json: JsonBody) -> Self {
-        Self { kind, json, framing: Framing::Unknown { start: SmallVec::new(), indented: false } }
+        let framing = match kind {
+            // Binary: there is nothing to tell it by but its type.
+            BodyKind::AwsEvents => Framing::AwsEvents(Box::default()),
+            _ => Framing::Unknown { start: SmallVec::new(), indented: false },
+        };
+        Self { kind, json, framing }
     }
 
     /// A body whose beginning, and head, are not known: only a stream can still be read.
@@ -71,6 +78,7 @@ impl ResponseBody {
             Framing::Sse(sse) => sse.feed(bytes, on_frame),
             Framing::Lines(lines) => lines.feed(bytes, on_frame),
             Framing::Elements(elements) => elements.feed(bytes, &mut on_frame),
+            Framing::AwsEvents(events) => events.feed(bytes, &mut on_frame),
             Framing::Members(scanner) => {
                 scanner.feed(bytes, &mut |member| on_piece(Piece::Member(member)));
                 Defects::default()
@@ -94,6 +102,7 @@ impl ResponseBody {
             Framing::Sse(sse) => sse.gap(),
             Framing::Lines(lines) => lines.gap(),
             Framing::Elements(elements) => elements.gap(),
+            Framing::AwsEvents(events) => events.gap(),
             Framing::Unknown { .. } if self.kind == BodyKind::Sse => {
                 self.framing = Framing::Sse(Box::new(Sse::midstream()));
             }
@@ -112,7 +121,7 @@ impl ResponseBody {
             Framing::Elements(mut elements) => elements.finish(|frame| on_last(Last::Frame(frame))),
             Framing::Whole(body) => on_last(Last::Whole(&body)),
             Framing::Overflown => on_last(Last::TooLong),
-            Framing::Unknown { .. } | Framing::Members(_) | Framing::Opaque => {}
+            Framing::Unknown { .. } | Framing::Members(_) | Framing::AwsEvents(_) | Framing::Opaque => {}
         }
     }
 

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use super::{
     Call, ResponseFacts,
-    api::{APIS, Api, Proof, StreamFlag},
+    api::{APIS, Api, Proof, Route, StreamFlag},
     name,
 };
 use crate::{
@@ -110,6 +110,8 @@ pub(super) enum BodyKind {
     Sse,
     /// `application/x-ndjson` and its other names.
     Lines,
+    /// `application/vnd.amazon.eventstream`.
+    AwsEvents,
     /// `application/json`, `application/problem+json`, ...
     Json,
     /// Something else.
@@ -127,6 +129,8 @@ impl BodyKind {
             Self::Sse
         } else if NDJSON.iter().any(|k| kind.eq_ignore_ascii_case(k)) {
             Self::Lines
+        } else if kind.eq_ignore_ascii_case("application/vnd.amazon.eventstream") {
+            Self::AwsEvents
         } else if is_json(kind) {
             Self::Json
         } else if ["", "application/octet-stream", "text/plain"].iter().any(|k| kind.eq_ignore_ascii_case(k)) {
@@ -138,7 +142,7 @@ impl BodyKind {
 
     /// Whether such a body is a stream of events.
     pub(super) fn is_stream(self) -> bool {
-        matches!(self, Self::Sse | Self::Lines)
+        matches!(self, Self::Sse | Self::Lines | Self::AwsEvents)
     }
 }
 
@@ -161,7 +165,13 @@ fn path_only(path: &str) -> &str {
 
 /// The first row that fits, and what would prove it.
 fn route(path: &str) -> Option<(Routed, Proof)> {
-    let of_api = |api: &'static Api| api.routes.iter().find_map(|route| Some((api, route, matched(path, route.path)?)));
+    let of_api = |api: &'static Api| {
+        let fit = |route: &'static Route| {
+            let model = matched(path, route.path)?;
+            model.unwrap_or_default().contains(route.model_part).then_some((api, route, model))
+        };
+        api.routes.iter().find_map(fit)
+    };
     let (api, route, model) = APIS.iter().copied().find_map(of_api)?;
     let model = model.map(|m| name::clean(&percent_decoded(m)).into_owned()).filter(|m| !m.is_empty());
     let path = Path { stream: route.stream, model: model.map(String::into_boxed_str) };

@@ -78,7 +78,9 @@ impl Decoder for Embeddings {
         match (member.parent, member.key) {
             (None, "id") => text().clone_into(&mut seen.id),
             (None, "model") => text().clone_into(&mut seen.model),
-            (Some("usage"), "prompt_tokens") | (None, "prompt_eval_count") => seen.input = member.value.count(),
+            (Some("usage"), "prompt_tokens") | (None, "prompt_eval_count" | "inputTextTokenCount") => {
+                seen.input = member.value.count();
+            }
             (Some("usage"), "total_tokens") => seen.total = member.value.count(),
             (None, "error") if member.value != Value::Null => {
                 let code = Some(text()).filter(|text| !text.is_empty()).map(str::to_owned);

@@ -167,6 +167,9 @@ impl LlmExchange {
                 for _ in 0..defects.body_too_long {
                     to.stats.count(DropReason::BodyTooLong);
                 }
+                for _ in 0..defects.frame_invalid {
+                    to.stats.count(DropReason::FrameInvalid);
+                }
             }
             HttpEventKind::Gap { len, cause } => {
                 response.gap();
@@ -297,10 +300,10 @@ impl Conversation {
             return false;
         }
         match BodyKind::of(&head.headers) {
-            BodyKind::Sse | BodyKind::Lines => true,
+            kind if kind.is_stream() => true,
             BodyKind::Other => false,
             // Every other service answers with JSON: kept only if what was asked looks like an LLM call.
-            BodyKind::Json | BodyKind::Unsaid => {
+            _ => {
                 !self.start_is_held() || self.request.as_ref().is_some_and(|r| APIS.iter().any(|api| r.looks_like(api)))
             }
         }

@@ -143,7 +143,7 @@ impl Decoder for Gemini {
         let json = out.frame_text(&frame);
         match lenient::parse::<Option<Box<Response<'_>>>>(&json) {
             Ok(Some(response)) => self.response(&response, out),
-            _ if frame.name == b"error" => {
+            _ if frame.error => {
                 out.emit(LlmEventKind::Chunk);
                 out.error(ErrorEvidence::default());
             }

@@ -94,7 +94,7 @@ impl Elements {
     pub(super) fn finish(&mut self, mut on_element: impl FnMut(Frame<'_>)) {
         let data = std::mem::take(&mut self.held);
         if !data.is_empty() {
-            on_element(Frame { name: b"", data: &data, whole: false });
+            on_element(Frame { name: b"", error: false, data: &data, whole: false });
         }
     }
 
@@ -105,10 +105,10 @@ impl Elements {
         if self.held.len() + part.len() > EVENT_BYTES {
             defects.event_too_long += 1;
         } else if self.held.is_empty() {
-            on_element(Frame { name: b"", data: part, whole: true });
+            on_element(Frame { name: b"", error: false, data: part, whole: true });
         } else {
             self.held.extend_from_slice(part);
-            on_element(Frame { name: b"", data: &self.held, whole: true });
+            on_element(Frame { name: b"", error: false, data: &self.held, whole: true });
         }
         self.held.clear();
         if self.held.capacity() > KEEP_BYTES {

@@ -1,13 +1,17 @@
 //! Stage 5: HTTP messages in, LLM events out, whatever the API.
 //!
 //! [`LlmExchange`] reads one HTTP exchange. `detect` tells from the heads which API it is, `request` reads the request
-//! body, `body` finds the framing of the response, and that framing (`sse`, `ndjson`, `json_array`) cuts it into events,
+//! body, `body` finds the framing of the response, and that framing (`sse`, `ndjson`, `json_array`, `aws_events`) cuts it into events,
 //! which the API's decoder turns into [`LlmEvent`]s. `api` holds the table of known APIs: a new one is one file and one
 //! row.
 
 mod anthropic;
 mod api;
+mod aws_events;
+mod base64;
+mod bedrock;
 mod body;
+mod cohere;
 mod detect;
 mod embeddings;
 mod error_value;

@@ -69,7 +69,7 @@ impl Lines {
 fn hand_out(line: &[u8], whole: bool, on_line: &mut impl FnMut(Frame<'_>)) {
     let data = line.trim_ascii();
     if !data.is_empty() {
-        on_line(Frame { name: b"", data, whole });
+        on_line(Frame { name: b"", error: false, data, whole });
     }
 }
 

@@ -80,7 +80,7 @@ impl Decoder for Chat {
         if self.done || frame.name == b"ping" {
             return;
         }
-        if frame.name != b"error"
+        if !frame.error
             && let Some((field, choice, text)) = self.template.text(frame.data)
         {
             out.emit(LlmEventKind::Chunk);
@@ -100,15 +100,15 @@ impl Decoder for Chat {
             return;
         }
         let json = out.frame_text(&frame);
-        if frame.name != b"error"
+        if !frame.error
             && let Some(chunk) = openai_fast::chunk(&json, &mut self.template)
         {
             self.fast(&chunk, out);
             return;
         }
         match Completion::parse(&json) {
-            Some(completion) => self.full(&completion, frame.name == b"error", out),
-            None if frame.name == b"error" => {
+            Some(completion) => self.full(&completion, frame.error, out),
+            None if frame.error => {
                 out.emit(LlmEventKind::Chunk);
                 out.error(super::api::ErrorEvidence::default());
             }

@@ -112,8 +112,8 @@ impl Decoder for Responses {
         }
         let json = out.frame_text(&frame);
         match lenient::parse::<Option<Box<Event<'_>>>>(&json) {
-            Ok(Some(event)) => self.event(&event, frame.name, out),
-            _ if frame.name == b"error" => {
+            Ok(Some(event)) => self.event(&event, frame.error, out),
+            _ if frame.error => {
                 out.emit(LlmEventKind::Chunk);
                 out.error(ErrorEvidence::default());
             }
@@ -149,7 +149,7 @@ impl Decoder for Responses {
 }
 
 impl Responses {
-    fn event(&mut self, event: &Event<'_>, name: &[u8], out: &mut Out<'_>) {
+    fn event(&mut self, event: &Event<'_>, failed: bool, out: &mut Out<'_>) {
         let kind = event.kind.non_empty().unwrap_or_default();
         out.emit(LlmEventKind::Chunk);
         if let Some(response) = &event.response {
@@ -176,7 +176,7 @@ impl Responses {
                 self.finish(out);
             }
             // Flat as the SDK's types say, or nested as recorded.
-            _ if kind == "error" || name == b"error" || event.error != ErrorValue::default() => {
+            _ if kind == "error" || failed || event.error != ErrorValue::default() => {
                 out.error(event.error.evidence().unwrap_or_else(|| ErrorEvidence {
                     code: event.code.text.non_empty(),
                     code_number: event.code.number.0,

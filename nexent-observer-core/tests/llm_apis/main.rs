@@ -3,8 +3,11 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod anthropic;
+mod bedrock;
+mod cohere;
 mod corpus;
 mod gemini;
+mod hostile;
 #[path = "../llm_support/mod.rs"]
 mod llm_support;
 mod ollama;
