@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 
 use super::{
-    ErrorFacts, LlmEvent, LlmEventKind, Payload, RequestFacts, Usage, anthropic, bedrock, cohere, embeddings, gemini,
-    members::Members, name, ollama, openai_chat, openai_responses,
+    ErrorFacts, LlmEvent, LlmEventKind, Payload, RequestFacts, Usage, anthropic, bedrock, cohere, dashscope,
+    embeddings, gemini, members::Members, name, ollama, openai_chat, openai_responses,
 };
 use crate::{
     event::Stamp,
@@ -22,6 +22,7 @@ pub(super) static APIS: &[&Api] = &[
     &bedrock::CONVERSE,
     &bedrock::EMBED,
     &bedrock::INVOKE,
+    &dashscope::API,
     &cohere::CHAT,
     &cohere::EMBED,
     &ollama::CHAT,
@@ -85,6 +86,8 @@ pub(super) enum StreamFlag {
     Body,
     /// In its body; one that says nothing asks for a stream.
     BodyElseStream,
+    /// This header field is present.
+    Header(&'static str),
     /// The path decides.
     Path(bool),
 }
@@ -129,6 +132,8 @@ pub(super) trait Decoder: std::fmt::Debug + Send {
     fn frame(&mut self, frame: Frame<'_>, out: &mut Out<'_>);
     /// The whole body of an answer that is not streamed; also of an error.
     fn body(&mut self, body: &[u8], out: &mut Out<'_>);
+    /// What was asked for is known, as far as it is going to be. Not called where the request was not seen.
+    fn asked(&mut self, _draft: &RequestDraft) {}
     /// One member of a body that is [`JsonBody::Members`].
     fn member(&mut self, _member: Member<'_>) {}
     /// The response is complete.
@@ -230,6 +235,8 @@ pub(super) struct RequestDraft {
     pub(super) facts: RequestFacts,
     /// `max_tokens` came from a member that outranks its older name.
     pub(super) max_tokens_fixed: bool,
+    /// Whether each event is to bring only what is new, where the API leaves that to the request.
+    pub(super) incremental: Option<bool>,
 }
 
 impl RequestDraft {

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::{
-    Call, ResponseFacts,
+    Call, NotLlm, ResponseFacts,
     api::{APIS, Api, Proof, Route, StreamFlag},
     name,
 };
@@ -20,7 +20,7 @@ pub(super) enum Detected {
     /// It may be one: the bodies decide. The path is that of an API, if one is named.
     Maybe(Option<Routed>),
     /// It is none.
-    No,
+    No(NotLlm),
 }
 
 /// What a path that is known says.
@@ -42,20 +42,38 @@ pub(super) struct Routed {
 /// Reads a request head.
 pub(super) fn request(head: &RequestHead<'_>) -> Detected {
     if head.method != "POST" {
-        return Detected::No;
+        return Detected::No(NotLlm::Request);
     }
     let path = path_only(head.path).trim_end_matches('/');
     let routed = route(path);
     let proven = |proof| proves(proof, head) || head.host.and_then(provider_of_host).is_some();
     let maybe = match routed {
-        Some((routed, proof)) if proven(proof) => return Detected::Call(routed),
+        Some((mut routed, proof)) if proven(proof) => {
+            if let StreamFlag::Header(name) = routed.path.stream {
+                routed.path.stream = StreamFlag::Path(head.headers.get(name).is_some_and(|value| value != "disable"));
+            }
+            return Detected::Call(routed);
+        }
         Some((routed, _)) => Some(routed),
         None => None,
     };
+    if MCP_HEADERS.iter().any(|name| head.headers.get(name).is_some()) {
+        return Detected::No(NotLlm::Mcp);
+    }
     match head.headers.get("content-type") {
-        Some(kind) if !is_json(kind) => Detected::No,
+        Some(kind) if !is_json(kind) => Detected::No(NotLlm::Request),
         _ => Detected::Maybe(maybe),
     }
+}
+
+/// Fields that only clients of the Model Context Protocol send (its specification, "Transports").
+const MCP_HEADERS: [&str; 3] = ["mcp-protocol-version", "mcp-session-id", "mcp-method"];
+
+/// Whether a request that turns out to be JSON-RPC is one of the Model Context Protocol: its clients must accept both
+/// kinds of answers. The first request of a session has no field of its own.
+pub(super) fn accepts_like_mcp(head: &RequestHead<'_>) -> bool {
+    let accept = head.headers.get("accept").unwrap_or_default();
+    accept.contains("application/json") && accept.contains("text/event-stream")
 }
 
 /// The call as its request head describes it; no credentials, no query.
@@ -344,10 +362,10 @@ mod tests {
     #[test]
     fn other_methods_and_other_bodies_are_no_calls() {
         for method in ["GET", "HEAD", "OPTIONS", "DELETE", "PUT", "post", ""] {
-            assert!(matches!(request(&head(method, "/v1/chat/completions", &[])), Detected::No), "{method}");
+            assert!(matches!(request(&head(method, "/v1/chat/completions", &[])), Detected::No(_)), "{method}");
         }
         let form: [(&str, &[u8]); 1] = [("content-type", b"multipart/form-data; boundary=x")];
-        assert!(matches!(request(&head("POST", "/upload", &form)), Detected::No));
+        assert!(matches!(request(&head("POST", "/upload", &form)), Detected::No(_)));
         let json: [(&str, &[u8]); 1] = [("Content-Type", b"application/vnd.x+json; charset=utf-8")];
         assert!(matches!(request(&head("POST", "/ask", &json)), Detected::Maybe(_)));
     }

@@ -3,7 +3,7 @@
 use smallvec::SmallVec;
 
 use super::{
-    Call, LlmEvent, LlmEventKind, ResponseFacts,
+    Call, LlmEvent, LlmEventKind, NotLlm, ResponseFacts,
     api::{APIS, Api, Decoder, ErrorEvidence, Frame, JsonBody, Out, Piece, StreamFlag},
     body::{Last, ResponseBody},
     detect::{self, BodyKind, Detected, Path, Routed},
@@ -54,6 +54,8 @@ struct Conversation {
     request_told: bool,
     /// The request head was seen.
     head_seen: bool,
+    /// It accepts answers as clients of the Model Context Protocol do.
+    accepts_like_mcp: bool,
     /// The API that the path belongs to, and what the path says. Proven or not.
     routed: Option<Box<Routed>>,
     held: Option<Box<Held>>,
@@ -106,6 +108,7 @@ impl LlmExchange {
                 request: None,
                 request_told: false,
                 head_seen: false,
+                accepts_like_mcp: false,
                 routed: None,
                 held: None,
                 status: None,
@@ -194,8 +197,16 @@ impl Conversation {
             HttpEventKind::Body(bytes) => {
                 let Some(request) = &mut self.request else { return };
                 request.feed(bytes);
-                if request.is_hopeless() && self.verdict == Verdict::Undecided && self.start_is_held() {
-                    self.reject(ev.at, to);
+                if self.verdict != Verdict::Undecided {
+                    return;
+                }
+                let why = if self.accepts_like_mcp && request.is_json_rpc() {
+                    Some(NotLlm::Mcp)
+                } else {
+                    request.is_hopeless().then_some(NotLlm::Request)
+                };
+                if let Some(why) = why.filter(|_| self.start_is_held()) {
+                    self.reject(ev.at, why, to);
                 }
             }
             HttpEventKind::Gap { .. } => {
@@ -223,7 +234,7 @@ impl Conversation {
             return;
         }
         let api = match detect::request(head) {
-            Detected::No => return self.reject(at, to),
+            Detected::No(why) => return self.reject(at, why, to),
             Detected::Call(routed) => {
                 let api = routed.api;
                 self.routed = Some(Box::new(routed));
@@ -236,6 +247,7 @@ impl Conversation {
         };
         let call = detect::call(head, api.map_or("", |a| a.operation));
         self.head_seen = true;
+        self.accepts_like_mcp = detect::accepts_like_mcp(head);
         self.request = Some(Box::new(RequestBody::new(api)));
         match api {
             Some(api) => {
@@ -266,7 +278,11 @@ impl Conversation {
         if !self.head_seen && !request.looks_like(api) {
             return;
         }
-        let mut facts = request.facts(api);
+        let draft = request.draft(api);
+        if let Some(decoder) = &mut self.decoder {
+            decoder.asked(&draft);
+        }
+        let mut facts = draft.facts;
         facts.truncated |= !complete;
         if let Some(Path { stream, model }) = self.path() {
             facts.model = facts.model.or_else(|| model.as_deref().map(str::to_owned));
@@ -274,7 +290,7 @@ impl Conversation {
                 StreamFlag::Path(stream) => Some(*stream),
                 // A part that was not kept may have said so.
                 StreamFlag::BodyElseStream if !facts.truncated => facts.stream.or(Some(true)),
-                StreamFlag::BodyElseStream | StreamFlag::Body => facts.stream,
+                StreamFlag::BodyElseStream | StreamFlag::Body | StreamFlag::Header(_) => facts.stream,
             };
         }
         to.emit(at, LlmEventKind::Request(facts));
@@ -288,7 +304,7 @@ impl Conversation {
         match self.verdict {
             Verdict::Llm => to.emit(at, LlmEventKind::Response { first, facts }),
             Verdict::Undecided if self.worth_reading(head) => self.held().response = Some((at, first, facts)),
-            Verdict::Undecided => self.reject(at, to),
+            Verdict::Undecided => self.reject(at, NotLlm::Answer, to),
             Verdict::NotLlm => {}
         }
     }
@@ -331,7 +347,7 @@ impl Conversation {
                 None => {
                     self.tries += 1;
                     if self.tries >= TRIES {
-                        self.reject(at, to);
+                        self.reject(at, NotLlm::Answer, to);
                     }
                 }
             }
@@ -346,7 +362,7 @@ impl Conversation {
                 if self.verdict == Verdict::Undecided {
                     match recognise(body) {
                         Some(api) => self.accept(api, at, to),
-                        None => self.reject(at, to),
+                        None => self.reject(at, NotLlm::Answer, to),
                     }
                 }
                 self.decode(at, to, |decoder, out| decoder.body(body, out));
@@ -380,7 +396,7 @@ impl Conversation {
                 self.error_by_status(at, to);
                 to.emit(at, LlmEventKind::End);
             }
-            Verdict::Undecided => self.reject(at, to),
+            Verdict::Undecided => self.reject(at, NotLlm::Answer, to),
             Verdict::NotLlm => {}
         }
     }
@@ -392,7 +408,7 @@ impl Conversation {
                 self.error_by_status(at, to);
                 to.emit(at, LlmEventKind::Abort(cause));
             }
-            Verdict::Undecided => self.reject(at, to),
+            Verdict::Undecided => self.reject(at, NotLlm::Answer, to),
             Verdict::NotLlm => {}
         }
     }
@@ -434,11 +450,11 @@ impl Conversation {
         }
     }
 
-    fn reject(&mut self, at: Stamp, to: &mut Sinks<'_>) {
+    fn reject(&mut self, at: Stamp, why: NotLlm, to: &mut Sinks<'_>) {
         self.verdict = Verdict::NotLlm;
         self.held = None;
         self.request = None;
-        to.emit(at, LlmEventKind::NotLlm);
+        to.emit(at, LlmEventKind::NotLlm(why));
     }
 
     /// What the path says, if it is one of the API that is, or may be, called.

@@ -12,6 +12,7 @@ mod base64;
 mod bedrock;
 mod body;
 mod cohere;
+mod dashscope;
 mod detect;
 mod embeddings;
 mod error_value;
@@ -112,8 +113,19 @@ pub enum LlmEventKind<'a> {
     Joined,
     /// The exchange will not be completed.
     Abort(AbortCause),
-    /// It turned out not to be an LLM call after all (an unknown path with an unknown body): forget it.
-    NotLlm,
+    /// It turned out not to be an LLM call after all: forget it.
+    NotLlm(NotLlm),
+}
+
+/// Why an exchange is no LLM call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum NotLlm {
+    /// Its request cannot be one.
+    Request,
+    /// It is a call of the Model Context Protocol (streamable HTTP): of a tool, not of a model.
+    Mcp,
+    /// Its answer is none that is known.
+    Answer,
 }
 
 /// Which API call this is.

@@ -1,7 +1,6 @@
 //! The request body: facts from its top-level members, however long it is and even if its middle is missing.
 
 use super::{
-    RequestFacts,
     api::{Api, Member, RequestDraft},
     json_scan::{Scanner, scan_tail},
     members::Members,
@@ -77,8 +76,13 @@ impl RequestBody {
         }
     }
 
-    /// The facts as far as they are known, read the way of `api`.
-    pub(super) fn facts(&self, api: &'static Api) -> RequestFacts {
+    /// Whether it is JSON-RPC 2.0. Known only while no API is.
+    pub(super) fn is_json_rpc(&self) -> bool {
+        matches!(&self.taker, Taker::Unknown(members) if members.text("jsonrpc") == Some("2.0"))
+    }
+
+    /// What is known so far, read the way of `api`.
+    pub(super) fn draft(&self, api: &'static Api) -> RequestDraft {
         let mut draft = match &self.taker {
             Taker::Known { draft, .. } => draft.clone(),
             Taker::Unknown(kept) => {
@@ -90,7 +94,7 @@ impl RequestBody {
             }
         };
         draft.facts.truncated = self.holed;
-        draft.facts
+        draft
     }
 
     /// Bytes held in buffers.
@@ -110,7 +114,7 @@ fn take(taker: &mut Taker, member: Member<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::llm::openai_chat;
+    use crate::llm::{RequestFacts, openai_chat};
 
     fn facts(pieces: &[Option<&[u8]>]) -> RequestFacts {
         let mut known = RequestBody::new(Some(&openai_chat::API));
@@ -124,8 +128,8 @@ mod tests {
             }
             body.end();
         }
-        let facts = known.facts(&openai_chat::API);
-        assert_eq!(facts, unknown.facts(&openai_chat::API), "the same whether the path told the API or not");
+        let facts = known.draft(&openai_chat::API).facts;
+        assert_eq!(facts, unknown.draft(&openai_chat::API).facts, "the same whether the path told the API or not");
         facts
     }
 
@@ -170,7 +174,7 @@ mod tests {
         body.feed(&vec![b'x'; 1_000_000]);
         body.feed(b"\"],\"model\":\"m\"}");
         body.end();
-        assert_eq!(body.facts(&openai_chat::API).model.as_deref(), Some("m"));
+        assert_eq!(body.draft(&openai_chat::API).facts.model.as_deref(), Some("m"));
     }
 
     #[test]

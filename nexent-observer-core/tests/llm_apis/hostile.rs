@@ -14,7 +14,7 @@ const LINES: Fields<'_> = &[("content-type", b"application/x-ndjson")];
 const EVENTS: Fields<'_> = &[("content-type", b"application/vnd.amazon.eventstream")];
 
 /// Host, path and answers that belong there.
-const CALLS: [(&str, &str, Fields<'_>, &str); 20] = [
+const CALLS: [(&str, &str, Fields<'_>, &str); 21] = [
     ("h", "/v1/chat/completions", SSE, "openai_tools.sse"),
     ("h", "/v1/completions", SSE, "completions/text.sse"),
     ("h", "/v1/completions", SSE, "completions/writer_values.sse"),
@@ -33,6 +33,7 @@ const CALLS: [(&str, &str, Fields<'_>, &str); 20] = [
     ("api.cohere.com", "/v2/chat", JSON, "cohere/chat.json"),
     ("h", "/model/m/converse-stream", EVENTS, "cohere/chat.sse"),
     ("h", "/model/m/invoke", JSON, "anthropic/whole.json"),
+    ("h", "/api/v1/services/aigc/text-generation/generation", SSE, "dashscope/cumulative.sse"),
     ("h", "/unknown", SSE, "anthropic/thinking_text_tool.sse"),
     ("h", "/unknown", LINES, "ollama/chat.ndjson"),
 ];
