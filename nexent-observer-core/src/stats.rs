@@ -18,6 +18,8 @@ pub enum DropReason {
     BodyTooLong,
     /// JSON that does not parse, or of the wrong shape.
     JsonInvalid,
+    /// A frame of an AWS event stream whose checksum or length is wrong.
+    FrameInvalid,
     /// Text that is not UTF-8.
     Utf8Invalid,
     /// A content coding that cannot be decoded.
@@ -40,7 +42,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// All reasons, in the order of their label values in docs/metrics.md.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::NotHttp,
         Self::HeadTooLong,
         Self::HeadInvalid,
@@ -48,6 +50,7 @@ impl DropReason {
         Self::EventTooLong,
         Self::BodyTooLong,
         Self::JsonInvalid,
+        Self::FrameInvalid,
         Self::Utf8Invalid,
         Self::ContentCoding,
         Self::Gap,
@@ -70,6 +73,7 @@ impl DropReason {
             Self::EventTooLong => "event_too_long",
             Self::BodyTooLong => "body_too_long",
             Self::JsonInvalid => "json_invalid",
+            Self::FrameInvalid => "frame_invalid",
             Self::Utf8Invalid => "utf8_invalid",
             Self::ContentCoding => "content_coding",
             Self::Gap => "gap",

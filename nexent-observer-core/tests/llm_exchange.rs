@@ -1,8 +1,6 @@
 //! Stage 5 from HTTP events to LLM events, over fixtures in every cut and over the cases that go wrong in the field.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-#[path = "llm_support/corpus.rs"]
-mod corpus;
 mod llm_support;
 
 use llm_support::{Bench, Fields, JSON, SSE, Seen};

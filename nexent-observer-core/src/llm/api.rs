@@ -1,13 +1,35 @@
 //! The table of known APIs. A new API is one file with a [`Decoder`] and an [`Api`] row, and its name in [`APIS`].
 
-use super::{ErrorFacts, LlmEvent, LlmEventKind, RequestFacts, name, openai_chat};
+use std::borrow::Cow;
+
+use super::{
+    ErrorFacts, LlmEvent, LlmEventKind, Payload, RequestFacts, Usage, anthropic, bedrock, cohere, dashscope,
+    embeddings, gemini, members::Members, name, ollama, openai_chat, openai_responses,
+};
 use crate::{
     event::Stamp,
     stats::{DropReason, Stats},
 };
 
 /// Every known API, in the order in which they are tried.
-pub(super) static APIS: &[&Api] = &[&openai_chat::API];
+pub(super) static APIS: &[&Api] = &[
+    &openai_chat::API,
+    &openai_chat::LEGACY,
+    &openai_responses::API,
+    &anthropic::API,
+    &gemini::API,
+    &gemini::EMBED,
+    &bedrock::CONVERSE,
+    &bedrock::EMBED,
+    &bedrock::INVOKE,
+    &dashscope::API,
+    &cohere::CHAT,
+    &cohere::EMBED,
+    &ollama::CHAT,
+    &ollama::GENERATE,
+    &ollama::EMBED,
+    &embeddings::API,
+];
 
 /// What stage 5 must know of one API.
 #[derive(Debug)]
@@ -16,18 +38,92 @@ pub(super) struct Api {
     pub(super) operation: &'static str,
     /// Provider where neither the host nor the response head tells it.
     pub(super) fallback_provider: &'static str,
-    /// Ends of the path, on segment borders, of a POST that is a call of this API.
-    pub(super) paths: &'static [&'static str],
-    /// The model as the path names it, for bodies that do not.
-    pub(super) path_model: fn(&str) -> Option<&str>,
+    /// Paths of a POST that is a call of this API, the most telling first.
+    pub(super) routes: &'static [Route],
+    /// What a JSON body of its answers is.
+    pub(super) json: JsonBody,
     /// Takes one member of the request body over.
     pub(super) request: fn(&mut RequestDraft, Member<'_>),
     /// Whether a request body on an unknown path may be meant for this API.
-    pub(super) request_shape: fn(&[Shape]) -> bool,
-    /// Whether this JSON text, a whole answer or one event of a stream, can only be of this API.
-    pub(super) recognise: fn(&str) -> bool,
+    pub(super) request_shape: fn(&Members) -> bool,
+    /// Whether a JSON text, a whole answer or one event of a stream, can only be of this API: its members, and itself.
+    pub(super) recognise: fn(&Members, &str) -> bool,
     /// A decoder for one response.
     pub(super) decoder: fn() -> Box<dyn Decoder>,
+}
+
+/// A path of an API.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Route {
+    /// End of the path, on a segment border. One `*` stands for the model (not empty, no `/`).
+    pub(super) path: &'static str,
+    /// What proves that a request on this path is a call of the API.
+    pub(super) proof: Proof,
+    /// Where it is said whether a stream is asked for.
+    pub(super) stream: StreamFlag,
+    /// A part that the name of the model must have.
+    pub(super) model_part: &'static str,
+}
+
+/// What proves that a request on a path of an API is a call of it. A host of a known provider always does; without any
+/// proof the bodies decide, as on an unknown path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Proof {
+    /// The path: nothing else is called like that.
+    Path,
+    /// The port in `Host`.
+    Port(&'static str),
+    /// A header field that only clients of this API send.
+    Header(&'static str),
+    /// Nothing in the head: other services have such paths too.
+    Bodies,
+}
+
+/// Where a request says whether it asks for a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum StreamFlag {
+    /// In its body; one that says nothing is left alone.
+    Body,
+    /// In its body; one that says nothing asks for a stream.
+    BodyElseStream,
+    /// This header field is present.
+    Header(&'static str),
+    /// The path decides.
+    Path(bool),
+}
+
+impl Route {
+    /// A path that proves itself, whose requests say in their body whether they ask for a stream.
+    pub(super) const fn sure(path: &'static str) -> Self {
+        Self { path, proof: Proof::Path, stream: StreamFlag::Body, model_part: "" }
+    }
+
+    /// A path that other services have too.
+    pub(super) const fn unsure(path: &'static str, proof: Proof) -> Self {
+        Self { path, proof, stream: StreamFlag::Body, model_part: "" }
+    }
+
+    /// The same, with another place for the wish for a stream.
+    pub(super) const fn with(self, stream: StreamFlag) -> Self {
+        Self { stream, ..self }
+    }
+
+    /// The same, for models with this in their name only.
+    pub(super) const fn of_models(self, model_part: &'static str) -> Self {
+        Self { model_part, ..self }
+    }
+}
+
+/// What a JSON body of an answer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum JsonBody {
+    /// One value that is read whole.
+    #[default]
+    Whole,
+    /// One object of any size: only its members and those one level below are read, as they come by.
+    Members,
+    /// An array is a stream whose events are its elements; anything else is one value that is read whole.
+    Array,
 }
 
 /// Turns one response body into LLM events.
@@ -36,6 +132,12 @@ pub(super) trait Decoder: std::fmt::Debug + Send {
     fn frame(&mut self, frame: Frame<'_>, out: &mut Out<'_>);
     /// The whole body of an answer that is not streamed; also of an error.
     fn body(&mut self, body: &[u8], out: &mut Out<'_>);
+    /// What was asked for is known, as far as it is going to be. Not called where the request was not seen.
+    fn asked(&mut self, _draft: &RequestDraft) {}
+    /// One member of a body that is [`JsonBody::Members`].
+    fn member(&mut self, _member: Member<'_>) {}
+    /// The response is complete.
+    fn end(&mut self, _out: &mut Out<'_>) {}
 }
 
 /// One event as its framing cut it out.
@@ -43,10 +145,21 @@ pub(super) trait Decoder: std::fmt::Debug + Send {
 pub(super) struct Frame<'a> {
     /// Event name; empty when the framing has none.
     pub(super) name: &'a [u8],
+    /// The framing itself says that this event is an error.
+    pub(super) error: bool,
     /// Payload. Not empty.
     pub(super) data: &'a [u8],
     /// False: a part may be missing (end of the stream, or just after a gap), so what does not parse is no defect.
     pub(super) whole: bool,
+}
+
+/// What a framing finds.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Piece<'a> {
+    /// One event of a stream.
+    Frame(Frame<'a>),
+    /// One member of a whole body.
+    Member(Member<'a>),
 }
 
 /// What a framing could not use.
@@ -56,12 +169,15 @@ pub(super) struct Defects {
     pub(super) event_too_long: u64,
     /// Bodies over [`crate::limits::BODY_BYTES`].
     pub(super) body_too_long: u64,
+    /// Frames whose checksum or length is wrong.
+    pub(super) frame_invalid: u64,
 }
 
 impl std::ops::AddAssign for Defects {
     fn add_assign(&mut self, other: Self) {
         self.event_too_long += other.event_too_long;
         self.body_too_long += other.body_too_long;
+        self.frame_invalid += other.frame_invalid;
     }
 }
 
@@ -112,15 +228,6 @@ impl Value<'_> {
     }
 }
 
-/// Top-level members that tell which API a request body is meant for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Shape {
-    /// `model` is a string.
-    Model,
-    /// `messages` is an array.
-    Messages,
-}
-
 /// [`RequestFacts`] in the making.
 #[derive(Debug, Clone, Default)]
 pub(super) struct RequestDraft {
@@ -128,6 +235,35 @@ pub(super) struct RequestDraft {
     pub(super) facts: RequestFacts,
     /// `max_tokens` came from a member that outranks its older name.
     pub(super) max_tokens_fixed: bool,
+    /// Whether each event is to bring only what is new, where the API leaves that to the request.
+    pub(super) incremental: Option<bool>,
+}
+
+impl RequestDraft {
+    /// Takes a member that most APIs have under the same name: `model`, `stream`, `temperature`, `top_p`, `max_tokens`.
+    pub(super) fn usual(&mut self, key: &str, value: Value<'_>) {
+        let facts = &mut self.facts;
+        match key {
+            "model" => {
+                facts.model = match value {
+                    Value::Str(text) if !text.is_empty() => Some(name::clean(text).into_owned()),
+                    _ => None,
+                }
+            }
+            "stream" => facts.stream = if let Value::Bool(yes) = value { Some(yes) } else { None },
+            "temperature" => facts.temperature = value.float(),
+            "top_p" => facts.top_p = value.float(),
+            "max_tokens" if !self.max_tokens_fixed => facts.max_tokens = value.count(),
+            _ => {}
+        }
+    }
+
+    /// Takes the bound on output tokens under the name that outranks `max_tokens`.
+    pub(super) fn max_tokens(&mut self, value: Value<'_>) {
+        if let Some(count) = value.count() {
+            (self.facts.max_tokens, self.max_tokens_fixed) = (Some(count), true);
+        }
+    }
 }
 
 /// Where a decoder puts its events.
@@ -151,12 +287,92 @@ impl Out<'_> {
         self.stats.count(reason);
     }
 
+    /// The HTTP status says that the exchange failed.
+    pub(super) fn failed(&self) -> bool {
+        self.status.is_some_and(|s| s >= 400)
+    }
+
+    /// The text of an event or body; what is no UTF-8 is counted and replaced, for the rest of it still counts.
+    pub(super) fn text<'b>(&mut self, bytes: &'b [u8]) -> Cow<'b, str> {
+        // The strict check first: it is many times faster than the lossy one.
+        if let Ok(text) = std::str::from_utf8(bytes) {
+            return Cow::Borrowed(text);
+        }
+        self.count(DropReason::Utf8Invalid);
+        String::from_utf8_lossy(bytes)
+    }
+
+    /// The text of an event. One that is cut off may end inside of a character: that is no defect.
+    pub(super) fn frame_text<'b>(&mut self, frame: &Frame<'b>) -> Cow<'b, str> {
+        if frame.whole { self.text(frame.data) } else { String::from_utf8_lossy(frame.data) }
+    }
+
+    /// Reports a piece of what was generated unless it is empty; true when it was reported.
+    pub(super) fn delta(&mut self, payload: Payload, choice: u32, text: &str) -> bool {
+        if !text.is_empty() {
+            self.emit(LlmEventKind::Delta { payload, choice, text });
+        }
+        !text.is_empty()
+    }
+
+    /// Counts the current event as an output chunk if it is one.
+    pub(super) fn count_output(&mut self, is_output: bool) {
+        self.stats.chunks += u64::from(is_output);
+    }
+
+    /// Reports a finish reason unless there is none.
+    pub(super) fn finish(&mut self, choice: u32, reason: Option<&str>) {
+        if let Some(reason) = reason.filter(|r| !r.is_empty()) {
+            self.emit(LlmEventKind::Finish { choice, reason: &name::clean(reason) });
+        }
+    }
+
+    /// Reports token counts unless there are none.
+    pub(super) fn usage(&mut self, usage: Usage) {
+        if usage != Usage::default() {
+            self.emit(LlmEventKind::Usage(usage));
+        }
+    }
+
     /// Reports an error, the first one of an exchange only: later ones (`[DONE]` loops, a second copy) are echoes.
     pub(super) fn error(&mut self, evidence: ErrorEvidence<'_>) {
         if !std::mem::replace(self.errored, true) {
             self.emit(LlmEventKind::Error(ErrorFacts { error_type: evidence.error_type(self.status) }));
         }
     }
+}
+
+/// Model and id as the response named them last.
+#[derive(Debug, Default)]
+pub(super) struct Identity {
+    model: String,
+    id: String,
+}
+
+impl Identity {
+    /// Reports what is new; true when something was. Azure's first event has both empty: those are no values.
+    pub(super) fn tell(&mut self, id: Option<&str>, model: Option<&str>, out: &mut Out<'_>) -> bool {
+        let id = changed(&mut self.id, id);
+        let model = changed(&mut self.model, model);
+        if id || model {
+            out.emit(LlmEventKind::Identity {
+                model: model.then_some(self.model.as_str()),
+                id: id.then_some(self.id.as_str()),
+            });
+        }
+        id || model
+    }
+}
+
+fn changed(kept: &mut String, seen: Option<&str>) -> bool {
+    let Some(seen) = seen.filter(|s| !s.is_empty() && *s != kept.as_str()) else { return false };
+    let seen = name::clean(seen);
+    if seen.is_empty() || *seen == **kept {
+        return false;
+    }
+    kept.clear();
+    kept.push_str(&seen);
+    true
 }
 
 /// What a body says about an error.

@@ -1,8 +1,10 @@
 //! What the heads tell: which API is called, of whom, and the facts that response headers carry.
 
+use std::borrow::Cow;
+
 use super::{
-    Call, ResponseFacts,
-    api::{APIS, Api},
+    Call, NotLlm, ResponseFacts,
+    api::{APIS, Api, Proof, Route, StreamFlag},
     name,
 };
 use crate::{
@@ -13,27 +15,65 @@ use crate::{
 /// What a request head says about its being an LLM call.
 #[derive(Debug)]
 pub(super) enum Detected {
-    /// A call of this API.
-    Api(&'static Api),
-    /// It may be one: the bodies decide.
-    Maybe,
+    /// A call of an API.
+    Call(Routed),
+    /// It may be one: the bodies decide. The path is that of an API, if one is named.
+    Maybe(Option<Routed>),
     /// It is none.
-    No,
+    No(NotLlm),
+}
+
+/// What a path that is known says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Path {
+    /// Where it is said whether a stream is asked for.
+    pub(super) stream: StreamFlag,
+    /// The model it names.
+    pub(super) model: Option<Box<str>>,
+}
+
+/// The API that a path belongs to.
+#[derive(Debug)]
+pub(super) struct Routed {
+    pub(super) api: &'static Api,
+    pub(super) path: Path,
 }
 
 /// Reads a request head.
 pub(super) fn request(head: &RequestHead<'_>) -> Detected {
     if head.method != "POST" {
-        return Detected::No;
+        return Detected::No(NotLlm::Request);
     }
     let path = path_only(head.path).trim_end_matches('/');
-    if let Some(api) = APIS.iter().find(|api| api.paths.iter().any(|end| ends_on_segment(path, end))) {
-        return Detected::Api(api);
+    let routed = route(path);
+    let proven = |proof| proves(proof, head) || head.host.and_then(provider_of_host).is_some();
+    let maybe = match routed {
+        Some((mut routed, proof)) if proven(proof) => {
+            if let StreamFlag::Header(name) = routed.path.stream {
+                routed.path.stream = StreamFlag::Path(head.headers.get(name).is_some_and(|value| value != "disable"));
+            }
+            return Detected::Call(routed);
+        }
+        Some((routed, _)) => Some(routed),
+        None => None,
+    };
+    if MCP_HEADERS.iter().any(|name| head.headers.get(name).is_some()) {
+        return Detected::No(NotLlm::Mcp);
     }
     match head.headers.get("content-type") {
-        Some(kind) if !is_json(kind) => Detected::No,
-        _ => Detected::Maybe,
+        Some(kind) if !is_json(kind) => Detected::No(NotLlm::Request),
+        _ => Detected::Maybe(maybe),
     }
+}
+
+/// Fields that only clients of the Model Context Protocol send (its specification, "Transports").
+const MCP_HEADERS: [&str; 3] = ["mcp-protocol-version", "mcp-session-id", "mcp-method"];
+
+/// Whether a request that turns out to be JSON-RPC is one of the Model Context Protocol: its clients must accept both
+/// kinds of answers. The first request of a session has no field of its own.
+pub(super) fn accepts_like_mcp(head: &RequestHead<'_>) -> bool {
+    let accept = head.headers.get("accept").unwrap_or_default();
+    accept.contains("application/json") && accept.contains("text/event-stream")
 }
 
 /// The call as its request head describes it; no credentials, no query.
@@ -57,7 +97,7 @@ pub(super) fn response(head: &ResponseHead<'_>, api: Option<&Api>) -> ResponseFa
     let clean = |text: &str| name::clean(text).into_owned();
     ResponseFacts {
         status: head.status,
-        stream: BodyKind::of(headers) == BodyKind::Sse,
+        stream: BodyKind::of(headers).is_stream(),
         provider: provider_of_headers(headers).or_else(|| api.map(|a| a.fallback_provider)),
         request_id: REQUEST_ID.iter().find_map(|n| headers.get(n)).filter(|id| !id.is_empty()).map(clean),
         processing_ms: headers
@@ -86,6 +126,10 @@ const RATE_LIMIT: [&str; 4] = ["x-ratelimit-", "ratelimit-", "anthropic-ratelimi
 pub(super) enum BodyKind {
     /// `text/event-stream`.
     Sse,
+    /// `application/x-ndjson` and its other names.
+    Lines,
+    /// `application/vnd.amazon.eventstream`.
+    AwsEvents,
     /// `application/json`, `application/problem+json`, ...
     Json,
     /// Something else.
@@ -101,6 +145,10 @@ impl BodyKind {
         let kind = kind.split(';').next().unwrap_or_default().trim();
         if kind.eq_ignore_ascii_case("text/event-stream") {
             Self::Sse
+        } else if NDJSON.iter().any(|k| kind.eq_ignore_ascii_case(k)) {
+            Self::Lines
+        } else if kind.eq_ignore_ascii_case("application/vnd.amazon.eventstream") {
+            Self::AwsEvents
         } else if is_json(kind) {
             Self::Json
         } else if ["", "application/octet-stream", "text/plain"].iter().any(|k| kind.eq_ignore_ascii_case(k)) {
@@ -109,7 +157,16 @@ impl BodyKind {
             Self::Other
         }
     }
+
+    /// Whether such a body is a stream of events.
+    pub(super) fn is_stream(self) -> bool {
+        matches!(self, Self::Sse | Self::Lines | Self::AwsEvents)
+    }
 }
+
+/// Names of newline-delimited JSON.
+const NDJSON: [&str; 4] =
+    ["application/x-ndjson", "application/ndjson", "application/jsonl", "application/stream+json"];
 
 fn is_json(kind: &str) -> bool {
     let kind = kind.split(';').next().unwrap_or_default().trim();
@@ -124,8 +181,62 @@ fn path_only(path: &str) -> &str {
     path.split(['?', '#']).next().unwrap_or_default()
 }
 
-fn ends_on_segment(path: &str, end: &str) -> bool {
-    path.strip_suffix(end).is_some_and(|before| before.is_empty() || before.ends_with('/') || end.starts_with('/'))
+/// The first row that fits, and what would prove it.
+fn route(path: &str) -> Option<(Routed, Proof)> {
+    let of_api = |api: &'static Api| {
+        let fit = |route: &'static Route| {
+            let model = matched(path, route.path)?;
+            model.unwrap_or_default().contains(route.model_part).then_some((api, route, model))
+        };
+        api.routes.iter().find_map(fit)
+    };
+    let (api, route, model) = APIS.iter().copied().find_map(of_api)?;
+    let model = model.map(|m| name::clean(&percent_decoded(m)).into_owned()).filter(|m| !m.is_empty());
+    let path = Path { stream: route.stream, model: model.map(String::into_boxed_str) };
+    Some((Routed { api, path }, route.proof))
+}
+
+fn proves(proof: Proof, head: &RequestHead<'_>) -> bool {
+    match proof {
+        Proof::Path => true,
+        Proof::Port(port) => head.host.and_then(|host| host.rsplit_once(':')).is_some_and(|(_, p)| p == port),
+        Proof::Header(field) => head.headers.get(field).is_some(),
+        Proof::Bodies => false,
+    }
+}
+
+/// Whether `path` ends with `end`, and what its `*` stands for.
+fn matched<'a>(path: &'a str, end: &str) -> Option<Option<&'a str>> {
+    let Some((before, after)) = end.split_once('*') else {
+        let rest = path.strip_suffix(end)?;
+        return (rest.is_empty() || rest.ends_with('/') || end.starts_with('/')).then_some(None);
+    };
+    let rest = path.strip_suffix(after)?;
+    let (_, model) = rest.rsplit_once('/').filter(|(_, model)| !model.is_empty())?;
+    rest.get(..rest.len() - model.len())?.ends_with(before).then_some(Some(model))
+}
+
+/// `%XX` resolved (RFC 3986 section 2.1); what is no UTF-8 then is replaced.
+fn percent_decoded(text: &str) -> Cow<'_, str> {
+    if !text.contains('%') {
+        return Cow::Borrowed(text);
+    }
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, after @ ..] = rest {
+        let digit = |i: usize| (*after.get(i)? as char).to_digit(16);
+        match (*first, digit(0).zip(digit(1))) {
+            (b'%', Some((high, low))) => {
+                bytes.push((high << 4 | low) as u8);
+                rest = after.get(2..).unwrap_or_default();
+            }
+            (byte, _) => {
+                bytes.push(byte);
+                rest = after;
+            }
+        }
+    }
+    Cow::Owned(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 fn starts_with_ignore_case(text: &str, prefix: &str) -> bool {
@@ -153,6 +264,8 @@ const PROVIDERS: &[(Host, &str)] = &[
     (Host::Is("generativelanguage.googleapis.com"), "gcp.gemini"),
     (Host::Is("aiplatform.googleapis.com"), "gcp.vertex_ai"),
     (Host::EndsWith("-aiplatform.googleapis.com"), "gcp.vertex_ai"),
+    (Host::EndsWith(".rep.googleapis.com"), "gcp.vertex_ai"),
+    (Host::Is("claude.googleapis.com"), "gcp.vertex_ai"),
     (Host::StartsWith("bedrock-runtime"), "aws.bedrock"),
     (Host::StartsWith("bedrock-mantle"), "aws.bedrock"),
     (Host::Is("api.cohere.com"), "cohere"),
@@ -176,6 +289,7 @@ const PROVIDERS: &[(Host, &str)] = &[
     (Host::Is("router.huggingface.co"), "huggingface"),
     (Host::Is("integrate.api.nvidia.com"), "nvidia"),
     (Host::Is("api.writer.com"), "writer"),
+    (Host::Is("api.voyageai.com"), "voyage_ai"),
     (Host::Is("open.bigmodel.cn"), "zhipu_ai"),
     (Host::Is("api.z.ai"), "zhipu_ai"),
     (Host::StartsWith("api.minimax"), "minimax"),
@@ -226,22 +340,34 @@ mod tests {
             "/openai/deployments/d/chat/completions?api-version=1",
             "/compatible-mode/v1/chat/completions?x=/y",
         ] {
-            assert!(matches!(request(&head("POST", path, &[])), Detected::Api(_)), "{path}");
+            assert!(matches!(request(&head("POST", path, &[])), Detected::Call(_)), "{path}");
         }
         for path in ["/v1/chat/completions/x", "/v1/xchat/completions", "/x?p=/chat/completions", "/", ""] {
-            assert!(matches!(request(&head("POST", path, &[])), Detected::Maybe), "{path}");
+            assert!(matches!(request(&head("POST", path, &[])), Detected::Maybe(_)), "{path}");
         }
+    }
+
+    #[test]
+    fn a_path_may_name_the_model() {
+        let model = |path: &str| match request(&head("POST", path, &[])) {
+            Detected::Call(routed) => routed.path.model.map(String::from),
+            _ => panic!("{path}"),
+        };
+        assert_eq!(model("/openai/deployments/my-gpt/chat/completions?api-version=1").as_deref(), Some("my-gpt"));
+        assert_eq!(model("/openai/deployments/a%2Fb%3Ac%/chat/completions").as_deref(), Some("a/b:c%"));
+        assert_eq!(model("/openai/deployments//chat/completions"), None);
+        assert_eq!(model("/v1/chat/completions"), None);
     }
 
     #[test]
     fn other_methods_and_other_bodies_are_no_calls() {
         for method in ["GET", "HEAD", "OPTIONS", "DELETE", "PUT", "post", ""] {
-            assert!(matches!(request(&head(method, "/v1/chat/completions", &[])), Detected::No), "{method}");
+            assert!(matches!(request(&head(method, "/v1/chat/completions", &[])), Detected::No(_)), "{method}");
         }
         let form: [(&str, &[u8]); 1] = [("content-type", b"multipart/form-data; boundary=x")];
-        assert!(matches!(request(&head("POST", "/upload", &form)), Detected::No));
+        assert!(matches!(request(&head("POST", "/upload", &form)), Detected::No(_)));
         let json: [(&str, &[u8]); 1] = [("Content-Type", b"application/vnd.x+json; charset=utf-8")];
-        assert!(matches!(request(&head("POST", "/ask", &json)), Detected::Maybe));
+        assert!(matches!(request(&head("POST", "/ask", &json)), Detected::Maybe(_)));
     }
 
     #[test]

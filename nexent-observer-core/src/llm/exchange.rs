@@ -3,11 +3,11 @@
 use smallvec::SmallVec;
 
 use super::{
-    Call, LlmEvent, LlmEventKind, ResponseFacts,
-    api::{APIS, Api, Decoder, ErrorEvidence, Frame, Out},
+    Call, LlmEvent, LlmEventKind, NotLlm, ResponseFacts,
+    api::{APIS, Api, Decoder, ErrorEvidence, Frame, JsonBody, Out, Piece, StreamFlag},
     body::{Last, ResponseBody},
-    detect::{self, BodyKind, Detected},
-    name,
+    detect::{self, BodyKind, Detected, Path, Routed},
+    members::Members,
     request::RequestBody,
 };
 use crate::{
@@ -52,7 +52,12 @@ struct Conversation {
     request: Option<Box<RequestBody>>,
     /// `Request` was given out, or is held back.
     request_told: bool,
-    path: Option<Box<str>>,
+    /// The request head was seen.
+    head_seen: bool,
+    /// It accepts answers as clients of the Model Context Protocol do.
+    accepts_like_mcp: bool,
+    /// The API that the path belongs to, and what the path says. Proven or not.
+    routed: Option<Box<Routed>>,
     held: Option<Box<Held>>,
     status: Option<u16>,
     errored: bool,
@@ -102,13 +107,15 @@ impl LlmExchange {
                 decoder: None,
                 request: None,
                 request_told: false,
-                path: None,
+                head_seen: false,
+                accepts_like_mcp: false,
+                routed: None,
                 held: None,
                 status: None,
                 errored: false,
                 tries: 0,
             },
-            response: ResponseBody::new(BodyKind::Unsaid),
+            response: ResponseBody::new(BodyKind::Unsaid, JsonBody::Whole),
             last_bytes: Stamp::default(),
         }
     }
@@ -134,7 +141,7 @@ impl LlmExchange {
         }
         if self.call.verdict == Verdict::NotLlm {
             // Give the memory back: the connection may live on for long.
-            self.response = ResponseBody::new(BodyKind::Other);
+            self.response = ResponseBody::new(BodyKind::Other, JsonBody::Whole);
         }
     }
 
@@ -145,7 +152,8 @@ impl LlmExchange {
                 call.tell_request(ev.at, false, to);
                 match head {
                     Head::Response(head) => {
-                        *response = ResponseBody::new(BodyKind::of(&head.headers));
+                        let json = call.json_body();
+                        *response = ResponseBody::new(BodyKind::of(&head.headers), json);
                         call.response_head(ev.at, first, &head, to);
                     }
                     Head::Unseen => *response = ResponseBody::midstream(),
@@ -155,12 +163,15 @@ impl LlmExchange {
             }
             HttpEventKind::Body(bytes) => {
                 *last_bytes = ev.at;
-                let defects = response.feed(bytes, |frame| call.frame(frame, ev.at, to));
+                let defects = response.feed(bytes, |piece| call.piece(piece, ev.at, to));
                 for _ in 0..defects.event_too_long {
                     to.stats.count(DropReason::EventTooLong);
                 }
                 for _ in 0..defects.body_too_long {
                     to.stats.count(DropReason::BodyTooLong);
+                }
+                for _ in 0..defects.frame_invalid {
+                    to.stats.count(DropReason::FrameInvalid);
                 }
             }
             HttpEventKind::Gap { len, cause } => {
@@ -169,6 +180,7 @@ impl LlmExchange {
             }
             HttpEventKind::End => {
                 response.finish(|last| call.last(last, *last_bytes, to));
+                call.body_end(*last_bytes, to);
                 call.response_end(ev.at, to);
             }
             HttpEventKind::Abort(_) => {}
@@ -185,8 +197,16 @@ impl Conversation {
             HttpEventKind::Body(bytes) => {
                 let Some(request) = &mut self.request else { return };
                 request.feed(bytes);
-                if request.is_hopeless() && self.verdict == Verdict::Undecided && self.start_is_held() {
-                    self.reject(ev.at, to);
+                if self.verdict != Verdict::Undecided {
+                    return;
+                }
+                let why = if self.accepts_like_mcp && request.is_json_rpc() {
+                    Some(NotLlm::Mcp)
+                } else {
+                    request.is_hopeless().then_some(NotLlm::Request)
+                };
+                if let Some(why) = why.filter(|_| self.start_is_held()) {
+                    self.reject(ev.at, why, to);
                 }
             }
             HttpEventKind::Gap { .. } => {
@@ -214,12 +234,20 @@ impl Conversation {
             return;
         }
         let api = match detect::request(head) {
-            Detected::No => return self.reject(at, to),
-            Detected::Api(api) => Some(api),
-            Detected::Maybe => None,
+            Detected::No(why) => return self.reject(at, why, to),
+            Detected::Call(routed) => {
+                let api = routed.api;
+                self.routed = Some(Box::new(routed));
+                Some(api)
+            }
+            Detected::Maybe(routed) => {
+                self.routed = routed.map(Box::new);
+                None
+            }
         };
         let call = detect::call(head, api.map_or("", |a| a.operation));
-        self.path = Some(call.path.as_str().into());
+        self.head_seen = true;
+        self.accepts_like_mcp = detect::accepts_like_mcp(head);
         self.request = Some(Box::new(RequestBody::new(api)));
         match api {
             Some(api) => {
@@ -247,24 +275,36 @@ impl Conversation {
     fn emit_request(&mut self, at: Stamp, complete: bool, to: &mut Sinks<'_>) {
         let (Some(request), Some(api)) = (self.request.take(), self.api) else { return };
         // Without its head a body is the request only if it looks like one.
-        if self.path.is_none() && !request.looks_like(api) {
+        if !self.head_seen && !request.looks_like(api) {
             return;
         }
-        let mut facts = request.facts(api);
+        let draft = request.draft(api);
+        if let Some(decoder) = &mut self.decoder {
+            decoder.asked(&draft);
+        }
+        let mut facts = draft.facts;
         facts.truncated |= !complete;
-        if facts.model.is_none() {
-            facts.model = self.path.as_deref().and_then(api.path_model).map(|m| name::clean(m).into_owned());
+        if let Some(Path { stream, model }) = self.path() {
+            facts.model = facts.model.or_else(|| model.as_deref().map(str::to_owned));
+            facts.stream = match stream {
+                StreamFlag::Path(stream) => Some(*stream),
+                // A part that was not kept may have said so.
+                StreamFlag::BodyElseStream if !facts.truncated => facts.stream.or(Some(true)),
+                StreamFlag::BodyElseStream | StreamFlag::Body | StreamFlag::Header(_) => facts.stream,
+            };
         }
         to.emit(at, LlmEventKind::Request(facts));
     }
 
     fn response_head(&mut self, at: Stamp, first: Stamp, head: &ResponseHead<'_>, to: &mut Sinks<'_>) {
         self.status = head.status;
-        let facts = detect::response(head, self.api);
+        let mut facts = detect::response(head, self.api);
+        let by_path = self.path().is_some_and(|path| path.stream == StreamFlag::Path(true));
+        facts.stream |= by_path && head.status.is_none_or(|s| s < 400);
         match self.verdict {
             Verdict::Llm => to.emit(at, LlmEventKind::Response { first, facts }),
             Verdict::Undecided if self.worth_reading(head) => self.held().response = Some((at, first, facts)),
-            Verdict::Undecided => self.reject(at, to),
+            Verdict::Undecided => self.reject(at, NotLlm::Answer, to),
             Verdict::NotLlm => {}
         }
     }
@@ -276,13 +316,28 @@ impl Conversation {
             return false;
         }
         match BodyKind::of(&head.headers) {
-            BodyKind::Sse => true,
+            kind if kind.is_stream() => true,
             BodyKind::Other => false,
             // Every other service answers with JSON: kept only if what was asked looks like an LLM call.
-            BodyKind::Json | BodyKind::Unsaid => {
+            _ => {
                 !self.start_is_held() || self.request.as_ref().is_some_and(|r| APIS.iter().any(|api| r.looks_like(api)))
             }
         }
+    }
+
+    fn piece(&mut self, piece: Piece<'_>, at: Stamp, to: &mut Sinks<'_>) {
+        match piece {
+            Piece::Frame(frame) => self.frame(frame, at, to),
+            Piece::Member(member) => {
+                if let Some(decoder) = &mut self.decoder {
+                    decoder.member(member);
+                }
+            }
+        }
+    }
+
+    fn body_end(&mut self, at: Stamp, to: &mut Sinks<'_>) {
+        self.decode(at, to, |decoder, out| decoder.end(out));
     }
 
     fn frame(&mut self, frame: Frame<'_>, at: Stamp, to: &mut Sinks<'_>) {
@@ -292,7 +347,7 @@ impl Conversation {
                 None => {
                     self.tries += 1;
                     if self.tries >= TRIES {
-                        self.reject(at, to);
+                        self.reject(at, NotLlm::Answer, to);
                     }
                 }
             }
@@ -307,7 +362,7 @@ impl Conversation {
                 if self.verdict == Verdict::Undecided {
                     match recognise(body) {
                         Some(api) => self.accept(api, at, to),
-                        None => self.reject(at, to),
+                        None => self.reject(at, NotLlm::Answer, to),
                     }
                 }
                 self.decode(at, to, |decoder, out| decoder.body(body, out));
@@ -341,7 +396,7 @@ impl Conversation {
                 self.error_by_status(at, to);
                 to.emit(at, LlmEventKind::End);
             }
-            Verdict::Undecided => self.reject(at, to),
+            Verdict::Undecided => self.reject(at, NotLlm::Answer, to),
             Verdict::NotLlm => {}
         }
     }
@@ -353,7 +408,7 @@ impl Conversation {
                 self.error_by_status(at, to);
                 to.emit(at, LlmEventKind::Abort(cause));
             }
-            Verdict::Undecided => self.reject(at, to),
+            Verdict::Undecided => self.reject(at, NotLlm::Answer, to),
             Verdict::NotLlm => {}
         }
     }
@@ -395,11 +450,27 @@ impl Conversation {
         }
     }
 
-    fn reject(&mut self, at: Stamp, to: &mut Sinks<'_>) {
+    fn reject(&mut self, at: Stamp, why: NotLlm, to: &mut Sinks<'_>) {
         self.verdict = Verdict::NotLlm;
         self.held = None;
         self.request = None;
-        to.emit(at, LlmEventKind::NotLlm);
+        to.emit(at, LlmEventKind::NotLlm(why));
+    }
+
+    /// What the path says, if it is one of the API that is, or may be, called.
+    fn path(&self) -> Option<&Path> {
+        let routed = self.routed.as_deref()?;
+        self.api.is_none_or(|api| std::ptr::eq(api, routed.api)).then_some(&routed.path)
+    }
+
+    /// What a JSON body of the response is.
+    fn json_body(&self) -> JsonBody {
+        match (self.api, &self.routed) {
+            (Some(api), _) => api.json,
+            // To be recognised, a whole body must be there whole.
+            (None, Some(routed)) if routed.api.json == JsonBody::Array => JsonBody::Array,
+            (None, _) => JsonBody::Whole,
+        }
     }
 
     fn held(&mut self) -> &mut Held {
@@ -414,5 +485,6 @@ impl Conversation {
 
 fn recognise(json: &[u8]) -> Option<&'static Api> {
     let json = std::str::from_utf8(json).ok()?;
-    APIS.iter().copied().find(|api| (api.recognise)(json))
+    let members = Members::of(json);
+    APIS.iter().copied().find(|api| (api.recognise)(&members, json))
 }

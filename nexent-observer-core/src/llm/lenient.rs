@@ -10,6 +10,7 @@ pub(super) trait Take<'de>: Default {
     fn take_str(&mut self, _text: Cow<'de, str>) {}
     fn take_count(&mut self, _number: u64) {}
     fn take_float(&mut self, _number: f64) {}
+    fn take_bool(&mut self, _yes: bool) {}
     fn take_seq<A: SeqAccess<'de>>(&mut self, mut seq: A) -> Result<(), A::Error> {
         while seq.next_element::<IgnoredAny>()?.is_some() {}
         Ok(())
@@ -78,6 +79,16 @@ impl<'de> Take<'de> for Count {
     }
 }
 
+/// `true`; what is absent or of another type is false.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Flag(pub(super) bool);
+
+impl Take<'_> for Flag {
+    fn take_bool(&mut self, yes: bool) {
+        self.0 = yes;
+    }
+}
+
 /// An array of which at most `MAX` elements are kept: a small body must not grow into large memory.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Items<T, const MAX: usize> {
@@ -114,6 +125,31 @@ impl<'de, T: Take<'de>> Take<'de> for Option<Box<T>> {
     }
 }
 
+/// Defines a struct that takes the named members of an object.
+macro_rules! object {
+    ($(#[$doc:meta])* $name:ident { $($field:ident: $type:ty = $($key:literal)|+,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Default, PartialEq)]
+        pub(super) struct $name<'de> {
+            $(pub(super) $field: $type,)*
+            _json: std::marker::PhantomData<&'de str>,
+        }
+
+        impl<'de> $crate::llm::lenient::Take<'de> for $name<'de> {
+            fn take_map<A: serde::de::MapAccess<'de>>(&mut self, mut map: A) -> Result<(), A::Error> {
+                while let Some(key) = $crate::llm::lenient::key(&mut map)? {
+                    match &*key {
+                        $($($key)|+ => $crate::llm::lenient::value(&mut self.$field, &mut map)?,)*
+                        _ => $crate::llm::lenient::skip(&mut map)?,
+                    }
+                }
+                Ok(())
+            }
+        }
+    };
+}
+pub(super) use object;
+
 struct Into<'t, T>(&'t mut T);
 
 impl<'de, T: Take<'de>> DeserializeSeed<'de> for Into<'_, T> {
@@ -147,7 +183,8 @@ impl<'de, T: Take<'de>> Visitor<'de> for Into<'_, T> {
         self.0.take_float(number);
         Ok(())
     }
-    fn visit_bool<E: Error>(self, _: bool) -> Result<(), E> {
+    fn visit_bool<E: Error>(self, yes: bool) -> Result<(), E> {
+        self.0.take_bool(yes);
         Ok(())
     }
     fn visit_unit<E: Error>(self) -> Result<(), E> {

@@ -1,20 +1,35 @@
 //! Stage 5: HTTP messages in, LLM events out, whatever the API.
 //!
 //! [`LlmExchange`] reads one HTTP exchange. `detect` tells from the heads which API it is, `request` reads the request
-//! body, `body` finds the framing of the response and `sse` cuts it into events, which the API's decoder turns into
-//! [`LlmEvent`]s. `api` holds the table of known APIs: a new one is one file and one row.
+//! body, `body` finds the framing of the response, and that framing (`sse`, `ndjson`, `json_array`, `aws_events`) cuts it into events,
+//! which the API's decoder turns into [`LlmEvent`]s. `api` holds the table of known APIs: a new one is one file and one
+//! row.
 
+mod anthropic;
 mod api;
+mod aws_events;
+mod base64;
+mod bedrock;
 mod body;
+mod cohere;
+mod dashscope;
 mod detect;
+mod embeddings;
+mod error_value;
 mod exchange;
+mod gemini;
+mod json_array;
 mod json_scan;
 mod json_str;
 mod lenient;
+mod members;
 mod name;
+mod ndjson;
+mod ollama;
 mod openai_chat;
 mod openai_fast;
 mod openai_parse;
+mod openai_responses;
 mod request;
 mod sse;
 
@@ -61,7 +76,7 @@ pub enum LlmEventKind<'a> {
         payload: Payload,
         /// Choice (candidate) it belongs to, from 0.
         choice: u32,
-        /// The text. Base64 for audio.
+        /// The text. Base64 for audio and other media.
         text: &'a str,
     },
     /// Facts of the response body: model, id. Each is sent once, or again when it changes.
@@ -98,8 +113,19 @@ pub enum LlmEventKind<'a> {
     Joined,
     /// The exchange will not be completed.
     Abort(AbortCause),
-    /// It turned out not to be an LLM call after all (an unknown path with an unknown body): forget it.
-    NotLlm,
+    /// It turned out not to be an LLM call after all: forget it.
+    NotLlm(NotLlm),
+}
+
+/// Why an exchange is no LLM call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum NotLlm {
+    /// Its request cannot be one.
+    Request,
+    /// It is a call of the Model Context Protocol (streamable HTTP): of a tool, not of a model.
+    Mcp,
+    /// Its answer is none that is known.
+    Answer,
 }
 
 /// Which API call this is.
@@ -170,7 +196,7 @@ pub enum Payload {
     ToolName,
     /// Piece of a tool call's arguments.
     ToolArguments,
-    /// Audio or its transcript.
+    /// Audio or its transcript; other media too (images).
     Audio,
 }
 

@@ -1,62 +1,62 @@
-//! OpenAI chat completions and everything of that shape (`POST .../chat/completions`).
+//! OpenAI chat completions, the legacy completions, and everything of their shape.
 //!
-//! Source: OpenAI API reference, "Create chat completion" and "The chat completion chunk object"; what other servers do
-//! differently is named where it matters.
-
-use std::borrow::Cow;
+//! Source: OpenAI API reference, "Create chat completion", "The chat completion chunk object" and "Completions"; what
+//! other servers do differently is named where it matters. Both are read by one decoder, because servers mix them: some
+//! end a legacy stream with a chat chunk, and Mistral answers to `/fim/completions` with chat messages.
 
 use super::{
-    LlmEventKind, Payload, RequestFacts,
-    api::{Api, Decoder, Frame, Member, Out, RequestDraft, Shape, Value},
-    json_str, name,
+    LlmEventKind, Payload,
+    api::{Api, Decoder, Frame, Identity, JsonBody, Member, Out, Proof, RequestDraft, Route},
+    json_str,
     openai_fast::{self, Field, Raw, Template},
     openai_parse::{Choice, Completion, Content, Function, Message, Part},
 };
 use crate::stats::DropReason;
 
-/// The row of this API.
+/// The row of chat completions.
 pub(super) static API: Api = Api {
     operation: "chat",
     fallback_provider: "openai_compatible",
-    paths: &["/chat/completions"],
-    path_model: azure_deployment,
+    // Azure names a deployment: there it is the model asked for.
+    routes: &[
+        Route::sure("/deployments/*/chat/completions"),
+        Route::sure("/chat/completions"),
+        Route::sure("/agents/completions"),
+    ],
+    json: JsonBody::Whole,
     request,
-    request_shape: |shape| shape.contains(&Shape::Model) && shape.contains(&Shape::Messages),
-    recognise: |json| Completion::parse(json).is_some_and(|c| c.is_chat()),
+    request_shape: |members| members.text("model").is_some() && members.is_array("messages"),
+    recognise: |members, json| {
+        members.is_array("choices") && Completion::parse(json).is_some_and(|completion| completion.is_chat())
+    },
     decoder: || Box::<Chat>::default(),
 };
 
-/// `/openai/deployments/{deployment}/chat/completions`: on Azure the deployment is what is asked for.
-fn azure_deployment(path: &str) -> Option<&str> {
-    let (_, rest) = path.split_once("/deployments/")?;
-    rest.split('/').next().filter(|name| !name.is_empty())
-}
+/// The row of legacy completions.
+pub(super) static LEGACY: Api = Api {
+    operation: "text_completion",
+    fallback_provider: "openai_compatible",
+    routes: &[
+        Route::sure("/deployments/*/completions"),
+        Route::sure("/v1/completions"),
+        Route::sure("/fim/completions"),
+        Route::unsure("/completions", Proof::Bodies),
+    ],
+    json: JsonBody::Whole,
+    request,
+    request_shape: |members| members.text("model").is_some() && members.has("prompt"),
+    recognise: |members, json| {
+        members.is_array("choices") && Completion::parse(json).is_some_and(|completion| completion.is_text())
+    },
+    decoder: || Box::<Chat>::default(),
+};
 
-fn request(draft: &mut RequestDraft, member: Member<'_>) {
-    let RequestDraft { facts, max_tokens_fixed } = draft;
-    let RequestFacts { model, stream, max_tokens, temperature, top_p, choices, truncated: _ } = facts;
-    if member.parent.is_some() {
-        return;
-    }
-    let value = member.value;
-    match member.key {
-        "model" => {
-            *model = match value {
-                Value::Str(text) if !text.is_empty() => Some(name::clean(text).into_owned()),
-                _ => None,
-            }
-        }
-        "stream" => *stream = if let Value::Bool(yes) = value { Some(yes) } else { None },
-        "max_completion_tokens" => {
-            if let Some(count) = value.count() {
-                (*max_tokens, *max_tokens_fixed) = (Some(count), true);
-            }
-        }
-        // The older name of the same bound.
-        "max_tokens" if !*max_tokens_fixed => *max_tokens = value.count(),
-        "temperature" => *temperature = value.float(),
-        "top_p" => *top_p = value.float(),
-        "n" => *choices = value.count().and_then(|n| n.try_into().ok()),
+/// Takes a member of the request body of a chat or a legacy completion.
+pub(super) fn request(draft: &mut RequestDraft, member: Member<'_>) {
+    match (member.parent, member.key) {
+        (None, "max_completion_tokens") => draft.max_tokens(member.value),
+        (None, "n") => draft.facts.choices = member.value.count().and_then(|n| n.try_into().ok()),
+        (None, key) => draft.usual(key, member.value),
         _ => {}
     }
 }
@@ -64,11 +64,12 @@ fn request(draft: &mut RequestDraft, member: Member<'_>) {
 /// Decoder of one response.
 #[derive(Debug, Default)]
 struct Chat {
-    model: String,
-    id: String,
+    identity: Identity,
     /// A delta was seen, so a whole `message` in the stream repeats it (Perplexity).
     streamed: bool,
     done: bool,
+    /// It is Writer's stream of `value`s, which has no end marker and no finish reason.
+    values: bool,
     scratch: String,
     template: Template,
 }
@@ -79,7 +80,7 @@ impl Decoder for Chat {
         if self.done || frame.name == b"ping" {
             return;
         }
-        if frame.name != b"error"
+        if !frame.error
             && let Some((field, choice, text)) = self.template.text(frame.data)
         {
             out.emit(LlmEventKind::Chunk);
@@ -98,16 +99,16 @@ impl Decoder for Chat {
             out.emit(LlmEventKind::Done);
             return;
         }
-        let json = text(frame.data, out);
-        if frame.name != b"error"
+        let json = out.frame_text(&frame);
+        if !frame.error
             && let Some(chunk) = openai_fast::chunk(&json, &mut self.template)
         {
             self.fast(&chunk, out);
             return;
         }
         match Completion::parse(&json) {
-            Some(completion) => self.full(&completion, frame.name == b"error", out),
-            None if frame.name == b"error" => {
+            Some(completion) => self.full(&completion, frame.error, out),
+            None if frame.error => {
                 out.emit(LlmEventKind::Chunk);
                 out.error(super::api::ErrorEvidence::default());
             }
@@ -117,13 +118,19 @@ impl Decoder for Chat {
     }
 
     fn body(&mut self, body: &[u8], out: &mut Out<'_>) {
-        let failed = out.status.is_some_and(|s| s >= 400);
-        let json = text(body, out);
+        let failed = out.failed();
+        let json = out.text(body);
         match Completion::parse(&json) {
             Some(completion) => self.full(&completion, failed, out),
             // The body of an error may be anything: a proxy's page, a line of text, nothing.
             None if failed => {}
             None => out.count(DropReason::JsonInvalid),
+        }
+    }
+
+    fn end(&mut self, out: &mut Out<'_>) {
+        if self.values && !self.done {
+            out.emit(LlmEventKind::Done);
         }
     }
 }
@@ -133,7 +140,7 @@ impl Chat {
         let openai_fast::Chunk { id, model, choice, content, refusal, reasoning_content, reasoning, arguments, finish } =
             *chunk;
         out.emit(LlmEventKind::Chunk);
-        self.identity(id, model, out);
+        self.tell_identity(id, model, out);
         let filled = |raw: Option<Raw<'_>>| raw.is_some_and(|r| !r.text.is_empty());
         let thought = if filled(reasoning_content) { reasoning_content } else { reasoning };
         let texts = [
@@ -147,7 +154,7 @@ impl Chat {
             any |= raw.is_some_and(|raw| self.raw_delta(payload, choice, raw, out));
         }
         self.note_output(any, out);
-        finish_of(choice, finish, out);
+        out.finish(choice, finish);
     }
 
     /// Reports a text unless it is empty.
@@ -159,37 +166,32 @@ impl Chat {
         } else {
             raw.text
         };
-        if text.is_empty() {
-            return false;
-        }
-        out.emit(LlmEventKind::Delta { payload, choice, text });
-        true
+        out.delta(payload, choice, text)
     }
 
     fn full(&mut self, completion: &Completion<'_>, failed: bool, out: &mut Out<'_>) {
         out.emit(LlmEventKind::Chunk);
-        self.identity(completion.id.non_empty(), completion.model.non_empty(), out);
+        self.tell_identity(completion.id.non_empty(), completion.model.non_empty(), out);
         let mut any = false;
         for (position, choice) in completion.choices.items.iter().enumerate() {
             let number = choice.index.0.and_then(|i| u32::try_from(i).ok()).unwrap_or(position as u32);
             if let Some(message) = self.message_of(choice) {
-                deltas(message, &mut |payload, text: &str| {
-                    if !text.is_empty() {
-                        any = true;
-                        out.emit(LlmEventKind::Delta { payload, choice: number, text });
-                    }
-                });
+                deltas(message, &mut |payload, text: &str| any |= out.delta(payload, number, text));
             }
+            any |= out.delta(Payload::Text, number, choice.text.non_empty().unwrap_or_default());
+        }
+        if let Some(value) = completion.value.non_empty()
+            && !completion.choices.present
+        {
+            self.values = true;
+            any |= out.delta(Payload::Text, 0, value);
         }
         self.note_output(any, out);
         for (position, choice) in completion.choices.items.iter().enumerate() {
             let number = choice.index.0.and_then(|i| u32::try_from(i).ok()).unwrap_or(position as u32);
-            finish_of(number, choice.finish_reason.non_empty(), out);
+            out.finish(number, choice.finish_reason.non_empty());
         }
-        let usage = completion.usage();
-        if usage != super::Usage::default() {
-            out.emit(LlmEventKind::Usage(usage));
-        }
+        out.usage(completion.usage());
         if let Some(evidence) = completion.error(failed) {
             out.error(evidence);
         }
@@ -203,51 +205,15 @@ impl Chat {
         }
     }
 
-    fn note_output(&mut self, any: bool, out: &mut Out<'_>) {
-        if any {
-            self.streamed = true;
-            out.stats.chunks += 1;
-        }
-    }
-
-    /// Reports `id` and `model` when they are new. Azure's first event has both empty: those are no values.
-    fn identity(&mut self, id: Option<&str>, model: Option<&str>, out: &mut Out<'_>) {
-        let id = changed(&mut self.id, id);
-        let model = changed(&mut self.model, model);
-        if id || model {
+    fn tell_identity(&mut self, id: Option<&str>, model: Option<&str>, out: &mut Out<'_>) {
+        if self.identity.tell(id, model, out) {
             self.template.forget();
-            out.emit(LlmEventKind::Identity {
-                model: model.then_some(self.model.as_str()),
-                id: id.then_some(self.id.as_str()),
-            });
         }
     }
-}
 
-/// The text of an event or body; what is no UTF-8 is counted and replaced, for the rest of it still counts.
-fn text<'a>(bytes: &'a [u8], out: &mut Out<'_>) -> Cow<'a, str> {
-    // The strict check first: it is many times faster than the lossy one.
-    if let Ok(text) = std::str::from_utf8(bytes) {
-        return Cow::Borrowed(text);
-    }
-    out.count(DropReason::Utf8Invalid);
-    String::from_utf8_lossy(bytes)
-}
-
-fn changed(kept: &mut String, seen: Option<&str>) -> bool {
-    let Some(seen) = seen.filter(|s| !s.is_empty() && *s != kept.as_str()) else { return false };
-    let seen = name::clean(seen);
-    if seen.is_empty() || *seen == **kept {
-        return false;
-    }
-    kept.clear();
-    kept.push_str(&seen);
-    true
-}
-
-fn finish_of(choice: u32, reason: Option<&str>, out: &mut Out<'_>) {
-    if let Some(reason) = reason.filter(|r| !r.is_empty()) {
-        out.emit(LlmEventKind::Finish { choice, reason: &name::clean(reason) });
+    fn note_output(&mut self, any: bool, out: &mut Out<'_>) {
+        self.streamed |= any;
+        out.count_output(any);
     }
 }
 

@@ -40,7 +40,7 @@ impl Run {
 
     /// The event as it comes, fast path first.
     fn feed(&mut self, data: &str) {
-        self.with(|chat, out| chat.frame(Frame { name: b"", data: data.as_bytes(), whole: true }, out));
+        self.with(|chat, out| chat.frame(Frame { name: b"", error: false, data: data.as_bytes(), whole: true }, out));
     }
 
     /// The event through the full parse only.
@@ -196,7 +196,7 @@ fn a_small_event_cannot_grow_into_large_memory() {
 fn text_that_is_no_utf8_is_counted_and_the_rest_still_counts() {
     let mut run = Run::new();
     let data = b"{\"choices\":[{\"delta\":{\"content\":\"a\xff\"}}]}";
-    run.with(|chat, out| chat.frame(Frame { name: b"", data, whole: true }, out));
+    run.with(|chat, out| chat.frame(Frame { name: b"", error: false, data, whole: true }, out));
     assert_eq!(run.events, ["Chunk", "Delta { payload: Text, choice: 0, text: \"a\u{fffd}\" }"]);
     assert_eq!(run.stats.drops(DropReason::Utf8Invalid), 1);
 }
@@ -248,24 +248,17 @@ fn an_error_in_the_stream_is_told_once() {
         assert_eq!(events(&[data])[1], format!("Error(ErrorFacts {{ error_type: {kind:?} }})"), "{data}");
     }
     let mut named = Run::new();
-    named.with(|chat, out| chat.frame(Frame { name: b"error", data: b"oops", whole: true }, out));
+    named.with(|chat, out| chat.frame(Frame { name: b"error", error: true, data: b"oops", whole: true }, out));
     assert_eq!(named.events, ["Chunk", "Error(ErrorFacts { error_type: \"_OTHER\" })"]);
 }
 
 #[test]
 fn nothing_after_the_end_marker_counts_and_pings_do_not() {
     let mut run = Run::new();
-    run.with(|chat, out| chat.frame(Frame { name: b"ping", data: b"{}", whole: true }, out));
+    run.with(|chat, out| chat.frame(Frame { name: b"ping", error: false, data: b"{}", whole: true }, out));
     run.feed(" [DONE] ");
     run.feed(r#"{"choices":[{"delta":{"content":"x"}}]}"#);
     assert_eq!(run.events, ["Done"]);
-}
-
-#[test]
-fn the_deployment_in_an_azure_path_is_the_model_asked_for() {
-    assert_eq!(azure_deployment("/openai/deployments/my-gpt/chat/completions"), Some("my-gpt"));
-    assert_eq!(azure_deployment("/v1/chat/completions"), None);
-    assert_eq!(azure_deployment("/openai/deployments//chat/completions"), None);
 }
 
 /// Chunks near the usual shape: members in any order, missing, repeated, of odd types, with odd spaces and texts.

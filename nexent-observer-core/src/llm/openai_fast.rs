@@ -219,7 +219,7 @@ impl<'a> Matcher<'a> {
                 once(&mut self.top, USAGE)?;
                 self.literal(b"null")?;
             }
-            "error" | "code" | "type" | "x_groq" | "timings" => return None,
+            "error" | "code" | "type" | "x_groq" | "timings" | "value" => return None,
             _ => self.scalar()?,
         }
         Some(true)
@@ -240,7 +240,7 @@ impl<'a> Matcher<'a> {
                 once(&mut self.member, FINISH)?;
                 self.chunk.finish = self.plain_or_null()?;
             }
-            "message" | "usage" => return None,
+            "message" | "text" | "usage" => return None,
             _ => self.scalar()?,
         }
         Some(true)

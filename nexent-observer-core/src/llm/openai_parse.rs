@@ -10,38 +10,15 @@ use serde::de::{MapAccess, SeqAccess};
 use super::{
     Usage,
     api::ErrorEvidence,
-    lenient::{self, Count, Items, Take, Text},
+    error_value::{Code, ErrorValue},
+    lenient::{self, Count, Items, Take, Text, object},
 };
 
 /// Most choices, tool calls of a choice and content parts that are looked at (the API allows 128 choices).
 const ITEMS: usize = 128;
 
-/// Defines a struct that takes the named members of an object.
-macro_rules! object {
-    ($(#[$doc:meta])* $name:ident { $($field:ident: $type:ty = $($key:literal)|+,)* }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Default, PartialEq)]
-        pub(super) struct $name<'de> {
-            $(pub(super) $field: $type,)*
-            _json: std::marker::PhantomData<&'de str>,
-        }
-
-        impl<'de> Take<'de> for $name<'de> {
-            fn take_map<A: MapAccess<'de>>(&mut self, mut map: A) -> Result<(), A::Error> {
-                while let Some(key) = lenient::key(&mut map)? {
-                    match &*key {
-                        $($($key)|+ => lenient::value(&mut self.$field, &mut map)?,)*
-                        _ => lenient::skip(&mut map)?,
-                    }
-                }
-                Ok(())
-            }
-        }
-    };
-}
-
 object! {
-    /// A chunk, a whole answer, or an error body.
+    /// A chunk, a whole answer, or an error body. Writer streams legacy completions as objects of one `value`.
     Completion {
         id: Text<'de> = "id",
         model: Text<'de> = "model",
@@ -53,15 +30,17 @@ object! {
         kind: Text<'de> = "type",
         x_groq: Option<Box<Groq<'de>>> = "x_groq",
         timings: Option<Box<Timings<'de>>> = "timings",
+        value: Text<'de> = "value",
     }
 }
 
 object! {
-    /// One candidate.
+    /// One candidate; `text` is that of a legacy completion.
     Choice {
         index: Count = "index",
         delta: Option<Box<Message<'de>>> = "delta",
         message: Option<Box<Message<'de>>> = "message",
+        text: Text<'de> = "text",
         finish_reason: Text<'de> = "finish_reason",
         usage: Option<Box<RawUsage<'de>>> = "usage",
     }
@@ -141,11 +120,6 @@ object! {
     Timings { prompt: Count = "prompt_n", cache: Count = "cache_n", predicted: Count = "predicted_n", }
 }
 
-object! {
-    /// An error object.
-    ErrorObject { code: Code<'de> = "code", kind: Text<'de> = "type" | "status", }
-}
-
 /// A string, or an array of parts.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Content<'de> {
@@ -175,55 +149,6 @@ impl<'de> Take<'de> for Thinking<'de> {
     }
     fn take_seq<A: SeqAccess<'de>>(&mut self, seq: A) -> Result<(), A::Error> {
         self.parts.take_seq(seq)
-    }
-}
-
-/// An error code: text or number.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Code<'de> {
-    text: Text<'de>,
-    number: Count,
-}
-
-impl<'de> Take<'de> for Code<'de> {
-    fn take_str(&mut self, text: Cow<'de, str>) {
-        self.text.take_str(text);
-    }
-    fn take_count(&mut self, number: u64) {
-        self.number.take_count(number);
-    }
-    fn take_float(&mut self, number: f64) {
-        self.number.take_float(number);
-    }
-}
-
-/// The value of `error`: an object, or only a text.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct ErrorValue<'de> {
-    text: Text<'de>,
-    object: Option<Box<ErrorObject<'de>>>,
-}
-
-impl<'de> Take<'de> for ErrorValue<'de> {
-    fn take_str(&mut self, text: Cow<'de, str>) {
-        self.text.take_str(text);
-    }
-    fn take_map<A: MapAccess<'de>>(&mut self, map: A) -> Result<(), A::Error> {
-        self.object.take_map(map)
-    }
-}
-
-impl ErrorValue<'_> {
-    fn evidence(&self) -> Option<ErrorEvidence<'_>> {
-        match (&self.object, self.text.non_empty()) {
-            (Some(object), _) => Some(ErrorEvidence {
-                code: object.code.text.non_empty(),
-                code_number: object.code.number.0,
-                kind: object.kind.non_empty(),
-            }),
-            (None, Some(text)) => Some(ErrorEvidence { code: Some(text), ..ErrorEvidence::default() }),
-            (None, None) => None,
-        }
     }
 }
 
@@ -257,6 +182,12 @@ impl<'de> Completion<'de> {
         self.choices.present && (named || shaped())
     }
 
+    /// Whether this can only be a legacy completion or a chunk of one.
+    pub(super) fn is_text(&self) -> bool {
+        let named = self.object.0.as_deref() == Some("text_completion");
+        self.choices.present && (named || self.choices.items.iter().any(|c| c.text.0.is_some()))
+    }
+
     /// What it says about an error, if it is one. `failed`: the HTTP status or the event's name says that it is.
     pub(super) fn error(&self, failed: bool) -> Option<ErrorEvidence<'_>> {
         let inner = self.error.evidence().or_else(|| self.x_groq.as_ref()?.error.evidence());
@@ -283,7 +214,8 @@ impl<'de> Completion<'de> {
 }
 
 impl RawUsage<'_> {
-    fn normalised(&self) -> Usage {
+    /// Token counts, normalised.
+    pub(super) fn normalised(&self) -> Usage {
         let reasoning = self.completion_details.as_ref().and_then(|d| d.reasoning.0);
         let output = match (self.prompt.0, self.completion.0, reasoning, self.total.0) {
             // xAI counts reasoning beside the completion; its total gives it away.

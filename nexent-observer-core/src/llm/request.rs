@@ -1,14 +1,11 @@
 //! The request body: facts from its top-level members, however long it is and even if its middle is missing.
 
 use super::{
-    RequestFacts,
-    api::{Api, Member, RequestDraft, Shape, Value},
+    api::{Api, Member, RequestDraft},
     json_scan::{Scanner, scan_tail},
+    members::Members,
 };
 use crate::limits::{REQUEST_HEAD_BYTES, REQUEST_TAIL_BYTES};
-
-/// Members kept of a body while it is not known whose they are.
-const MEMBERS_KEPT: usize = 64;
 
 /// A request body as it goes by. Its text is not kept: up to the first hole it is scanned as it comes, after it only the
 /// last [`REQUEST_TAIL_BYTES`] (twice that while it moves) wait for the body's end, which alone shows their depth.
@@ -19,48 +16,29 @@ pub(super) struct RequestBody {
     tail: Vec<u8>,
     holed: bool,
     taker: Taker,
-    shape: Vec<Shape>,
 }
 
 /// Who takes the members.
 #[derive(Debug)]
 enum Taker {
     Known { api: &'static Api, draft: RequestDraft },
-    Unknown(Vec<Kept>),
-}
-
-/// A member kept for later.
-#[derive(Debug)]
-struct Kept {
-    parent: Option<String>,
-    key: String,
-    value: KeptValue,
-}
-
-#[derive(Debug)]
-enum KeptValue {
-    Str(String),
-    Num(String),
-    Bool(bool),
-    Null,
-    Object,
-    Array,
+    Unknown(Members),
 }
 
 impl RequestBody {
     pub(super) fn new(api: Option<&'static Api>) -> Self {
         let taker = match api {
             Some(api) => Taker::Known { api, draft: RequestDraft::default() },
-            None => Taker::Unknown(Vec::new()),
+            None => Taker::Unknown(Members::default()),
         };
-        Self { scanner: Scanner::new(), tail: Vec::new(), holed: false, taker, shape: Vec::new() }
+        Self { scanner: Scanner::new(), tail: Vec::new(), holed: false, taker }
     }
 
     /// The next bytes.
     pub(super) fn feed(&mut self, bytes: &[u8]) {
         if !self.holed {
-            let Self { scanner, taker, shape, .. } = self;
-            scanner.feed(bytes, &mut |member| take(taker, shape, member));
+            let Self { scanner, taker, .. } = self;
+            scanner.feed(bytes, &mut |member| take(taker, member));
             return;
         }
         let bytes = bytes.get(bytes.len().saturating_sub(REQUEST_TAIL_BYTES)..).unwrap_or_default();
@@ -80,8 +58,8 @@ impl RequestBody {
 
     /// The body is complete: what its tail says can be told.
     pub(super) fn end(&mut self) {
-        let Self { tail, taker, shape, .. } = self;
-        scan_tail(tail, &mut |member| take(taker, shape, member));
+        let Self { tail, taker, .. } = self;
+        scan_tail(tail, &mut |member| take(taker, member));
         self.tail = Vec::new();
     }
 
@@ -92,23 +70,31 @@ impl RequestBody {
 
     /// Whether the members seen so far look like a call of `api`.
     pub(super) fn looks_like(&self, api: &Api) -> bool {
-        (api.request_shape)(&self.shape)
+        match &self.taker {
+            Taker::Known { api: known, .. } => std::ptr::eq(*known, api),
+            Taker::Unknown(members) => (api.request_shape)(members),
+        }
     }
 
-    /// The facts as far as they are known, read the way of `api`.
-    pub(super) fn facts(&self, api: &'static Api) -> RequestFacts {
+    /// Whether it is JSON-RPC 2.0. Known only while no API is.
+    pub(super) fn is_json_rpc(&self) -> bool {
+        matches!(&self.taker, Taker::Unknown(members) if members.text("jsonrpc") == Some("2.0"))
+    }
+
+    /// What is known so far, read the way of `api`.
+    pub(super) fn draft(&self, api: &'static Api) -> RequestDraft {
         let mut draft = match &self.taker {
             Taker::Known { draft, .. } => draft.clone(),
             Taker::Unknown(kept) => {
                 let mut draft = RequestDraft::default();
-                for member in kept {
-                    (api.request)(&mut draft, member.as_member());
+                for member in kept.iter() {
+                    (api.request)(&mut draft, member);
                 }
                 draft
             }
         };
         draft.facts.truncated = self.holed;
-        draft.facts
+        draft
     }
 
     /// Bytes held in buffers.
@@ -118,52 +104,17 @@ impl RequestBody {
     }
 }
 
-fn take(taker: &mut Taker, shape: &mut Vec<Shape>, member: Member<'_>) {
-    let sign = match (member.parent, member.key, member.value) {
-        (None, "model", Value::Str(_)) => Some(Shape::Model),
-        (None, "messages", Value::Array) => Some(Shape::Messages),
-        _ => None,
-    };
-    if let Some(sign) = sign.filter(|s| !shape.contains(s)) {
-        shape.push(sign);
-    }
+fn take(taker: &mut Taker, member: Member<'_>) {
     match taker {
         Taker::Known { api, draft } => (api.request)(draft, member),
-        Taker::Unknown(kept) if kept.len() < MEMBERS_KEPT => kept.push(Kept::of(member)),
-        Taker::Unknown(_) => {}
-    }
-}
-
-impl Kept {
-    fn of(member: Member<'_>) -> Self {
-        let value = match member.value {
-            Value::Str(text) => KeptValue::Str(text.to_owned()),
-            Value::Num(text) => KeptValue::Num(text.to_owned()),
-            Value::Bool(b) => KeptValue::Bool(b),
-            Value::Null => KeptValue::Null,
-            Value::Object => KeptValue::Object,
-            Value::Array => KeptValue::Array,
-        };
-        Self { parent: member.parent.map(str::to_owned), key: member.key.to_owned(), value }
-    }
-
-    fn as_member(&self) -> Member<'_> {
-        let value = match &self.value {
-            KeptValue::Str(text) => Value::Str(text),
-            KeptValue::Num(text) => Value::Num(text),
-            KeptValue::Bool(b) => Value::Bool(*b),
-            KeptValue::Null => Value::Null,
-            KeptValue::Object => Value::Object,
-            KeptValue::Array => Value::Array,
-        };
-        Member { parent: self.parent.as_deref(), key: &self.key, value }
+        Taker::Unknown(kept) => kept.push(member),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::llm::openai_chat;
+    use crate::llm::{RequestFacts, openai_chat};
 
     fn facts(pieces: &[Option<&[u8]>]) -> RequestFacts {
         let mut known = RequestBody::new(Some(&openai_chat::API));
@@ -177,8 +128,8 @@ mod tests {
             }
             body.end();
         }
-        let facts = known.facts(&openai_chat::API);
-        assert_eq!(facts, unknown.facts(&openai_chat::API), "the same whether the path told the API or not");
+        let facts = known.draft(&openai_chat::API).facts;
+        assert_eq!(facts, unknown.draft(&openai_chat::API).facts, "the same whether the path told the API or not");
         facts
     }
 
@@ -223,21 +174,12 @@ mod tests {
         body.feed(&vec![b'x'; 1_000_000]);
         body.feed(b"\"],\"model\":\"m\"}");
         body.end();
-        assert_eq!(body.facts(&openai_chat::API).model.as_deref(), Some("m"));
+        assert_eq!(body.draft(&openai_chat::API).facts.model.as_deref(), Some("m"));
     }
 
     #[test]
     fn a_body_whose_end_is_missing_claims_nothing_of_its_tail() {
         let got = facts(&[Some(b"{\"model\":\"a\",\"messages\":[\""), None, Some(b"x\",{\"model\":\"b\"}"), None]);
         assert_eq!(got.model.as_deref(), Some("a"));
-    }
-
-    #[test]
-    fn junk_members_cannot_grow_the_memory() {
-        let mut body = RequestBody::new(None);
-        let junk: String = (0..10_000).map(|i| format!("\"k{i}\":\"{}\",", "v".repeat(2000))).collect();
-        body.feed(format!("{{{junk}\"model\":\"m\"}}").as_bytes());
-        let Taker::Unknown(kept) = &body.taker else { panic!() };
-        assert_eq!(kept.len(), MEMBERS_KEPT);
     }
 }

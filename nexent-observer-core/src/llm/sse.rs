@@ -210,7 +210,7 @@ impl Sse {
         let data = held.unwrap_or(&self.data);
         // The standard would give out an event of empty data lines too; it carries nothing, here it is dropped.
         if !data.is_empty() {
-            on_event(Frame { name: &self.name, data, whole: !self.tentative });
+            on_event(Frame { name: &self.name, error: *self.name == *b"error", data, whole: !self.tentative });
         }
         self.reset_event();
     }

@@ -496,7 +496,7 @@ fn live_view_shows_what_is_known_so_far() {
 #[test]
 fn a_not_llm_verdict_lets_go() {
     let mut p = Play::fresh(Options::default(), &Limits::default());
-    p.start(1000).say(1100, LlmEventKind::NotLlm);
+    p.start(1000).say(1100, LlmEventKind::NotLlm(crate::llm::NotLlm::Answer));
     assert_eq!(p.progress, Progress::NotLlm);
 }
 

@@ -159,7 +159,7 @@ impl Timing {
                 self.hole();
             }
             LlmEventKind::Joined => self.hole(),
-            LlmEventKind::NotLlm => return Progress::NotLlm,
+            LlmEventKind::NotLlm(_) => return Progress::NotLlm,
         }
         Progress::Open
     }

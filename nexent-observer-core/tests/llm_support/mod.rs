@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use nexent_observer_core::{
     event::{MonoNs, Stamp},
     http::{ExchangeNo, Head, Headers, HttpEvent, HttpEventKind, RequestHead, ResponseHead, Side},
-    llm::{Call, LlmEvent, LlmEventKind, LlmExchange, Payload, RequestFacts, ResponseFacts, Usage},
+    llm::{Call, LlmEvent, LlmEventKind, LlmExchange, NotLlm, Payload, RequestFacts, ResponseFacts, Usage},
     stats::Stats,
 };
 
@@ -33,6 +33,7 @@ pub(crate) struct Seen {
     pub(crate) model: Option<String>,
     pub(crate) id: Option<String>,
     pub(crate) error: Option<String>,
+    pub(crate) not_llm: Option<NotLlm>,
     pub(crate) chunks: u32,
     pub(crate) deltas: u32,
     /// Number of the chunk with the first delta, from 0.
@@ -93,7 +94,10 @@ impl Seen {
             LlmEventKind::Gap { .. } => "Gap",
             LlmEventKind::Joined => "Joined",
             LlmEventKind::Abort(_) => "Abort",
-            LlmEventKind::NotLlm => "NotLlm",
+            LlmEventKind::NotLlm(why) => {
+                self.not_llm = Some(*why);
+                "NotLlm"
+            }
         };
         self.log.push(name.to_owned());
     }
@@ -127,7 +131,14 @@ impl Bench {
 
     /// A whole POST with this body.
     pub(crate) fn post(&mut self, path: &str, host: &str, body: &[u8]) {
-        self.request_head("POST", path, host, &[("content-type", b"application/json")]);
+        self.ask(path, host, &[], body);
+    }
+
+    /// The same with further header fields.
+    pub(crate) fn ask(&mut self, path: &str, host: &str, headers: Fields<'_>, body: &[u8]) {
+        let json: (&str, &[u8]) = ("content-type", b"application/json");
+        let headers: Vec<_> = headers.iter().copied().chain([json]).collect();
+        self.request_head("POST", path, host, &headers);
         if !body.is_empty() {
             self.feed(Side::Request, HttpEventKind::Body(body));
         }
