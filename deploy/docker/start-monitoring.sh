@@ -3,6 +3,7 @@
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+project=nexent-monitoring
 
 usage() {
     cat <<'TEXT'
@@ -11,6 +12,7 @@ Usage: start-monitoring.sh COMMAND
   up --pid N | --exe PATH    build and start the observer for these processes of the host, and Prometheus, Jaeger, Grafana;
                              both may be given several times. NEXENT_OBSERVER_PID and NEXENT_OBSERVER_EXE do the same.
   status                     what runs, and whether it answers
+  logs [SERVICE]             the last lines of what the services say
   down                       end everything, keep the data
   clean jaeger               drop all traces
   clean prometheus           drop all metrics
@@ -32,9 +34,9 @@ usage_error() {
 # "docker compose", or the older "docker-compose".
 compose() {
     if docker compose version >/dev/null 2>&1; then
-        docker compose --file "$here/docker-compose.yml" "$@"
+        docker compose --project-name "$project" --file "$here/docker-compose.yml" "$@"
     elif command -v docker-compose >/dev/null 2>&1; then
-        docker-compose --file "$here/docker-compose.yml" "$@"
+        docker-compose --project-name "$project" --file "$here/docker-compose.yml" "$@"
     else
         fail "neither 'docker compose' nor 'docker-compose' works; install Docker's compose plugin"
     fi
@@ -99,7 +101,7 @@ up() {
     targets "$@"
     need_docker
     compose up --detach --build
-    check 60 || fail "not all of it answers; see: $0 status, and docker compose --file $here/docker-compose.yml logs"
+    check 60 || fail "not all of it answers; see: $0 status, and $0 logs"
     cat <<TEXT
 Grafana     http://localhost:3005    admin / ${GF_SECURITY_ADMIN_PASSWORD:-admin}, folder Nexent
 Jaeger      http://localhost:16686
@@ -131,8 +133,8 @@ clean() {
     need_docker
     case "${1:-}" in
     jaeger) renew jaeger ;; # in memory
-    prometheus) renew prometheus nexent-monitoring_prometheus-data ;;
-    grafana) renew grafana nexent-monitoring_grafana-data ;;
+    prometheus) renew prometheus "${project}_prometheus-data" ;;
+    grafana) renew grafana "${project}_grafana-data" ;;
     *) usage_error "clean what: jaeger, prometheus or grafana?" ;;
     esac
 }
@@ -140,6 +142,10 @@ clean() {
 case "${1:-}" in
 up) up "${@:2}" ;;
 status) status ;;
+logs)
+    need_docker
+    compose logs --tail 100 "${@:2}"
+    ;;
 down)
     need_docker
     compose down

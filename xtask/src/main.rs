@@ -3,6 +3,7 @@
 mod build;
 mod demo;
 mod lint;
+mod stack_command;
 mod table;
 mod truth_command;
 
@@ -26,6 +27,8 @@ enum Command {
     Demo(demo::Options),
     /// Run many real clients at once and compare every number with what they logged.
     Truth(truth_command::Options),
+    /// Check the monitoring stack: read every file below deploy/, and run dashboards and alerts against a real Prometheus.
+    StackTest(stack_command::Options),
     /// Check the rules of the house: format, clippy, dependencies, stage order, purity, links, scripts.
     Lint(lint::Options),
 }
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
         Command::Build(options) => build::run(&root, &options),
         Command::Demo(options) => demo::run(&root, &options),
         Command::Truth(options) => truth_command::run(&root, &options),
+        Command::StackTest(options) => stack_command::run(&root, &options),
         Command::Lint(options) => lint::run(&root, &options),
     });
     match done {
