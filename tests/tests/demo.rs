@@ -24,7 +24,10 @@ fn the_demo_is_green_and_goes_red_for_shifted_stamps_and_for_a_dropped_record() 
     let shifted = demo(19465, &["--fault", "shift=5ms"]);
     let text = String::from_utf8_lossy(&shifted.stdout);
     assert_eq!(shifted.status.code(), Some(1), "{text}");
-    assert!(text.contains("violated: stamp: output chunks") && text.contains("violated: time to first token"), "{text}");
+    assert!(
+        text.contains("violated: stamp: output chunks") && text.contains("violated: time to first token"),
+        "{text}"
+    );
 
     let dropped = demo(19466, &["--fault", "drop-one"]);
     let text = String::from_utf8_lossy(&dropped.stdout);

@@ -25,7 +25,7 @@ pub(crate) struct Options {
 /// Runs the checks.
 pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     let binary = options.observer.clone().map_or_else(|| build::all(root, Source::Auto), Ok)?;
-    files::check(root, &binary)?;
+    files::check(root, &binary, &sh::target_dir(root).join("stack-files"))?;
     println!("every file below deploy/ was read by what it is written for");
     if options.files_only {
         return Ok(());

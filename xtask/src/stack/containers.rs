@@ -62,7 +62,8 @@ fn compose_file(root: &Path, path: &Path) -> Result<()> {
         }
     }
     for (service, port) in PORTS {
-        let ports = services.get(service).and_then(|s| s["ports"].as_array()).with_context(|| format!("no {service}"))?;
+        let ports =
+            services.get(service).and_then(|s| s["ports"].as_array()).with_context(|| format!("no {service}"))?;
         ensure!(ports.iter().any(|candidate| candidate == port), "{service}: {port} is not published");
     }
     let observer = &services["nexent-observer"];
@@ -72,7 +73,8 @@ fn compose_file(root: &Path, path: &Path) -> Result<()> {
     ensure!(names("cap_drop") == ["ALL"].into() && names("cap_add") == CAPABILITIES.into(), "capabilities");
     ensure!(observer["pid"] == "host" && observer["read_only"] == true, "it wants the host's processes, read-only");
     // What is scraped is what is started.
-    for job in yaml(&root.join("deploy/prometheus/prometheus.yml"))?["scrape_configs"].as_array().into_iter().flatten() {
+    for job in yaml(&root.join("deploy/prometheus/prometheus.yml"))?["scrape_configs"].as_array().into_iter().flatten()
+    {
         let target = job["static_configs"][0]["targets"][0].as_str().context("a job without a target")?;
         let host = target.split(':').next().unwrap_or_default();
         ensure!(host == "localhost" || services.contains_key(host), "prometheus.yml: there is no service {host}");
@@ -220,13 +222,21 @@ fn start_script(script: &Path, compose: &Value, dir: &Path) -> Result<()> {
     };
     let project = "compose --project-name nexent-monitoring";
     let up = ["up", "--exe", "/usr/bin/python3.11", "--pid", "42", "--exe", "/usr/bin/curl"];
-    let said = expect(&up, &[], 0, &["pid=42 exe=/proc/1/root/usr/bin/python3.11:/proc/1/root/usr/bin/curl compose --project-name"])?;
+    let said = expect(
+        &up,
+        &[],
+        0,
+        &["pid=42 exe=/proc/1/root/usr/bin/python3.11:/proc/1/root/usr/bin/curl compose --project-name"],
+    )?;
     for url in ["http://localhost:3005", "http://localhost:16686", "http://localhost:9090", "http://localhost:9464"] {
         ensure!(said.contains(url), "up does not name {url}");
     }
-    let port = expect(&["up"], &[("NEXENT_OBSERVER_PID", "7"), ("PROMETHEUS_PORT", "8000")], 0, &["up --detach --build"])?;
+    let port =
+        expect(&["up"], &[("NEXENT_OBSERVER_PID", "7"), ("PROMETHEUS_PORT", "8000")], 0, &["up --detach --build"])?;
     ensure!(port.contains("http://localhost:8000/metrics"), "PROMETHEUS_PORT is not heard");
-    for wrong in [&["up"][..], &["up", "--pid", "x"], &["up", "--exe", "python3"], &["up", "all"], &["clean"], &[], &["x"]] {
+    for wrong in
+        [&["up"][..], &["up", "--pid", "x"], &["up", "--exe", "python3"], &["up", "all"], &["clean"], &[], &["x"]]
+    {
         expect(wrong, &[], 64, &[])?;
     }
     expect(&["status"], &[], 0, &[&format!("{project} --file")])?;
@@ -237,7 +247,8 @@ fn start_script(script: &Path, compose: &Value, dir: &Path) -> Result<()> {
     for (service, volume) in [("prometheus", "prometheus-data"), ("grafana", "grafana-data")] {
         ensure!(compose["volumes"].get(volume).is_some(), "there is no volume {volume}");
         let (gone, back) = (format!("rm --stop --force {service}"), format!("up --detach --no-deps {service}"));
-        let (look, drop) = (format!("volume inspect nexent-monitoring_{volume}"), format!("volume rm nexent-monitoring_{volume}"));
+        let (look, drop) =
+            (format!("volume inspect nexent-monitoring_{volume}"), format!("volume rm nexent-monitoring_{volume}"));
         expect(&["clean", service], &[], 0, &["ps --quiet", &gone, &look, &drop, &back])?;
     }
     expect(&["clean", "jaeger"], &[], 0, &["ps --quiet", "rm --stop --force jaeger", "up --detach --no-deps jaeger"])?;

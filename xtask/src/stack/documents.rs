@@ -1,12 +1,7 @@
 //! The commands in the documents on monitoring: each is run, against stand-ins where it would start something, or held against the
 //! files and ports that it names.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::Path,
-    process::Command,
-};
+use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -76,7 +71,8 @@ fn command(root: &Path, observer: &Path, dry: &DryRun, line: &str) -> Result<()>
             checked(Command::new(observer).arg("config").args(flags)).map(drop)?;
         }
         "curl" => {
-            let url = arguments.first().and_then(|url| url.strip_prefix("http://localhost:")).context("not on localhost")?;
+            let url =
+                arguments.first().and_then(|url| url.strip_prefix("http://localhost:")).context("not on localhost")?;
             let (port, path) = url.split_once('/').unwrap_or((url, ""));
             ensure!(PORTS.contains(&port) && ["metrics", "healthz", "readyz"].contains(&path), "nothing answers there");
         }

@@ -19,26 +19,73 @@ const OF_PROMETHEUS: [&str; 3] = ["job", "instance", "le"];
 /// Files that a check has read.
 pub type Read = BTreeSet<PathBuf>;
 
-/// Every check; an error names the first that fails, or the files that no check has read. `observer` is its executable.
-pub fn check(root: &Path, observer: &Path) -> Result<()> {
-    let dir = sh::target_dir(root).join("stack-files");
-    if dir.exists() {
-        fs::remove_dir_all(&dir).with_context(|| format!("cannot empty {}", dir.display()))?;
-    }
-    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+/// What is checked by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// `deploy/prometheus` by promtool.
+    Prometheus,
+    /// Metrics and labels in rules and dashboards.
+    Names,
+    /// Links of the alerts into `docs/runbook.md`.
+    Runbook,
+    /// `deploy/grafana` by Grafana's models.
+    Grafana,
+    /// `deploy/kubernetes` and `deploy/helm` by Helm and Kubernetes' schemas.
+    Kubernetes,
+    /// `deploy/systemd` by systemd.
+    Systemd,
+    /// `deploy/docker` by docker-compose, and the script with a stand-in for docker.
+    Docker,
+    /// Commands in the documents.
+    Documents,
+}
+
+impl Part {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Prometheus,
+        Self::Names,
+        Self::Runbook,
+        Self::Grafana,
+        Self::Kubernetes,
+        Self::Systemd,
+        Self::Docker,
+        Self::Documents,
+    ];
+}
+
+/// Every check; an error names the first that fails, or the files that no check has read. `observer` is its executable, `dir` is
+/// for scratch files and is emptied.
+pub fn check(root: &Path, observer: &Path, dir: &Path) -> Result<()> {
     let mut read = Read::new();
-    prometheus(root, &mut read).context("deploy/prometheus")?;
-    names(root).context("metrics")?;
-    runbook(root).context("docs/runbook.md")?;
-    grafana(root, &mut read).context("deploy/grafana")?;
-    kubernetes(root, observer, &dir, &mut read).context("deploy/kubernetes and deploy/helm")?;
-    systemd(root, observer, &dir, &mut read).context("deploy/systemd")?;
-    containers::check(root, &dir, &mut read).context("deploy/docker")?;
-    documents::check(root, observer, &dir, &documented(root)?.into_keys().collect()).context("docs")?;
-    let unread: Vec<String> =
-        below(&root.join("deploy"))?.difference(&read).map(|path| shown(root, path)).collect();
+    for part in Part::ALL {
+        read.append(&mut check_part(part, root, observer, dir)?);
+    }
+    let unread: Vec<String> = below(&root.join("deploy"))?.difference(&read).map(|path| shown(root, path)).collect();
     ensure!(unread.is_empty(), "no check reads {unread:?}");
     Ok(())
+}
+
+/// One part, as in [`check`]; the files that it has read.
+pub fn check_part(part: Part, root: &Path, observer: &Path, dir: &Path) -> Result<Read> {
+    if dir.exists() {
+        fs::remove_dir_all(dir).with_context(|| format!("cannot empty {}", dir.display()))?;
+    }
+    fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let mut read = Read::new();
+    match part {
+        Part::Prometheus => prometheus(root, &mut read).context("deploy/prometheus"),
+        Part::Names => names(root).context("metrics"),
+        Part::Runbook => runbook(root).context("docs/runbook.md"),
+        Part::Grafana => grafana(root, &mut read).context("deploy/grafana"),
+        Part::Kubernetes => kubernetes(root, observer, dir, &mut read).context("deploy/kubernetes and deploy/helm"),
+        Part::Systemd => systemd(root, observer, dir, &mut read).context("deploy/systemd"),
+        Part::Docker => containers::check(root, dir, &mut read).context("deploy/docker"),
+        Part::Documents => {
+            documents::check(root, observer, dir, &documented(root)?.into_keys().collect()).context("docs")
+        }
+    }?;
+    Ok(read)
 }
 
 /// All files below a folder.
@@ -95,7 +142,8 @@ fn rules(root: &Path) -> Result<Vec<(String, Value)>> {
     let mut found = Vec::new();
     for path in below(&root.join("deploy/prometheus/rules"))? {
         let file = yaml(&path)?;
-        for rule in file["groups"].as_array().into_iter().flatten().flat_map(|group| group["rules"].as_array()).flatten()
+        for rule in
+            file["groups"].as_array().into_iter().flatten().flat_map(|group| group["rules"].as_array()).flatten()
         {
             let name = rule["alert"].as_str().or_else(|| rule["record"].as_str()).context("a rule without a name")?;
             found.push((name.to_owned(), rule.clone()));
@@ -120,8 +168,11 @@ fn documented(root: &Path) -> Result<BTreeMap<String, BTreeSet<String>>> {
             continue;
         }
         let name = name.trim_matches('`');
-        let labels: BTreeSet<String> =
-            labels.split(',').map(|label| label.trim().trim_matches('`').to_owned()).filter(|l| !l.is_empty()).collect();
+        let labels: BTreeSet<String> = labels
+            .split(',')
+            .map(|label| label.trim().trim_matches('`').to_owned())
+            .filter(|l| !l.is_empty())
+            .collect();
         let suffixes: &[&str] = if kind == "histogram" { &["_bucket", "_sum", "_count"] } else { &[""] };
         found.extend(suffixes.iter().map(|suffix| (format!("{name}{suffix}"), labels.clone())));
     }
@@ -133,8 +184,7 @@ fn documented(root: &Path) -> Result<BTreeMap<String, BTreeSet<String>>> {
 fn names(root: &Path) -> Result<()> {
     let mut known = documented(root)?;
     let metrics: BTreeSet<String> = known.keys().cloned().collect();
-    let every: BTreeSet<String> =
-        known.values().flatten().cloned().chain(OF_PROMETHEUS.map(str::to_owned)).collect();
+    let every: BTreeSet<String> = known.values().flatten().cloned().chain(OF_PROMETHEUS.map(str::to_owned)).collect();
     let mut expressions: Vec<(String, String)> = Vec::new();
     for (name, rule) in rules(root)? {
         if rule["record"].is_string() {

@@ -85,7 +85,10 @@ impl Prometheus {
         let answer: Value = serde_json::from_str(&self.get("/api/v1/rules", "")?).context("no JSON")?;
         let groups = answer["data"]["groups"].as_array().context("no groups")?;
         let rules = groups.iter().filter_map(|group| group["rules"].as_array()).flatten();
-        Ok(rules.filter(|rule| rule["health"] != "ok").map(|rule| format!("{}: {}", rule["name"], rule["lastError"])).collect())
+        Ok(rules
+            .filter(|rule| rule["health"] != "ok")
+            .map(|rule| format!("{}: {}", rule["name"], rule["lastError"]))
+            .collect())
     }
 
     /// POST where there is a body, else GET. HTTP/1.0, so that the answer ends with the connection.

@@ -64,7 +64,8 @@ mod tests {
         names.iter().map(|&name| name.to_owned()).collect()
     }
 
-    const EXPR: &str = "sum by (service, le) (rate(llm_a_bucket{model=~\"llm_x, y=z\",le!=\"1\"}[5m])) / on (job) llm:b:increase5m";
+    const EXPR: &str =
+        "sum by (service, le) (rate(llm_a_bucket{model=~\"llm_x, y=z\",le!=\"1\"}[5m])) / on (job) llm:b:increase5m";
 
     #[test]
     fn metrics_are_found_outside_of_strings() {
