@@ -8,4 +8,5 @@ pub mod process;
 pub mod python;
 pub mod server;
 pub mod sh;
+pub mod stack;
 pub mod truth;

@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod demo;
 mod lint;
+mod stack_command;
 mod suite;
 mod table;
 mod truth_command;
@@ -32,6 +33,8 @@ enum Command {
     Truth(truth_command::Options),
     /// Measure what observing costs, against the budgets of docs/overhead.md.
     Bench(bench::Options),
+    /// Check the monitoring stack: read every file below deploy/, and run dashboards and alerts against a real Prometheus.
+    StackTest(stack_command::Options),
     /// Check the rules of the house: format, clippy, dependencies, stage order, purity, links, scripts.
     Lint(lint::Options),
 }
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::run(&root, &options),
         Command::Truth(options) => truth_command::run(&root, &options),
         Command::Bench(options) => bench::run(&root, &options),
+        Command::StackTest(options) => stack_command::run(&root, &options),
         Command::Lint(options) => lint::run(&root, &options),
     });
     match done {

@@ -23,6 +23,11 @@ pub fn model() -> Result<PathBuf> {
     environment("venv-model", &sh::fixture("server/requirements-model.txt")?, &["--no-deps"])
 }
 
+/// Interpreter of the environment that reads the files below `deploy/`.
+pub fn stack() -> Result<PathBuf> {
+    environment("venv-stack", &sh::fixture("stack/requirements.txt")?, &[])
+}
+
 /// Makes the environment `name` if it is not there, and installs `requirements` if they changed.
 fn environment(name: &str, requirements: &Path, pip_flags: &[&str]) -> Result<PathBuf> {
     let dir = sh::target_dir(&sh::root()?).join(name);

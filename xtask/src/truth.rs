@@ -99,14 +99,14 @@ pub fn run(case: &Case, binary: &Path, python: &Path, dir: &Path) -> Result<Verd
 }
 
 /// What a process runs: the environment's own copy of the interpreter, which nothing else on the machine runs.
-fn executable(pid: Option<u32>) -> Result<String> {
+pub fn executable(pid: Option<u32>) -> Result<String> {
     let pid = pid.context("the driver has no process")?;
     let path = fs::read_link(format!("/proc/{pid}/exe")).with_context(|| format!("cannot read /proc/{pid}/exe"))?;
     Ok(path.to_string_lossy().into_owned())
 }
 
 /// An address on loopback that nobody listens on.
-fn free_address() -> Result<SocketAddr> {
+pub fn free_address() -> Result<SocketAddr> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot find a free port")?;
     listener.local_addr().context("cannot find a free port")
 }

@@ -1,0 +1,57 @@
+//! The monitoring stack below `deploy/`: every file is read by what it is meant for, or by that program's own schema, and
+//! dashboards and alerts are shown the metrics of a running observer.
+//!
+//! There is no Docker daemon, Grafana, Jaeger or Kubernetes in it: Prometheus is the real one, the others are stood for by their
+//! schemas (`tests/fixtures/stack`).
+
+pub mod containers;
+pub mod dashboards;
+pub mod documents;
+pub mod files;
+pub mod live;
+pub mod prometheus;
+pub mod promql;
+
+use std::{
+    path::Path,
+    process::{Command, Output, Stdio},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::sh;
+
+/// Debian's Prometheus with promtool; installs it where it is missing. The package's service is not used.
+fn need_prometheus() -> Result<()> {
+    need(&[("promtool", "prometheus"), ("prometheus", "prometheus")], "alerts and dashboards are checked with it")
+}
+
+/// Installs the packages of programs that are missing, and says so. `programs` are names and their Debian packages.
+fn need(programs: &[(&str, &str)], why: &str) -> Result<()> {
+    let missing = programs.iter().filter(|(program, _)| {
+        Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err()
+    });
+    let mut packages: Vec<&str> = missing.map(|(_, package)| *package).collect();
+    packages.dedup();
+    if packages.is_empty() {
+        return Ok(());
+    }
+    sh::say(&format!("installing the Debian package {}: {why}", packages.join(", ")));
+    sh::apt_install(&packages)
+}
+
+/// Runs a checker and gives what it printed; what it printed is the error when it refuses.
+fn checked(command: &mut Command) -> Result<String> {
+    let Output { status, stdout, stderr } =
+        command.stdin(Stdio::null()).output().with_context(|| format!("running {}", sh::shown(command)))?;
+    let said = format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+    if !status.success() {
+        bail!("{} refuses: {status}\n{said}", sh::shown(command));
+    }
+    Ok(said)
+}
+
+/// A relative path of the checkout as a string.
+fn shown(root: &Path, path: &Path) -> String {
+    path.strip_prefix(root).unwrap_or(path).to_string_lossy().into_owned()
+}
