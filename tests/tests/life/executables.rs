@@ -95,11 +95,12 @@ fn a_process_named_by_pid_that_forks_while_it_streams_loses_nothing_and_its_work
     observer.attached(parent.process.pid());
     // It has probes of its own; for the first worker all move to probes that they share, while a stream is under way.
     assert!(observer.said().contains("shared=false"), "{}", observer.said());
-    parent.begin_stream(100, 20);
-    parent.tell(&json!({"do": "fork", "workers": 3, "requests": 25, "every_ms": 20}));
+    parent.begin_stream(150, 20);
+    // Close to each other, so that some are forked between the first one's fork and its attachment.
+    parent.tell(&json!({"do": "fork", "workers": 8, "requests": 12, "every_ms": 3}));
     observer.says("shared=true");
     let whole = parent.chatted();
-    until("all requests are made", || (lines(&place.dir.join("parent.jsonl")).len() == 76).then_some(()));
+    until("all requests are made", || (lines(&place.dir.join("parent.jsonl")).len() == 1 + 8 * 12).then_some(()));
     let made = lines(&place.dir.join("parent.jsonl"));
     let last = by_request(&made)[made.last().unwrap()["request_id"].as_str().unwrap()];
     until("the last exchange", || {
@@ -112,7 +113,7 @@ fn a_process_named_by_pid_that_forks_while_it_streams_loses_nothing_and_its_work
     let missed = made.iter().filter(|one| !found.contains_key(one["request_id"].as_str().unwrap())).count();
     eprintln!("{missed} of {} requests came before the workers were observed", made.len());
     let workers: HashSet<&Value> = made.iter().map(|one| &one["pid"]).filter(|pid| **pid != whole["pid"]).collect();
-    assert_eq!(workers.len(), 3);
+    assert_eq!(workers.len(), 8);
     for worker in workers {
         let of_worker: Vec<&Value> = made.iter().filter(|one| one["pid"] == *worker).collect();
         let seen = |one: &&&Value| found.contains_key(one["request_id"].as_str().unwrap());

@@ -1,6 +1,12 @@
 //! The observer's whole life beside real processes: it comes late, its targets come and go, either side dies, peers are
 //! hostile, receivers are down. Needs root, eBPF and `cargo xtask build`.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "all of it is test code, also what is not below #[test]; figures are shown with --nocapture"
+)]
+
 mod attach;
 mod bad_start;
 mod death;
