@@ -101,6 +101,19 @@ fn a_verdict_comes_once_a_turn_and_not_before_the_response_head() {
 }
 
 #[test]
+fn verdicts_due_in_two_turns_of_one_drain_are_one_verdict_on_the_later() {
+    let mut b = Bench::new(Limits::default());
+    b.write(1, 1, "no HTTP at all");
+    b.read(1, 1, "no");
+    b.write(1, 2, "none");
+    b.read(1, 2, "no");
+    assert_eq!(b.verdicts(), [(1, 2)]);
+    b.write(1, 3, "none");
+    b.read(1, 3, "no");
+    assert_eq!(b.verdicts(), [(1, 3)]);
+}
+
+#[test]
 fn no_verdict_while_an_llm_call_is_open_on_the_connection_or_may_be() {
     let mut b = Bench::new(Limits::default());
     // Pipelined behind one that is no LLM call.

@@ -3,6 +3,7 @@
 mod bench;
 mod build;
 mod demo;
+mod fuzz;
 mod lint;
 mod stack_command;
 mod suite;
@@ -35,6 +36,8 @@ enum Command {
     Bench(bench::Options),
     /// Check the monitoring stack: read every file below deploy/, and run dashboards and alerts against a real Prometheus.
     StackTest(stack_command::Options),
+    /// Run the fuzz targets for a while each; a find is a failure.
+    Fuzz(fuzz::Options),
     /// Check the rules of the house: format, clippy, dependencies, stage order, purity, links, scripts.
     Lint(lint::Options),
 }
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Command::Truth(options) => truth_command::run(&root, &options),
         Command::Bench(options) => bench::run(&root, &options),
         Command::StackTest(options) => stack_command::run(&root, &options),
+        Command::Fuzz(options) => fuzz::run(&root, &options),
         Command::Lint(options) => lint::run(&root, &options),
     });
     match done {

@@ -159,13 +159,22 @@ impl Reassembly {
         stats: &mut Stats,
         sink: &mut impl FnMut(StreamEvent<'_>),
     ) {
-        if self.held.is_some() {
+        if let Some(held) = &self.held {
+            if held.close.is_some_and(|close| piece.offset >= close.write_end) {
+                // The close that waits says that nothing was written there.
+                stats.count(DropReason::RecordInvalid);
+                return;
+            }
             // Reads of earlier turns whose writes were all lost: the loss, what it was answered with, then this write.
             if piece.offset.checked_add(piece.len).is_some() {
                 self.reveal(piece.dir, piece.at, piece.offset, piece.flags, stats, sink);
                 piece.flags.after_unknown_loss = false;
             }
             self.release(|t| t < turn, stats, sink);
+            if self.closed {
+                stats.count(DropReason::RecordInvalid);
+                return;
+            }
         }
         self.turn = self.turn.max(turn);
         self.settled = self.settled.max(turn.saturating_sub(1));

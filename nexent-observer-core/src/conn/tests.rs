@@ -312,6 +312,24 @@ fn a_close_that_overtook_the_last_write_waits_for_it() {
 }
 
 #[test]
+fn a_write_beyond_the_end_that_a_waiting_close_tells_is_dropped() {
+    let mut b = Bench::default();
+    b.feed(&rec(1, Write, 0, 1, b"abc")).end(2, 0, 5).feed(&rec(3, Write, 5, 1, b"more"));
+    assert_eq!(b.stats.drops(DropReason::RecordInvalid), 1);
+    b.timeout(2 + limits::HOLD_NS);
+    assert_eq!(b.out, [data(Write, b"abc"), lost(Write, 2), Out::Close(2, CloseCause::Freed)]);
+}
+
+#[test]
+fn nothing_comes_after_a_close_that_a_write_lets_go() {
+    let mut b = Bench::default();
+    b.feed(&rec(1, Write, 0, 1, b"abc")).feed(&rec(2, Read, 0, 1, b"x")).end(3, 1, 3);
+    b.feed(&rec(4, Write, 2, 2, b"cde"));
+    assert_eq!(b.out, [data(Write, b"abc"), data(Read, b"x"), Out::Close(3, CloseCause::Freed)]);
+    assert_eq!(b.stats.drops(DropReason::RecordInvalid), 1);
+}
+
+#[test]
 fn a_close_does_not_wait_forever_for_a_lost_write() {
     let mut b = Bench::default();
     b.feed(&rec(1, Write, 0, 1, b"ab")).end(5, 0, 9).timeout(5 + limits::HOLD_NS);

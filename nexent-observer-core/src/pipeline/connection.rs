@@ -24,6 +24,8 @@ pub(super) struct Connection {
     listed: bool,
     /// Turn for which a verdict was given or waits to be.
     verdict: Option<u32>,
+    /// It is on the pipeline's list of those whose verdict waits.
+    verdict_listed: bool,
 }
 
 /// What the first stage is told.
@@ -77,6 +79,7 @@ impl Connection {
             calls: Calls { id, pid, writer: None, turn: 0, open: SmallVec::new(), next: 0, not_llm: None },
             listed: false,
             verdict: None,
+            verdict_listed: false,
         }
     }
 
@@ -131,17 +134,18 @@ impl Connection {
         self.reassembly.poll_timeout()
     }
 
-    /// Whether a read in `turn` makes a verdict due; true once per turn.
+    /// Whether a read in `turn` makes a verdict due; true once until it is taken, and once per turn.
     pub(super) fn verdict_due(&mut self, turn: u32) -> bool {
         let due = self.verdict != Some(turn) && self.judged(turn);
         if due {
             self.verdict = Some(turn);
         }
-        due
+        due && !std::mem::replace(&mut self.verdict_listed, true)
     }
 
     /// The verdict that was due, if it still stands at the end of the drain.
     pub(super) fn take_verdict(&mut self) -> Option<u32> {
+        self.verdict_listed = false;
         self.verdict.filter(|&turn| self.judged(turn))
     }
 

@@ -263,10 +263,11 @@ impl Http1 {
         // A head that turns out not to be one may have been cut short by the beginning of a real one.
         let again = if buffered { bytes } else { &[] };
         let lane = self.lane(side);
+        let had = lane.head.as_slice().len();
         match lane.head.push(bytes) {
             Pushed::Partial => {
-                let start = lane.head.as_slice();
-                if start.len() < 64 && !head::may_be_head(start, side) {
+                // What came before was looked at when it came; so many bytes always tell.
+                if had < 64 && !head::may_be_head(lane.head.as_slice(), side) {
                     return self.bad_head(side, at, again, DropReason::HeadInvalid, synced, stats, sink);
                 }
                 &[]
@@ -293,6 +294,10 @@ impl Http1 {
         stats: &mut Stats,
         sink: &mut impl FnMut(HttpEvent<'_>),
     ) -> Result<Option<usize>, DropReason> {
+        // The parser takes methods that are given up while the head is not complete: cuts must not tell.
+        if !head::may_be_head(bytes, side) {
+            return Err(DropReason::HeadInvalid);
+        }
         let parsed = match side {
             Side::Request => head::parse_request(bytes, |h, framing| self.on_request(at, h, framing, stats, sink))?,
             Side::Response => head::parse_response(bytes, |h, framing, shape| {

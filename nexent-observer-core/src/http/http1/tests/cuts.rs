@@ -92,6 +92,27 @@ fn every_turn_can_be_cut_in_two_at_every_offset() {
     }
 }
 
+#[test]
+fn a_method_that_is_none_begins_no_exchange_wherever_the_head_is_cut() {
+    for method in ["CONNECTsGET", "get", "AMETHODLONGERTHANTHELONGEST"] {
+        let fixture = [(Write, format!("{GET}{method} / HTTP/1.1\r\nHost: h\r\n\r\n"))];
+        for cut in 1..=fixture[0].1.len() {
+            let (log, stats) = run(&fixture, || cut);
+            assert!(!log.iter().any(|line| line.contains(method)), "{method} in pieces of {cut}: {log:?}");
+            assert_eq!(stats.drops(DropReason::HeadInvalid), 1, "{method} in pieces of {cut}");
+        }
+    }
+}
+
+#[test]
+fn a_head_that_is_none_is_given_up_with_its_second_piece_however_long() {
+    let mut b = Bench::fresh();
+    b.w(GET).r("HT").r(&format!("HTTP/1.1 200 OK\r\nX: {}", "x".repeat(100)));
+    assert_eq!(b.stats.drops(DropReason::HeadInvalid), 1, "the second piece is looked at too");
+    b.r("\r\nContent-Length: 0\r\n\r\n");
+    assert_eq!(b.log.last().map(String::as_str), Some("1< end"));
+}
+
 proptest! {
     #[test]
     fn any_cuts_give_the_same_events(i in 0_usize..4, sizes in prop::collection::vec(1_usize..30, 1..50)) {
