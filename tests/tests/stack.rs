@@ -1,5 +1,6 @@
 //! The monitoring stack: everything below `deploy/` is valid, a mistake in it is found, and dashboards and alerts tell what happened.
 //! Needs root, eBPF and `cargo xtask build`.
+#![expect(clippy::unwrap_used, reason = "a test that cannot start fails")]
 
 use std::{
     fs,

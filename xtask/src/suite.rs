@@ -12,7 +12,7 @@ use xtask::{python, sh};
 
 use crate::{
     build::{self, Source},
-    lint,
+    fuzz, lint,
 };
 
 /// Flags of the command.
@@ -35,6 +35,8 @@ enum Part {
     Unit,
     /// Tests of the test harness itself.
     Harness,
+    /// Every fuzz target for ten seconds, and that each finds a bug put in front of it.
+    Fuzz,
     /// Real probes, real processes.
     Integration,
     /// The prebuilt kernel half is what its sources give.
@@ -51,7 +53,7 @@ struct Tally {
 
 /// Runs the parts; an error says how many tests failed.
 pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
-    let parts = [Part::Lint, Part::Unit, Part::Harness, Part::Prebuilt, Part::Integration];
+    let parts = [Part::Lint, Part::Unit, Part::Harness, Part::Fuzz, Part::Prebuilt, Part::Integration];
     let chosen = parts.into_iter().filter(|part| options.only.is_empty() || options.only.contains(part));
     let mut all = Tally::default();
     let mut lines = Vec::new();
@@ -101,6 +103,11 @@ fn run_part(root: &Path, part: Part, ci: bool) -> Result<Tally> {
         Part::Harness => {
             let script = root.join("tests/fixtures/test_compare.py");
             sh::run(Command::new(python::clients()?).arg(script)).map(|()| one)
+        }
+        Part::Fuzz => {
+            fuzz::smoke(root, fuzz::SMOKE_SECONDS)?;
+            fuzz::planted(root, fuzz::SMOKE_SECONDS)?;
+            Ok(Tally { passed: 2, ..Tally::default() })
         }
         Part::Integration => integration(root, ci),
     }
