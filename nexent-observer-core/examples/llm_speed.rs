@@ -30,7 +30,12 @@ fn stream(tools: usize, vary: bool, text: &str) -> Vec<u8> {
     body.into_bytes()
 }
 
-fn run(body: &[u8], piece: usize) -> (usize, usize) {
+/// A stream of another API: one event, `CHUNKS` times.
+fn repeated(event: &str, end: &str) -> Vec<u8> {
+    format!("{event}{end}").repeat(CHUNKS).into_bytes()
+}
+
+fn run(path: &str, kind: &[u8], body: &[u8], piece: usize) -> (usize, usize) {
     let mut stats = Stats::default();
     let mut exchange = LlmExchange::new();
     let (mut chunks, mut bytes) = (0, 0);
@@ -42,10 +47,10 @@ fn run(body: &[u8], piece: usize) -> (usize, usize) {
             _ => {}
         });
     };
-    let head = RequestHead { method: "POST", path: "/v1/chat/completions", host: None, headers: Headers(&[]) };
+    let head = RequestHead { method: "POST", path, host: Some("api.anthropic.com"), headers: Headers(&[]) };
     feed(Side::Request, HttpEventKind::Head { first: Stamp::default(), head: Head::Request(head) });
     feed(Side::Request, HttpEventKind::End);
-    let head = ResponseHead { status: Some(200), headers: Headers(&[("content-type", b"text/event-stream")]) };
+    let head = ResponseHead { status: Some(200), headers: Headers(&[("content-type", kind)]) };
     feed(Side::Response, HttpEventKind::Head { first: Stamp::default(), head: Head::Response(head) });
     for piece in body.chunks(piece) {
         feed(Side::Response, HttpEventKind::Body(piece));
@@ -56,19 +61,31 @@ fn run(body: &[u8], piece: usize) -> (usize, usize) {
 }
 
 fn main() {
-    for (what, body) in [
-        ("5 % tool calls", stream(5, false, " hello")),
-        ("text only", stream(0, false, " hello")),
-        ("text with escapes", stream(0, false, " \\\"hi\\\"\\n")),
-        ("created differs in each chunk", stream(0, true, " hello")),
-        ("surrogate escapes (full parse)", stream(0, false, "\\ud83d\\ude00")),
-        ("tool-call pieces", stream(100, false, "")),
+    let (sse, lines) = (b"text/event-stream".as_slice(), b"application/x-ndjson".as_slice());
+    let chat = "/v1/chat/completions";
+    let legacy = r#"data: {"id":"cmpl-1","object":"text_completion","created":1,"model":"m","choices":[{"index":0,"text":" hello","logprobs":null,"finish_reason":null}]}"#;
+    let responses = "event: response.output_text.delta\ndata: {\"type\":\"response.output_text.delta\",\"sequence_number\":4,\"item_id\":\"msg_0123456789abcdef0123456789abcdef\",\"output_index\":0,\"content_index\":0,\"delta\":\" hello\",\"logprobs\":[],\"obfuscation\":\"yPabhjnXh\"}";
+    let anthropic = "event: content_block_delta\ndata: {\"type\":\"content_block_delta\",\"index\":0,\"delta\":{\"type\":\"text_delta\",\"text\":\" hello\"}        }";
+    let gemini = r#"data: {"candidates":[{"content":{"parts":[{"text":" hello"}],"role":"model"},"index":0}],"usageMetadata":{"promptTokenCount":10,"candidatesTokenCount":3,"totalTokenCount":13},"modelVersion":"gemini-2.5-flash","responseId":"r1"}"#;
+    let ollama = r#"{"model":"llama3.2","created_at":"2026-01-01T00:00:00.123456Z","message":{"role":"assistant","content":" hello"},"done":false}"#;
+    for (what, path, kind, body) in [
+        ("5 % tool calls", chat, sse, stream(5, false, " hello")),
+        ("text only", chat, sse, stream(0, false, " hello")),
+        ("text with escapes", chat, sse, stream(0, false, " \\\"hi\\\"\\n")),
+        ("created differs in each chunk", chat, sse, stream(0, true, " hello")),
+        ("surrogate escapes (full parse)", chat, sse, stream(0, false, "\\ud83d\\ude00")),
+        ("tool-call pieces", chat, sse, stream(100, false, "")),
+        ("legacy completions", "/v1/completions", sse, repeated(legacy, "\n\n")),
+        ("responses", "/v1/responses", sse, repeated(responses, "\n\n")),
+        ("anthropic", "/v1/messages", sse, repeated(anthropic, "\n\n")),
+        ("gemini", "/v1/models/m:streamGenerateContent", sse, repeated(gemini, "\r\n\r\n")),
+        ("ollama", "/api/chat", lines, repeated(ollama, "\n")),
     ] {
         for piece in [200, 1200, 16_384] {
             let mut best = f64::MAX;
             for _ in 0..15 {
                 let start = Instant::now();
-                let (chunks, bytes) = run(&body, piece);
+                let (chunks, bytes) = run(path, kind, &body, piece);
                 best = best.min(start.elapsed().as_nanos() as f64 / CHUNKS as f64);
                 assert!(chunks == CHUNKS && bytes > 0);
             }
