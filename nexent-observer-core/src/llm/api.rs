@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use super::{
     ErrorFacts, LlmEvent, LlmEventKind, Payload, RequestFacts, Usage, anthropic, bedrock, cohere, dashscope,
-    embeddings, gemini, members::Members, name, ollama, openai_chat, openai_responses,
+    embeddings, gemini, members::Members, name, native, ollama, openai_chat, openai_responses,
 };
 use crate::{
     event::Stamp,
@@ -28,6 +28,8 @@ pub(super) static APIS: &[&Api] = &[
     &ollama::CHAT,
     &ollama::GENERATE,
     &ollama::EMBED,
+    &native::TGI,
+    &native::LLAMA_CPP,
     &embeddings::API,
 ];
 

@@ -24,6 +24,7 @@ mod json_str;
 mod lenient;
 mod members;
 mod name;
+mod native;
 mod ndjson;
 mod ollama;
 mod openai_chat;

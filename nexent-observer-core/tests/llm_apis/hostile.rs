@@ -14,7 +14,9 @@ const LINES: Fields<'_> = &[("content-type", b"application/x-ndjson")];
 const EVENTS: Fields<'_> = &[("content-type", b"application/vnd.amazon.eventstream")];
 
 /// Host, path and answers that belong there.
-const CALLS: [(&str, &str, Fields<'_>, &str); 21] = [
+const CALLS: [(&str, &str, Fields<'_>, &str); 23] = [
+    ("h", "/generate_stream", SSE, "native/tgi.sse"),
+    ("h", "/completion", SSE, "native/llama_cpp.sse"),
     ("h", "/v1/chat/completions", SSE, "openai_tools.sse"),
     ("h", "/v1/completions", SSE, "completions/text.sse"),
     ("h", "/v1/completions", SSE, "completions/writer_values.sse"),

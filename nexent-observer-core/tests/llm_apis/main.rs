@@ -12,6 +12,7 @@ mod hostile;
 #[path = "../llm_support/mod.rs"]
 mod llm_support;
 mod mcp;
+mod native;
 mod ollama;
 mod openai;
 
