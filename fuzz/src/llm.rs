@@ -185,11 +185,11 @@ impl Player {
             assert!(!*over, "nothing follows the last event");
             let begins = matches!(event.kind, LlmEventKind::Start { .. } | LlmEventKind::Joined);
             assert_eq!(
-                std::mem::take(first) && event.kind != LlmEventKind::NotLlm,
+                std::mem::take(first) && !matches!(event.kind, LlmEventKind::NotLlm(_)),
                 begins,
                 "the first event is Start, Joined or NotLlm: {event:?} after {log:?}"
             );
-            *over = matches!(event.kind, LlmEventKind::NotLlm | LlmEventKind::Abort(_));
+            *over = matches!(event.kind, LlmEventKind::NotLlm(_) | LlmEventKind::Abort(_));
             assert!(event.at.ret <= at.ret);
             if let LlmEventKind::Delta { text, .. } = event.kind {
                 assert!(!text.is_empty());

@@ -192,6 +192,9 @@ impl<'a> Compiler<'a> {
                 self.now += 1_000;
                 self.push(Step::Exit { pid: pid(current), at: MonoNs(self.now) });
                 self.last = None;
+                // An exit is told after the drain. Connections that this script makes in the same drain under the same pid
+                // end with it, and what comes of them later begins another one: no process does that.
+                self.repeats = true;
                 for lane in (0..LANES).filter(|lane| pid(*lane) == pid(current)) {
                     self.renew(lane);
                 }

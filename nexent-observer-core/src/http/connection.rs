@@ -43,6 +43,8 @@ pub struct HttpConnection {
     state: State,
     /// HTTP/1 was decided by what looked like the body of a stream, and no head was seen since.
     guessed: bool,
+    /// The number of the next exchange, should it be followed anew.
+    next: ExchangeNo,
 }
 
 #[derive(Debug)]
@@ -83,7 +85,7 @@ impl HttpConnection {
     /// A connection of which no byte was seen yet.
     #[must_use]
     pub fn new(start: StartSeen) -> Self {
-        Self { start, state: State::Undecided(Undecided::default()), guessed: false }
+        Self { start, state: State::Undecided(Undecided::default()), guessed: false, next: ExchangeNo(0) }
     }
 
     /// What the connection speaks, as far as is known.
@@ -117,14 +119,14 @@ impl HttpConnection {
                 StreamEvent::Data { dir, at, bytes } => match undecided.decide(self.start, dir, at, bytes, stats) {
                     Decision::Wait => {}
                     Decision::Http2 => {
-                        let mut http2 = Box::new(Http2::new(self.start, ExchangeNo(0)));
+                        let mut http2 = Box::new(Http2::new(self.start, self.next));
                         undecided.replay_to_http2(&mut http2, dir, at, bytes, stats, sink);
                         self.state = State::Http2(http2);
                     }
                     Decision::NotHttp => self.state = State::Opaque,
                     Decision::Http1(role) => {
                         self.guessed = undecided.saw_stream;
-                        let mut http1 = Box::new(Http1::new(role, self.start));
+                        let mut http1 = Box::new(Http1::new(role, self.start, self.next));
                         let Beginning { first, bytes: before } = std::mem::take(undecided.beginning(dir));
                         if !before.is_empty() {
                             http1.feed(&StreamEvent::Data { dir, at: first, bytes: &before }, stats, sink);
@@ -163,6 +165,8 @@ impl HttpConnection {
             }
             State::Http2(http2) if !http2.is_sure() => {
                 if seems_http1() {
+                    // Numbers are never given twice on a connection, whatever it was taken for.
+                    self.next = http2.give_up(at, sink);
                     self.state = State::Undecided(Undecided::default());
                 }
             }

@@ -46,7 +46,12 @@ pub struct Pipeline {
     verdicts: Vec<ConnId>,
     /// Connections of which something waits for a record of the other ring, each once. Few, and not for long.
     held: Vec<ConnId>,
+    /// Connections that were closed last: a record that comes after its connection's close begins no new one.
+    closed: VecDeque<ConnId>,
 }
+
+/// Closed connections that are remembered: more than close within the time that one ring can be behind the other.
+const CLOSED: usize = 1024;
 
 /// What every connection writes to. Each stage has its own counters, because one feeds the next from inside its call.
 #[derive(Debug)]
@@ -85,17 +90,18 @@ impl Pipeline {
             },
             verdicts: Vec::new(),
             held: Vec::new(),
+            closed: VecDeque::new(),
         }
     }
 
     /// Takes in one record.
     pub fn handle_event(&mut self, record: &Record<'_>) {
-        let Self { table, shared, verdicts, held } = self;
+        let Self { table, shared, verdicts, held, closed } = self;
         let (id, now) = (record.conn, record.at.ret);
         let connection = match table.touch(id, now) {
             Some(connection) => connection,
             // A close may overtake all writes of a short connection. Otherwise it was let go before.
-            None if matches!(record.kind, RecordKind::Close { write_end: 0, .. }) => {
+            None if matches!(record.kind, RecordKind::Close { write_end: 0, .. }) || closed.contains(&id) => {
                 shared.conn.records += 1;
                 shared.conn.count(DropReason::RecordInvalid);
                 return;
@@ -112,6 +118,7 @@ impl Pipeline {
         connection.feed(record, shared);
         if connection.is_closed() {
             table.remove(id);
+            remember(closed, id);
             return;
         }
         if connection.waits_anew() {
@@ -156,12 +163,13 @@ impl Pipeline {
     /// Does what was due at `now`. Call it only after a drain of both rings: what waits for a record of the other ring
     /// takes its absence for a loss.
     pub fn handle_timeout(&mut self, now: MonoNs) {
-        let Self { table, shared, verdicts, held } = self;
+        let Self { table, shared, verdicts, held, closed } = self;
         held.retain(|&id| {
             let Some(connection) = table.get_mut(id) else { return false };
             let waits = connection.handle_timeout(now, shared);
             if connection.is_closed() {
                 table.remove(id);
+                remember(closed, id);
             }
             waits
         });
@@ -196,6 +204,13 @@ impl Pipeline {
     pub fn active(&self) -> impl Iterator<Item = ActiveStream<'_>> {
         self.table.values().flat_map(Connection::active)
     }
+}
+
+fn remember(closed: &mut VecDeque<ConnId>, id: ConnId) {
+    if closed.len() >= CLOSED {
+        closed.pop_front();
+    }
+    closed.push_back(id);
 }
 
 impl SharedCalls {

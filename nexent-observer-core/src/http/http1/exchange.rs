@@ -91,6 +91,11 @@ impl Exchanges {
         self.open.len()
     }
 
+    /// None yet; numbered from `next`.
+    pub(super) fn new(next: ExchangeNo) -> Self {
+        Self { next: next.0, ..Self::default() }
+    }
+
     /// The number that comes next.
     pub(super) fn next(&self) -> ExchangeNo {
         ExchangeNo(self.next)

@@ -51,7 +51,8 @@ pub(super) struct Http1 {
 }
 
 impl Http1 {
-    pub(super) fn new(role: Role, start: StartSeen) -> Self {
+    /// A connection whose exchanges are numbered from `next`.
+    pub(super) fn new(role: Role, start: StartSeen, next: ExchangeNo) -> Self {
         let state = match start {
             StartSeen::Yes => State::Head { synced: true },
             StartSeen::No => State::Seek,
@@ -60,7 +61,7 @@ impl Http1 {
             role,
             request: Lane::new(state),
             response: Lane::new(state),
-            exchanges: Exchanges::default(),
+            exchanges: Exchanges::new(next),
             in_step: true,
             orphan: None,
             noise_counted: false,

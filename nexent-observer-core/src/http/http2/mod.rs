@@ -56,6 +56,15 @@ impl Http2 {
         self.sure
     }
 
+    /// The connection turned out not to speak HTTP/2: ends what is open. The number of the next exchange.
+    pub(super) fn give_up(&mut self, at: Stamp, sink: &mut impl FnMut(HttpEvent<'_>)) -> ExchangeNo {
+        while let Some(stream) = self.streams.remove_oldest() {
+            let kind = HttpEventKind::Abort(AbortCause::Desync);
+            sink(HttpEvent { exchange: stream.no, side: Side::Response, at, kind });
+        }
+        self.streams.next()
+    }
+
     pub(super) fn feed(&mut self, ev: &StreamEvent<'_>, stats: &mut Stats, sink: &mut impl FnMut(HttpEvent<'_>)) {
         match *ev {
             StreamEvent::Data { dir, at, bytes } => {

@@ -109,6 +109,11 @@ impl Streams {
         self.last > 0 && next == self.last + 2 && !ended_unseen
     }
 
+    /// The number of the next exchange.
+    pub(super) fn next(&self) -> ExchangeNo {
+        ExchangeNo(self.next)
+    }
+
     pub(super) fn len(&self) -> usize {
         self.open.len()
     }
