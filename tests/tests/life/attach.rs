@@ -79,7 +79,7 @@ fn a_target_that_says_enable_telemetry_false_is_left_alone_and_one_that_names_it
         assert_eq!(metrics.sum("llm_requests", &[&label]), 1.0, "{}", metrics.0);
         assert_eq!(metrics.sum("llm_time_to_first_token_seconds_count", &[&label]), 1.0);
     }
-    assert_eq!(metrics.sum("nexent_observer_attached_processes", &[]), 2.0);
+    observer.until_metric("nexent_observer_attached_processes", &[], |n| n == 2.0);
     // Asked for by pid it is left alone just so, and no probe is put into it.
     let mut named = place.observe("named", &["--pid", &out.pid(), "--pid", &shop.pid()]);
     named.attached(shop.process.pid());
