@@ -137,6 +137,14 @@ fn time(batches: u64, calls: u64) -> String {
     format!("{{\"event\":\"done\",\"min_ns\":{:.1},\"median_ns\":{:.1}}}", at(0.0), at(0.5))
 }
 
+/// An answer under way: its id is the same in all of its chunks, as providers have it.
+struct Answer {
+    id: u64,
+    /// Where in it its first chunk is, and where it is now.
+    began: u64,
+    at: u64,
+}
+
 /// Streams on `connections` connections, each `rate` chunks a second, a new exchange after 500 chunks.
 fn load(connections: u64, rate: u64, seconds: u64) -> String {
     const CHUNKS: u64 = 500;
@@ -147,8 +155,10 @@ fn load(connections: u64, rate: u64, seconds: u64) -> String {
         write(ssl, &request(600));
         read(ssl, HEAD);
     };
-    // Where each answer began and is: the first ones are shorter, so that they do not all end at the same time.
-    let mut answers: Vec<(u64, u64)> = (0..connections).map(|i| i * CHUNKS / connections).map(|at| (at, at)).collect();
+    // The first answers are shorter, so that they do not all end at the same time.
+    let begins = |i| i * CHUNKS / connections;
+    let mut answers: Vec<Answer> =
+        (0..connections).map(|i| Answer { id: i, began: begins(i), at: begins(i) }).collect();
     let mut exchanges = 0u64;
     let mut chunks = 0u64;
     (0..connections).for_each(|i| begin(0x10_0000 + i * 64));
@@ -162,15 +172,14 @@ fn load(connections: u64, rate: u64, seconds: u64) -> String {
         while made + forgiven < due {
             let i = made % connections;
             let ssl = 0x10_0000 + i * 64;
-            let id = exchanges * 1_000 + i;
-            if let Some((began, at)) = answers.get_mut(i as usize) {
-                read(ssl, &event(id, " token"));
-                *at += 1;
+            if let Some(answer) = answers.get_mut(i as usize) {
+                read(ssl, &event(answer.id, " token"));
+                answer.at += 1;
                 chunks += 1;
-                if *at == CHUNKS {
-                    read(ssl, &tail(id, CHUNKS - *began));
+                if answer.at == CHUNKS {
+                    read(ssl, &tail(answer.id, CHUNKS - answer.began));
                     exchanges += 1;
-                    (*began, *at) = (0, 0);
+                    *answer = Answer { id: answer.id + connections, began: 0, at: 0 };
                     write(ssl, &request(600));
                     read(ssl, HEAD);
                 }
@@ -180,9 +189,9 @@ fn load(connections: u64, rate: u64, seconds: u64) -> String {
         std::thread::sleep(Duration::from_micros(200));
     }
     let late = start.elapsed().as_secs_f64();
-    for (i, (began, at)) in answers.iter().enumerate() {
+    for (i, answer) in answers.iter().enumerate() {
         let ssl = 0x10_0000 + i as u64 * 64;
-        read(ssl, &tail(i as u64, at - began));
+        read(ssl, &tail(answer.id, answer.at - answer.began));
         exchanges += 1;
         close(ssl);
     }
