@@ -4,7 +4,7 @@
 //! The input is one letter (`d` each record at once, else as two rings that are drained at every tick) and a script: `~c`n
 //! goes to connection n (process n/2), `~w`, `~r` switch to bytes that are written, read; `~|` cuts a record; `~g`n loses n bytes,
 //! `~p`n leaves n bytes out on purpose, `~b`n goes n bytes back, `~d` repeats the last record, `~f`n sets flags of the next
-//! one; `~t` is a tick of 10 ms, `~T` of 200 ms; `~x`n a close that tells n more bytes, `~e` the end of the process.
+//! one; `~t` is a tick of 10 ms, `~T` of 200 ms; `~x`n a close that tells n more bytes, `~e` the end of the process, after a drain.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -141,10 +141,8 @@ impl<'a> Compiler<'a> {
 
     fn drain(&mut self) {
         let (mut reads, mut writes) = (std::mem::take(&mut self.reads), std::mem::take(&mut self.writes));
-        let exits: Vec<_> = reads.extract_if(.., |step| matches!(step, Step::Exit { .. })).collect();
         self.steps.append(&mut reads);
         self.steps.append(&mut writes);
-        self.steps.extend(exits);
     }
 
     fn renew(&mut self, lane: u8) {
@@ -190,7 +188,9 @@ impl<'a> Compiler<'a> {
             }
             b'e' => {
                 self.now += 1_000;
-                self.push(Step::Exit { pid: pid(current), at: MonoNs(self.now) });
+                // It is told after the drain with the last records of the process.
+                self.drain();
+                self.steps.push(Step::Exit { pid: pid(current), at: MonoNs(self.now) });
                 self.last = None;
                 // An exit is told after the drain. Connections that this script makes in the same drain under the same pid
                 // end with it, and what comes of them later begins another one: no process does that.

@@ -61,7 +61,7 @@ fn rewrite(body: &[u8]) -> Vec<u8> {
         if line.is_empty() {
             // An event without data is none; one empty data line is no data.
             if data.iter().any(|line| !line.is_empty()) || data.len() > 1 {
-                out.extend([b"event:", name, b"\n"].concat());
+                out.extend([b"event: ", name, b"\n"].concat());
                 for line in &data {
                     out.extend([b"data: ", *line, b"\n"].concat());
                 }
