@@ -26,7 +26,7 @@ use crate::{
     export::{Exports, Observed, Service, live::LiveStream},
     fault::{Fault, Faulty},
     probe::{
-        attach::{self, AttachReport, Attacher},
+        attach::{self, AttachReport, Attacher, Hooked},
         kernel::{KernelHalf, KernelOptions, Rings},
         targets::{Change, Ended, Targets},
     },
@@ -303,16 +303,17 @@ fn service_of(services: &mut HashMap<u32, Arc<Service>>, pid: u32, default: Opti
 }
 
 fn say_attached(report: &AttachReport, service: &Service) {
-    for (library, hooks, notes) in &report.libraries {
+    for Hooked { path, plan } in &report.hooked {
         tracing::info!(
             pid = report.pid,
             service = service.name,
-            library = %library.display(),
-            probes = hooks.len(),
+            library = %path.display(),
+            tls = %plan.family,
+            probes = plan.hooks.len(),
             shared = report.filtered,
             "Attached."
         );
-        for note in notes {
+        for note in &plan.notes {
             tracing::info!(pid = report.pid, "{note}.");
         }
     }

@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::mpsc,
     thread,
 };
@@ -12,9 +12,9 @@ use nexent_observer_common::{cookie::Scope, state::Conn};
 
 use super::{
     hookpoint::Cost,
-    kernel::{Attached, KernelError, KernelHalf},
+    kernel::{Attached, KernelError, KernelHalf, Turn},
     library::{Libraries, Library},
-    openssl::{Hook, Program},
+    plan::{FamilyPlan, Hook},
     process::{FileId, MappedFile, Process},
 };
 
@@ -77,13 +77,22 @@ pub enum AttachError {
     },
 }
 
+/// An implementation of TLS that is hooked in a process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hooked {
+    /// File that holds it, as the process sees it.
+    pub path: PathBuf,
+    /// What was found there.
+    pub plan: FamilyPlan,
+}
+
 /// What was attached to a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AttachReport {
     /// Which.
     pub pid: u32,
-    /// Libraries hooked: path, hooks, notes.
-    pub libraries: Vec<(PathBuf, Vec<Hook>, Vec<String>)>,
+    /// Implementations of TLS that are hooked.
+    pub hooked: Vec<Hooked>,
     /// Whether the attachment is shared with other processes and filtered.
     pub filtered: bool,
     /// Whether the process or one of its libraries was not observed before.
@@ -236,11 +245,12 @@ impl Attacher {
         if filtered {
             self.move_to_filtered(&hookable).map_err(kernel_error)?;
         }
-        let libraries = hookable
+        let hooked = hookable
             .iter()
-            .map(|library| (library.path.clone(), library.plan.hooks.clone(), library.plan.notes.clone()))
+            .flat_map(|library| library.plan.implementations.iter().map(move |plan| (library, plan)))
+            .map(|(library, plan)| Hooked { path: library.path.clone(), plan: plan.clone() })
             .collect();
-        Ok(AttachReport { pid, libraries, filtered, news })
+        Ok(AttachReport { pid, hooked, filtered, news })
     }
 
     /// Takes over a child that the kernel half already follows (filtered scope). `false`: it has to be attached.
@@ -385,7 +395,10 @@ impl Attacher {
         Ok(())
     }
 
-    /// Attaches all hooks of a library, reads first. On failure what was attached is removed again.
+    /// Attaches each implementation in a library by itself: one that the kernel refuses does not keep the others out.
+    ///
+    /// # Errors
+    /// The first refusal, when nothing of it could be attached.
     fn hook(
         &mut self,
         library: &Library,
@@ -393,12 +406,33 @@ impl Attacher {
         pid: Option<u32>,
     ) -> Result<Vec<Attached>, KernelError> {
         let open = files.iter().find(|file| file.id == library.id).map_or(&library.path, |file| &file.open);
-        let mut hooks: Vec<&Hook> = library.plan.hooks.iter().collect();
-        hooks.sort_by_key(|hook| match hook.program {
-            Program::Read => 0,
-            Program::New | Program::Free | Program::Clear => 1,
-            Program::Write => 2,
-        });
+        let mut probes = Vec::new();
+        let mut refused = None;
+        for implementation in &library.plan.implementations {
+            match self.hook_one(implementation, open, pid) {
+                Ok(attached) => probes.extend(attached),
+                Err(error) => {
+                    let (family, path) = (implementation.family, library.path.display());
+                    tracing::warn!(%family, library = %path, %error, "A TLS implementation could not be hooked.");
+                    refused.get_or_insert(error);
+                }
+            }
+        }
+        match refused {
+            Some(error) if probes.is_empty() => Err(error),
+            _ => Ok(probes),
+        }
+    }
+
+    /// Attaches all hooks of an implementation, reads first. On failure what was attached is removed again.
+    fn hook_one(
+        &mut self,
+        implementation: &FamilyPlan,
+        open: &Path,
+        pid: Option<u32>,
+    ) -> Result<Vec<Attached>, KernelError> {
+        let mut hooks: Vec<&Hook> = implementation.hooks.iter().collect();
+        hooks.sort_by_key(|hook| hook.program.turn());
         let mut probes = Vec::new();
         for hook in hooks {
             match self.kernel.attach(hook, open, pid) {
@@ -429,14 +463,14 @@ fn kills_under_seccomp(release: &str) -> bool {
     ((6, 11)..(6, 14)).contains(&version)
 }
 
-/// Most expensive hook of a report, for a warning.
+/// Whether a call of one of these implementations is single-stepped, for a warning.
 #[must_use]
 pub fn is_expensive(report: &AttachReport) -> bool {
     report
-        .libraries
+        .hooked
         .iter()
-        .flat_map(|(_, hooks, _)| hooks)
-        .any(|hook| matches!(hook.program, Program::Read | Program::Write) && hook.cost == Cost::SingleStepped)
+        .flat_map(|hooked| &hooked.plan.hooks)
+        .any(|hook| hook.program.turn() != Turn::Second && hook.cost == Cost::SingleStepped)
 }
 
 #[cfg(test)]

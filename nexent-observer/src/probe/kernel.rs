@@ -18,7 +18,7 @@ use nexent_observer_common::{
 
 use super::{
     btf,
-    openssl::{Hook, Program},
+    plan::{Hook, Program},
 };
 
 /// The kernel half, built by `cargo xtask build` or taken from the repository (see nexent-observer-ebpf/prebuilt/README.md).
@@ -102,14 +102,48 @@ unsafe impl aya::Pod for Plain<ConnKey> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Plain<Conn> {}
 
-/// Names of the loaded programs.
-const READ_ENTER: &str = "tls_read_enter";
-const READ_RETURN: &str = "tls_read_return";
-const WRITE_ENTER: &str = "tls_write_enter";
-const WRITE_RETURN: &str = "tls_write_return";
-const NEW_RETURN: &str = "tls_new_return";
-const FREE_ENTER: &str = "tls_free_enter";
-const CLEAR_ENTER: &str = "tls_clear_enter";
+/// When the hooks of an implementation are attached: reads before writes, so that no request is seen without its response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Turn {
+    /// Reads.
+    First,
+    /// Births and deaths of connections.
+    Second,
+    /// Writes.
+    Last,
+}
+
+/// What a hook runs: programs of the kernel half, in the order in which they are attached. The return side comes first, so that
+/// no entry is kept whose return cannot be seen.
+struct Row {
+    program: Program,
+    turn: Turn,
+    names: &'static [&'static str],
+}
+
+const fn row(program: Program, turn: Turn, names: &'static [&'static str]) -> Row {
+    Row { program, turn, names }
+}
+
+const PROGRAMS: &[Row] = &[
+    row(Program::Read, Turn::First, &["tls_read_return", "tls_read_enter"]),
+    row(Program::Write, Turn::Last, &["tls_write_return", "tls_write_enter"]),
+    row(Program::New, Turn::Second, &["tls_new_return"]),
+    row(Program::Free, Turn::Second, &["tls_free_enter"]),
+    row(Program::Clear, Turn::Second, &["tls_clear_enter"]),
+];
+
+impl Program {
+    /// When it is attached.
+    #[must_use]
+    pub fn turn(self) -> Turn {
+        PROGRAMS.iter().find(|row| row.program == self).map_or(Turn::Second, |row| row.turn)
+    }
+
+    fn names(self) -> &'static [&'static str] {
+        PROGRAMS.iter().find(|row| row.program == self).map_or(&[], |row| row.names)
+    }
+}
 
 /// The two rings, for the stage that drains them.
 pub struct Rings {
@@ -183,7 +217,7 @@ impl KernelHalf {
             counters: PerCpuArray::try_from(take(&mut ebpf, "COUNTERS")?)?,
             ebpf,
         };
-        for name in [READ_ENTER, READ_RETURN, WRITE_ENTER, WRITE_RETURN, NEW_RETURN, FREE_ENTER, CLEAR_ENTER] {
+        for &name in PROGRAMS.iter().flat_map(|row| row.names) {
             half.uprobe(name)?.load().map_err(refused(name))?;
         }
         let btf = Btf::from_sys_fs()?;
@@ -207,8 +241,7 @@ impl KernelHalf {
         self.ebpf.program_mut(name).and_then(|found| found.try_into().ok()).ok_or(KernelError::Map(name))
     }
 
-    /// Attaches the programs of one hook in a file, for one process or for all. The return side first, so that no entry is
-    /// kept whose return cannot be seen.
+    /// Attaches the programs of one hook in a file, for one process or for all.
     ///
     /// # Errors
     /// [`KernelError::Program`]; what this call attached is detached again.
@@ -218,13 +251,7 @@ impl KernelHalf {
         file: &std::path::Path,
         pid: Option<u32>,
     ) -> Result<Vec<Attached>, KernelError> {
-        let programs: &[&'static str] = match hook.program {
-            Program::Read => &[READ_RETURN, READ_ENTER],
-            Program::Write => &[WRITE_RETURN, WRITE_ENTER],
-            Program::New => &[NEW_RETURN],
-            Program::Free => &[FREE_ENTER],
-            Program::Clear => &[CLEAR_ENTER],
-        };
+        let programs = hook.program.names();
         let scope = if pid.is_some() { Scope::PerProcess } else { Scope::Filtered };
         let cookie = Cookie { scope, length: hook.length }.encode();
         let reach = match pid.and_then(std::num::NonZeroU32::new) {

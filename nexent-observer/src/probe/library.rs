@@ -11,18 +11,18 @@ use object::ReadCache;
 
 use super::{
     elf::Elf,
-    openssl::{self, Plan},
+    plan::Plan,
     process::{FileId, FileStamp, MappedFile},
 };
 
-/// A library with hook points.
+/// A file with hook points.
 #[derive(Debug, Clone)]
 pub struct Library {
     /// Identity.
     pub id: FileId,
     /// Path as the first process that showed it sees it, for people.
     pub path: PathBuf,
-    /// Hook points.
+    /// What it holds.
     pub plan: Arc<Plan>,
 }
 
@@ -41,7 +41,7 @@ impl Libraries {
         files
             .iter()
             .filter_map(|file| {
-                let plan = self.plan_of(file)?;
+                let plan = self.plan_of(file).filter(|plan| plan.is_hookable())?;
                 Some(Library { id: file.id, path: file.path.clone(), plan })
             })
             .collect()
@@ -64,13 +64,13 @@ impl Libraries {
     }
 }
 
-/// The hook points of an opened file, if it is an ELF file that has any.
+/// What an opened file holds, if it is an ELF file.
 fn look_into(file: File) -> Option<Plan> {
     let cache = ReadCache::new(file);
-    openssl::plan(&Elf::parse(&cache).ok()?)
+    Some(Plan::of(&Elf::parse(&cache).ok()?))
 }
 
-/// The hook points of a file by path.
+/// What a file by path holds; `None` if it is no ELF file of this machine.
 ///
 /// # Errors
 /// As opening the file gives them.

@@ -5,64 +5,30 @@ use nexent_observer_common::cookie::Length;
 use super::{
     elf::{Elf, Function},
     hookpoint::{self, Cost, Place},
+    plan::{Family, FamilyPlan, Hook, Program, WhyNot},
 };
-
-/// Which program of the kernel half a hook runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Program {
-    /// Entry and return of a read.
-    Read,
-    /// Entry and return of a write.
-    Write,
-    /// Return of the function that makes a TLS object.
-    New,
-    /// Entry of the function that frees a TLS object.
-    Free,
-    /// Entry of the function that makes a TLS object begin anew.
-    Clear,
-}
-
-/// One hook.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Hook {
-    /// What runs there.
-    pub program: Program,
-    /// The function, for people: a public name, or `public name -> inner`.
-    pub function: String,
-    /// Offset in the file, in bytes.
-    pub offset: u64,
-    /// Where the hooked function says how many bytes it moved.
-    pub length: Length,
-    /// What a hit costs.
-    pub cost: Cost,
-}
-
-/// What was found in a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Plan {
-    /// Hooks; reads and writes at least.
-    pub hooks: Vec<Hook>,
-    /// What is not as cheap or as complete as it could be, and why: one sentence each.
-    pub notes: Vec<String>,
-    /// GNU build id, in hexadecimal.
-    pub build_id: Option<String>,
-}
 
 /// Bytes of a public function looked at.
 const LOOK_BYTES: u64 = 256;
 
 /// The plan for a file, or `None` when it has no TLS functions of this kind.
-#[must_use]
-pub fn plan(elf: &Elf<'_>) -> Option<Plan> {
+///
+/// # Errors
+/// [`WhyNot`] when it has some, but not what is needed.
+pub fn plan(elf: &Elf<'_>) -> Result<Option<FamilyPlan>, WhyNot> {
     const NAMES: [&str; 7] =
         ["SSL_read", "SSL_read_ex", "SSL_write", "SSL_write_ex", "SSL_new", "SSL_free", "SSL_clear"];
     let found = elf.functions(&NAMES);
     let get = |name: &str| found.get(name);
-    let mut plan = Plan { hooks: Vec::new(), notes: Vec::new(), build_id: elf.build_id() };
+    if get("SSL_read").is_none() && get("SSL_write").is_none() {
+        return Ok(None);
+    }
+    let mut plan = FamilyPlan { family: Family::OpenSsl, hooks: Vec::new(), notes: Vec::new() };
     for (program, plain, extended) in
         [(Program::Read, "SSL_read", "SSL_read_ex"), (Program::Write, "SSL_write", "SSL_write_ex")]
     {
-        direction(elf, program, get(plain)?, get(extended), &mut plan)?;
+        let missing = || WhyNot::Missing(plain.to_owned());
+        direction(elf, program, get(plain).ok_or_else(missing)?, get(extended), &mut plan)?;
     }
     for (program, name) in [(Program::New, "SSL_new"), (Program::Free, "SSL_free"), (Program::Clear, "SSL_clear")] {
         match get(name).and_then(|function| hook(elf, program, function, Length::Returned)) {
@@ -70,7 +36,7 @@ pub fn plan(elf: &Elf<'_>) -> Option<Plan> {
             None => plan.notes.push(format!("{name} is not found: connections are told apart by other signs")),
         }
     }
-    Some(plan)
+    Ok(Some(plan))
 }
 
 /// Adds the hooks of one direction.
@@ -79,8 +45,8 @@ fn direction(
     program: Program,
     plain: &Function,
     extended: Option<&Function>,
-    plan: &mut Plan,
-) -> Option<()> {
+    plan: &mut FamilyPlan,
+) -> Result<(), WhyNot> {
     let place = |function: &Function| hookpoint::place(elf.code(function.address, LOOK_BYTES)?, function.address).ok();
     let cheap = |function: &Function| place(function).is_some_and(|place| place.cost == Cost::Emulated);
     // Where the public functions are cheap themselves there is no reason to look behind them.
@@ -89,7 +55,7 @@ fn direction(
         match behind(elf, plain, extended) {
             Ok(hook) => {
                 plan.hooks.push(Hook { program, ..hook });
-                return Some(());
+                return Ok(());
             }
             Err(why) => plan.notes.push(format!(
                 "{} is hooked at its public entry, which costs about 9 us a call instead of 1: {why}",
@@ -97,11 +63,13 @@ fn direction(
             )),
         }
     }
-    plan.hooks.push(hook(elf, program, plain, Length::Returned)?);
-    if let Some(extended) = extended {
-        plan.hooks.push(hook(elf, program, extended, Length::FourthArgument)?);
-    }
-    Some(())
+    let mut public = |function: &Function, length| {
+        let no_code = || WhyNot::Unproven { what: function.name.clone(), why: "no code at its address".to_owned() };
+        plan.hooks.push(hook(elf, program, function, length).ok_or_else(no_code)?);
+        Ok(())
+    };
+    public(plain, Length::Returned)?;
+    extended.map_or(Ok(()), |extended| public(extended, Length::FourthArgument))
 }
 
 /// The hook on the inner function behind two public ones, if it is proven.

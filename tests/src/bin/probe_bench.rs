@@ -25,7 +25,7 @@ use nexent_observer::{
         attach::Attacher,
         kernel::{KernelHalf, KernelOptions, OBJECT},
         library,
-        openssl::Program,
+        plan::Program,
     },
     ring::Drain,
 };
@@ -124,7 +124,8 @@ impl Drop for Probed {
 /// Attaches the empty pair to the read function of one process; detached when the result is dropped.
 fn empty_pair(path: &Path, pid: u32) -> Result<aya::Ebpf> {
     let plan = library::plan_of_path(path)?.context("no hook points")?;
-    let hook = plan.hooks.iter().find(|hook| hook.program == Program::Read).context("no read")?;
+    let hooks = plan.implementations.iter().flat_map(|implementation| &implementation.hooks);
+    let hook = hooks.clone().find(|hook| hook.program == Program::Read).context("no read")?;
     let mut ebpf = aya::EbpfLoader::new().load(OBJECT)?;
     for name in ["empty_return", "empty_enter"] {
         let program: &mut UProbe = ebpf.program_mut(name).context("no yardstick")?.try_into()?;

@@ -1,0 +1,138 @@
+//! What a file holds that can be hooked: its implementations of TLS, each with hooks of its own, and what was found but is left
+//! alone, with the reason. One finder per family, all in [`FINDERS`].
+
+use std::fmt;
+
+use nexent_observer_common::cookie::Length;
+
+use super::{elf::Elf, hookpoint::Cost, openssl};
+
+/// A family of TLS implementations that share functions and their meaning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Family {
+    /// OpenSSL, LibreSSL, BoringSSL, by the names of their functions.
+    OpenSsl,
+}
+
+impl Family {
+    /// Name, for people.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::OpenSsl => "OpenSSL",
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Which programs of the kernel half a hook runs; the table of these stands in `kernel.rs`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Program {
+    /// Entry and return of a read.
+    Read,
+    /// Entry and return of a write.
+    Write,
+    /// Return of the function that makes a TLS object.
+    New,
+    /// Entry of the function that frees a TLS object.
+    Free,
+    /// Entry of the function that makes a TLS object begin anew.
+    Clear,
+}
+
+/// One hook.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hook {
+    /// What runs there.
+    pub program: Program,
+    /// The function, for people: a public name, or `public name -> inner`.
+    pub function: String,
+    /// Offset in the file, in bytes.
+    pub offset: u64,
+    /// Where the hooked function says how many bytes it moved.
+    pub length: Length,
+    /// What a hit costs.
+    pub cost: Cost,
+}
+
+/// One implementation of TLS in a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FamilyPlan {
+    /// Which.
+    pub family: Family,
+    /// Hooks; reads and writes at least.
+    pub hooks: Vec<Hook>,
+    /// What is not as cheap or as complete as it could be, and why: one sentence each, without its full stop.
+    pub notes: Vec<String>,
+}
+
+/// Why an implementation that seems to be in a file is not hooked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WhyNot {
+    /// A function is not there or cannot be found.
+    #[error("{0} is not found")]
+    Missing(String),
+    /// More than one place could be the function.
+    #[error("{what} could be at {candidates} places")]
+    Ambiguous {
+        /// Which function.
+        what: String,
+        /// How many places.
+        candidates: usize,
+    },
+    /// What is there does not look as the function must.
+    #[error("{what} is not proven: {why}")]
+    Unproven {
+        /// Which function.
+        what: String,
+        /// Which part of the proof fails.
+        why: String,
+    },
+    /// A version, or a way of building it, that cannot be hooked.
+    #[error("{0}")]
+    Unsupported(String),
+}
+
+/// What was found in a file.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Plan {
+    /// What can be hooked.
+    pub implementations: Vec<FamilyPlan>,
+    /// What is there, or seems to be, and is not hooked.
+    pub refused: Vec<(Family, WhyNot)>,
+    /// GNU build id, in hexadecimal.
+    pub build_id: Option<String>,
+}
+
+/// Looks for one family in a file: a plan, or nothing of that family, or why it cannot be hooked.
+pub type Finder = fn(&Elf<'_>) -> Result<Option<FamilyPlan>, WhyNot>;
+
+/// All finders. Each is asked about every file, so that several implementations in one file are all found.
+pub const FINDERS: &[(Family, Finder)] = &[(Family::OpenSsl, openssl::plan)];
+
+impl Plan {
+    /// Asks every finder about a file.
+    #[must_use]
+    pub fn of(elf: &Elf<'_>) -> Self {
+        let mut plan = Self { build_id: elf.build_id(), ..Self::default() };
+        for (family, find) in FINDERS {
+            match find(elf) {
+                Ok(Some(found)) => plan.implementations.push(found),
+                Ok(None) => {}
+                Err(why) => plan.refused.push((*family, why)),
+            }
+        }
+        plan
+    }
+
+    /// Whether there is anything to hook.
+    #[must_use]
+    pub fn is_hookable(&self) -> bool {
+        !self.implementations.is_empty()
+    }
+}
