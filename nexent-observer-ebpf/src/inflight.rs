@@ -41,14 +41,14 @@ pub fn is_target(tgid: u32, cookie: u64) -> bool {
 
 #[cfg(bpf_target_arch = "x86_64")]
 #[inline(always)]
-fn stack_pointer(regs: *mut aya_ebpf::bindings::pt_regs) -> u64 {
+pub fn stack_pointer(regs: *mut aya_ebpf::bindings::pt_regs) -> u64 {
     // SAFETY: the context of a uprobe is a pt_regs.
     unsafe { (*regs).rsp }
 }
 
 #[cfg(bpf_target_arch = "aarch64")]
 #[inline(always)]
-fn stack_pointer(regs: *mut aya_ebpf::bindings::pt_regs) -> u64 {
+pub fn stack_pointer(regs: *mut aya_ebpf::bindings::pt_regs) -> u64 {
     // SAFETY: the context of a uprobe is a user_pt_regs.
     unsafe { (*regs).sp }
 }

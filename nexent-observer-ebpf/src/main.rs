@@ -8,6 +8,7 @@
 
 mod conn;
 mod emit;
+mod go;
 mod inflight;
 mod maps;
 mod openssl;

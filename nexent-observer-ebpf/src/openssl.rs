@@ -65,7 +65,7 @@ fn header_of(returned: &Returned, kind: u16) -> RecordHeader {
 }
 
 #[inline(always)]
-fn read_returned(returned: &Returned) -> Option<()> {
+pub fn read_returned(returned: &Returned) -> Option<()> {
     let mut header = header_of(returned, kind::READ);
     let key = conn::key(header.tgid, returned.call.tls);
     // SAFETY: the verifier checked the value; TLS objects are not read by two threads at once.
@@ -87,7 +87,7 @@ fn read_returned(returned: &Returned) -> Option<()> {
 }
 
 #[inline(always)]
-fn write_returned(returned: &Returned) -> Option<()> {
+pub fn write_returned(returned: &Returned) -> Option<()> {
     let mut header = header_of(returned, kind::WRITE);
     let key = conn::key(header.tgid, returned.call.tls);
     // SAFETY: as for reads.
@@ -150,7 +150,7 @@ pub fn tls_new_return(ctx: RetProbeContext) -> u32 {
 
 /// Runs `then` with the thread's pid and tgid if its process is a target of this attachment.
 #[inline(always)]
-fn with_target(ctx: *mut core::ffi::c_void, then: impl FnOnce(u64) -> Option<()>) -> Option<()> {
+pub fn with_target(ctx: *mut core::ffi::c_void, then: impl FnOnce(u64) -> Option<()>) -> Option<()> {
     let pid_tgid = bpf_get_current_pid_tgid();
     // SAFETY: the context is the one of this program.
     let cookie = unsafe { bpf_get_attach_cookie(ctx) };
@@ -159,7 +159,7 @@ fn with_target(ctx: *mut core::ffi::c_void, then: impl FnOnce(u64) -> Option<()>
 
 /// A TLS object is at the first byte of a connection.
 #[inline(always)]
-fn begin(tls: u64, pid_tgid: u64) -> Option<()> {
+pub fn begin(tls: u64, pid_tgid: u64) -> Option<()> {
     if tls == 0 {
         return None;
     }
@@ -171,7 +171,7 @@ fn begin(tls: u64, pid_tgid: u64) -> Option<()> {
 
 /// Ends a connection and reports its final offsets, so that a loss at its very end shows too.
 #[inline(always)]
-fn retire(key: &ConnKey, pid_tgid: u64) -> Option<()> {
+pub fn retire(key: &ConnKey, pid_tgid: u64) -> Option<()> {
     // SAFETY: copied out at once.
     let conn = unsafe { *CONNS.get(key)? };
     let _ = CONNS.remove(key);
