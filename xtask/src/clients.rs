@@ -33,14 +33,20 @@ impl Driver {
         dir: &Path,
         flags: &[&str],
     ) -> Result<Self> {
+        let mut command = Command::new(python);
+        command.arg(sh::fixture("clients")?.join(script));
+        Self::launch(command, name, server, dir, flags)
+    }
+
+    /// The same for any program that speaks the drivers' protocol.
+    pub fn launch(mut command: Command, name: &str, server: &LlmServer, dir: &Path, flags: &[&str]) -> Result<Self> {
         let log = dir.join(format!("{name}.jsonl"));
         let clock = clock_dir(dir);
         fs::create_dir_all(&clock).with_context(|| format!("cannot make {}", clock.display()))?;
         let errors = fs::File::create(dir.join(format!("{name}.stderr"))).context("cannot write the driver's log")?;
         let process = Guarded::talking(
             name,
-            Command::new(python)
-                .arg(sh::fixture("clients")?.join(script))
+            command
                 .args(["--base-url", &server.base_url])
                 .arg("--log")
                 .arg(&log)

@@ -3,6 +3,7 @@
 
 pub mod clients;
 pub mod compare;
+pub mod golang;
 pub mod observer;
 pub mod process;
 pub mod python;

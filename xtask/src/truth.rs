@@ -77,13 +77,24 @@ const fn case(name: &'static str, script: &'static str, flags: &'static [&'stati
 /// Runs one case with the observer `binary` and the clients' interpreter `python`; all logs go to `dir`, which is emptied.
 /// The table is printed.
 pub fn run(case: &Case, binary: &Path, python: &Path, dir: &Path) -> Result<Verdict> {
+    let start = |server: &LlmServer| Driver::start(python, case.script, case.name, server, dir, case.flags);
+    run_driver(start, case.attach, binary, dir)
+}
+
+/// The same with any driver.
+pub fn run_driver(
+    start: impl FnOnce(&LlmServer) -> Result<Driver>,
+    attach: Attach,
+    binary: &Path,
+    dir: &Path,
+) -> Result<Verdict> {
     if dir.exists() {
         fs::remove_dir_all(dir).with_context(|| format!("cannot empty {}", dir.display()))?;
     }
     fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let server = LlmServer::start(Kind::Simulated, dir, 1)?;
-    let mut client = Driver::start(python, case.script, case.name, &server, dir, case.flags)?;
-    let targets: Vec<String> = match case.attach {
+    let mut client = start(&server)?;
+    let targets: Vec<String> = match attach {
         Attach::Pids => client.pids.iter().flat_map(|pid| ["--pid".to_owned(), pid.to_string()]).collect(),
         Attach::Exe => vec!["--exe".to_owned(), executable(client.pids.last().copied())?],
     };

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, fs::File};
 
 use object::{
-    Object, ObjectSection, ObjectSymbol, ReadCache, ReadRef, SymbolKind,
+    Object, ObjectSection, ObjectSymbol, ReadCache, ReadRef, RelocationTarget, SectionKind, SymbolKind,
     read::elf::{ElfFile64, ProgramHeader},
 };
 
@@ -26,6 +26,18 @@ pub struct Function {
     /// Virtual address as the file tells it.
     pub address: u64,
 }
+
+/// A section of a file.
+#[derive(Debug, Clone, Copy)]
+pub struct Section<'a> {
+    /// Virtual address as the file tells it.
+    pub address: u64,
+    /// Content.
+    pub bytes: &'a [u8],
+}
+
+/// Most places of one pointer that are looked at.
+const MAX_PLACES: usize = 64;
 
 /// An ELF file.
 pub struct Elf<'a> {
@@ -109,6 +121,47 @@ impl<'a> Elf<'a> {
         self.file.sections().any(|section| {
             section.name().is_ok_and(|name| name.starts_with(".plt"))
                 && address.checked_sub(section.address()).is_some_and(|into| into < section.size())
+        })
+    }
+
+    /// A section by name, if it has at most `max` bytes.
+    #[must_use]
+    pub fn section(&self, name: &str, max: u64) -> Option<Section<'a>> {
+        let section = self.file.section_by_name(name).filter(|section| section.size() <= max)?;
+        Some(Section { address: section.address(), bytes: section.data().ok()? })
+    }
+
+    /// Addresses at which the loaded file will hold the pointer `value`: as written in its data, or by relocation.
+    #[must_use]
+    pub fn places_of_pointer(&self, value: u64) -> Vec<u64> {
+        let by_relocation = self.relocated().filter(|(_, to)| *to == value).map(|(at, _)| at);
+        let mut places: Vec<u64> = by_relocation.take(MAX_PLACES).collect();
+        let needle = value.to_le_bytes();
+        for section in self.file.sections().filter(|section| section.kind() == SectionKind::Data) {
+            let Ok(bytes) = section.data() else { continue };
+            let aligned = memchr::memmem::find_iter(bytes, &needle).map(|at| section.address() + at as u64);
+            places.extend(aligned.filter(|at| at % 8 == 0).take(MAX_PLACES));
+        }
+        places
+    }
+
+    /// The pointer that the loaded file will hold at an address.
+    #[must_use]
+    pub fn pointer_at(&self, address: u64) -> Option<u64> {
+        if let Some((_, to)) = self.relocated().find(|(at, _)| *at == address) {
+            return Some(to);
+        }
+        self.file.sections().filter(|section| section.kind() == SectionKind::Data).find_map(|section| {
+            let bytes = section.data_range(address, 8).ok()??;
+            Some(u64::from_le_bytes(bytes.try_into().ok()?))
+        })
+    }
+
+    /// Pointers that the loader puts in: address and value, both relative to where the file is loaded.
+    fn relocated(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.file.dynamic_relocations().into_iter().flatten().filter_map(|(at, relocation)| {
+            (relocation.target() == RelocationTarget::Absolute && !relocation.has_implicit_addend())
+                .then_some((at, relocation.addend().cast_unsigned()))
         })
     }
 

@@ -131,6 +131,12 @@ const PROGRAMS: &[Row] = &[
     row(Program::New, Turn::Second, &["tls_new_return"]),
     row(Program::Free, Turn::Second, &["tls_free_enter"]),
     row(Program::Clear, Turn::Second, &["tls_clear_enter"]),
+    row(Program::GoReadReturn, Turn::First, &["go_read_return"]),
+    row(Program::GoReadEnter, Turn::First, &["go_read_enter"]),
+    row(Program::GoBegin, Turn::Second, &["go_begin_enter"]),
+    row(Program::GoClose, Turn::Second, &["go_close_enter"]),
+    row(Program::GoWriteReturn, Turn::Last, &["go_write_return"]),
+    row(Program::GoWriteEnter, Turn::Last, &["go_write_enter"]),
 ];
 
 impl Program {

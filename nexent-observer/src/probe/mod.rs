@@ -3,6 +3,7 @@
 pub mod attach;
 pub mod btf;
 pub mod elf;
+pub mod go;
 pub mod hookpoint;
 pub mod kernel;
 pub mod library;

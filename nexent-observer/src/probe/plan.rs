@@ -5,13 +5,15 @@ use std::fmt;
 
 use nexent_observer_common::cookie::Length;
 
-use super::{elf::Elf, hookpoint::Cost, openssl};
+use super::{elf::Elf, go, hookpoint::Cost, openssl};
 
 /// A family of TLS implementations that share functions and their meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Family {
     /// OpenSSL, LibreSSL, BoringSSL, by the names of their functions.
     OpenSsl,
+    /// Go's `crypto/tls`.
+    Go,
 }
 
 impl Family {
@@ -20,6 +22,7 @@ impl Family {
     pub const fn name(self) -> &'static str {
         match self {
             Self::OpenSsl => "OpenSSL",
+            Self::Go => "Go crypto/tls",
         }
     }
 }
@@ -43,6 +46,18 @@ pub enum Program {
     Free,
     /// Entry of the function that makes a TLS object begin anew.
     Clear,
+    /// Go: entry of a read.
+    GoReadEnter,
+    /// Go: a return of a read.
+    GoReadReturn,
+    /// Go: entry of a write.
+    GoWriteEnter,
+    /// Go: a return of a write.
+    GoWriteReturn,
+    /// Go: entry of a function in which a connection begins.
+    GoBegin,
+    /// Go: entry of the function that ends a connection.
+    GoClose,
 }
 
 /// One hook.
@@ -113,7 +128,7 @@ pub struct Plan {
 pub type Finder = fn(&Elf<'_>) -> Result<Option<FamilyPlan>, WhyNot>;
 
 /// All finders. Each is asked about every file, so that several implementations in one file are all found.
-pub const FINDERS: &[(Family, Finder)] = &[(Family::OpenSsl, openssl::plan)];
+pub const FINDERS: &[(Family, Finder)] = &[(Family::OpenSsl, openssl::plan), (Family::Go, go::plan)];
 
 impl Plan {
     /// Asks every finder about a file.

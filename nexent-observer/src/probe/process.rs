@@ -184,7 +184,10 @@ fn parse_maps(pid: u32, maps: &[u8]) -> Vec<MappedFile> {
         if files.iter().any(|file| file.id == id) {
             continue;
         }
-        let open = PathBuf::from(format!("/proc/{pid}/map_files/{range}"));
+        // `maps` pads low addresses with zeros, the names in `map_files` have none (fs/proc/{task_mmu,base}.c).
+        let Some((start, end)) = range.split_once('-') else { continue };
+        let (start, end) = (start.trim_start_matches('0'), end.trim_start_matches('0'));
+        let open = PathBuf::from(format!("/proc/{pid}/map_files/{start}-{end}"));
         files.push(MappedFile { id, path: PathBuf::from(path), open });
     }
     files
@@ -224,7 +227,7 @@ mod tests {
         let files = parse_maps(7, maps);
         let paths: Vec<_> = files.iter().map(|file| file.path.to_str().unwrap_or_default()).collect();
         assert_eq!(paths, ["/usr/bin/a b c", "/gone (deleted)"]);
-        assert_eq!(files[0].open, Path::new("/proc/7/map_files/00400000-00452000"));
+        assert_eq!(files[0].open, Path::new("/proc/7/map_files/400000-452000"));
         assert_eq!(files[0].id, FileId { device: libc::makedev(8, 2), inode: 173_521 });
     }
 }

@@ -4,16 +4,16 @@ use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Reg
 
 /// Places in a function, as offsets from its first byte.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Places {
+pub(super) struct Places {
     /// The branch of the stack check: arguments and stack pointer are as at entry there.
-    pub check: u64,
+    pub(super) check: u64,
     /// Each `RET`.
-    pub returns: Vec<u64>,
+    pub(super) returns: Vec<u64>,
 }
 
 /// Why a function is not hooked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NotGo {
+pub(super) enum NotGo {
     /// It does not begin as the compiler makes functions begin.
     #[error("it does not begin with Go's stack check")]
     NoStackCheck,
@@ -52,7 +52,7 @@ fn prepares_check(insn: &Instruction) -> bool {
 ///
 /// # Errors
 /// [`NotGo`]; the function must not be hooked then.
-pub fn places(code: &[u8], address: u64) -> Result<Places, NotGo> {
+pub(super) fn places(code: &[u8], address: u64) -> Result<Places, NotGo> {
     let mut decoder = Decoder::with_ip(64, code, address, DecoderOptions::NONE);
     let (mut check, mut compared) = (None, false);
     let mut returns = Vec::new();
@@ -100,8 +100,7 @@ mod tests {
     fn the_stack_check_and_every_return_are_found() {
         assert_eq!(places(&SMALL, 0x1000), Ok(Places { check: 4, returns: vec![12] }));
         // lea r12,[rsp-0x100]; cmp r12,[r14+0x10]; jbe; ret; ret
-        let large =
-            [0x4c, 0x8d, 0xa4, 0x24, 0x00, 0xff, 0xff, 0xff, 0x4d, 0x3b, 0x66, 0x10, 0x76, 0x01, 0xc3, 0xc3];
+        let large = [0x4c, 0x8d, 0xa4, 0x24, 0x00, 0xff, 0xff, 0xff, 0x4d, 0x3b, 0x66, 0x10, 0x76, 0x01, 0xc3, 0xc3];
         assert_eq!(places(&large, 0x1000), Ok(Places { check: 12, returns: vec![14, 15] }));
     }
 

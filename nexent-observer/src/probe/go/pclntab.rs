@@ -11,20 +11,20 @@ const MAX_FUNCTIONS: u64 = 8 << 20;
 
 /// A function, by offsets from the start of the program's Go text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Range {
+pub(super) struct Range {
     /// First byte.
-    pub start: u64,
+    pub(super) start: u64,
     /// First byte of the next function.
-    pub end: u64,
+    pub(super) end: u64,
 }
 
 /// A table.
 #[derive(Debug, Clone, Copy)]
-pub struct Table<'a> {
+pub(super) struct Table<'a> {
     bytes: &'a [u8],
     functions: u64,
     /// Address of the Go text as the table tells it; 0 in Go 1.26 and later.
-    pub text_start: u64,
+    pub(super) text_start: u64,
     names: usize,
     funcs: usize,
 }
@@ -42,7 +42,7 @@ fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
 impl<'a> Table<'a> {
     /// Reads the header of a `.gopclntab` section of a 64-bit little-endian program.
     #[must_use]
-    pub fn parse(bytes: &'a [u8]) -> Option<Self> {
+    pub(super) fn parse(bytes: &'a [u8]) -> Option<Self> {
         let magic = u32_at(bytes, 0)?;
         // Two bytes of padding, the instruction size quantum, the pointer size.
         let [0, 0, 1 | 4, 8] = bytes.get(4..8)? else { return None };
@@ -55,13 +55,18 @@ impl<'a> Table<'a> {
         }
         let names = usize::try_from(u64_at(bytes, 32)?).ok()?;
         let funcs = usize::try_from(u64_at(bytes, 64)?).ok()?;
-        (names < bytes.len() && funcs < bytes.len())
-            .then_some(Self { bytes, functions, text_start: u64_at(bytes, 24)?, names, funcs })
+        (names < bytes.len() && funcs < bytes.len()).then_some(Self {
+            bytes,
+            functions,
+            text_start: u64_at(bytes, 24)?,
+            names,
+            funcs,
+        })
     }
 
     /// The only function of this name; `None` when there is none or more than one.
     #[must_use]
-    pub fn function(&self, name: &str) -> Option<Range> {
+    pub(super) fn function(&self, name: &str) -> Option<Range> {
         let table = self.bytes.get(self.names..)?;
         let mut wanted = Vec::with_capacity(name.len() + 2);
         wanted.push(0);
