@@ -12,6 +12,8 @@ mod inflight;
 mod maps;
 mod openssl;
 mod process;
+mod socket;
+mod syscalls;
 mod yardstick;
 
 #[cfg(not(test))]

@@ -7,5 +7,6 @@ pub mod hookpoint;
 pub mod kernel;
 pub mod library;
 pub mod openssl;
+pub mod plain;
 pub mod process;
 pub mod targets;
