@@ -224,20 +224,31 @@ fn listening_inodes(table: &str) -> Vec<u64> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
+    use std::{
+        net::{Ipv4Addr, Ipv6Addr, TcpListener},
+        os::fd::AsRawFd,
+    };
 
     use super::*;
 
     #[test]
     fn a_process_that_listens_is_told_by_its_own_sockets() {
-        let me = std::process::id();
+        // Other tests of this process may listen as well: what is looked for is the very socket.
+        let inode = |listener: &TcpListener| {
+            let link = fs::read_link(format!("/proc/self/fd/{}", listener.as_raw_fd())).expect("an open descriptor");
+            let name =
+                link.to_str().and_then(|name| name.strip_prefix("socket:[")?.strip_suffix(']')?.parse::<u64>().ok());
+            name.expect("a socket")
+        };
         let four = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-        assert!(listens(me));
-        drop(four);
-        assert!(!listens(me), "sockets of other processes of this network namespace are not its own");
         let six = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).expect("a free port");
-        assert!(listens(me));
-        drop(six);
+        let talking = std::net::TcpStream::connect(four.local_addr().expect("bound")).expect("it listens");
+        assert!(listening_inodes("/proc/self/net/tcp").contains(&inode(&four)));
+        assert!(listening_inodes("/proc/self/net/tcp6").contains(&inode(&six)));
+        assert!(listens(std::process::id()));
+        let gone = inode(&four);
+        drop((four, talking));
+        assert!(!listening_inodes("/proc/self/net/tcp").contains(&gone));
     }
 
     #[test]

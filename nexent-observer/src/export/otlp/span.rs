@@ -372,6 +372,17 @@ mod tests {
     }
 
     #[test]
+    fn a_served_call_is_a_server_span_whose_peer_is_no_server() {
+        let mut exchange = fixture::completed();
+        exchange.role = Role::Server;
+        exchange.call.host = None;
+        let span = only_span(exchange);
+        assert_eq!(span.kind, i32::from(span::SpanKind::Server));
+        assert_eq!(get(&span, "server.address"), None);
+        assert_eq!(str_of(&span, "network.peer.address").as_deref(), Some("10.0.0.9"));
+    }
+
+    #[test]
     fn a_joined_stream_begins_where_it_was_joined_and_says_nothing_about_what_came_before() {
         let span = only_span(fixture::joined());
         assert_eq!(span.name, view::UNKNOWN, "never empty");
@@ -384,12 +395,14 @@ mod tests {
             "nexent.time_to_last_token",
             "nexent.bytes_lost",
             "gen_ai.usage.output_tokens",
-            "server.address",
             "http.request.method",
             "url.path",
         ] {
             assert_eq!(get(&span, absent), None, "{absent}");
         }
+        // Its Host went by unseen, but the other end of its connection is known.
+        assert_eq!(str_of(&span, "server.address").as_deref(), Some("10.0.0.9"));
+        assert_eq!(str_of(&span, "network.peer.address").as_deref(), Some("10.0.0.9"));
         assert_eq!(ints_of(&span, "nexent.chunk.offsets_us"), [0, 20_000, 20_000, 50_000, 100_000]);
         assert_eq!(span.status, None);
         let [stall] = span.events.as_slice() else { panic!("{:?}", span.events) };
