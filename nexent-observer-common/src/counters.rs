@@ -26,11 +26,17 @@ pub enum Counter {
     SkippedBytes = 9,
     /// Process events lost because the ring was full.
     ProcessLost = 10,
+    /// Bytes of plain sockets that were looked at and are no HTTP: nothing of them was copied.
+    PlainOtherBytes = 11,
+    /// Socket operations of plain HTTP whose bytes cannot be seen (splice, sendfile, io_uring).
+    PlainUnseen = 12,
+    /// Sockets that could not be followed because a table was full.
+    SocketsFull = 13,
 }
 
 impl Counter {
     /// Number of counters.
-    pub const COUNT: u32 = 11;
+    pub const COUNT: u32 = 14;
 
     /// All, by index.
     pub const ALL: [Self; Self::COUNT as usize] = [
@@ -45,6 +51,9 @@ impl Counter {
         Self::Wakeups,
         Self::SkippedBytes,
         Self::ProcessLost,
+        Self::PlainOtherBytes,
+        Self::PlainUnseen,
+        Self::SocketsFull,
     ];
 }
 

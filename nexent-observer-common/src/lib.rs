@@ -8,5 +8,6 @@
 pub mod cookie;
 pub mod counters;
 pub mod piece;
+pub mod plain;
 pub mod record;
 pub mod state;

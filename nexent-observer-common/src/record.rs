@@ -57,6 +57,63 @@ pub mod kind {
     pub const EXEC: u16 = 5;
     /// The leader thread of a watched process exited.
     pub const EXIT: u16 = 6;
+    /// The addresses of a connection; the payload is a [`super::Peer`], `offset` says nothing.
+    pub const PEER: u16 = 7;
+    /// An in-process hook said something; the payload is its text, `orig_len` the length it had before it was cut.
+    pub const ANNOUNCEMENT: u16 = 8;
+}
+
+/// Most bytes of an announcement that are copied.
+pub const MAX_ANNOUNCEMENT: usize = 1024;
+
+/// Payload of a record of kind [`kind::PEER`].
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Peer {
+    /// Address of this side; of IPv4 the first four bytes. Network byte order.
+    pub local: [u8; 16],
+    /// Address of the other side, likewise.
+    pub remote: [u8; 16],
+    /// Port of this side.
+    pub local_port: u16,
+    /// Port of the other side.
+    pub remote_port: u16,
+    /// `AF_INET`, `AF_INET6`, `AF_UNIX` (include/linux/socket.h).
+    pub family: u16,
+    /// Always 0.
+    pub zero: u16,
+    /// From the beginning of `connect` to the connection, ns; 0 when it was not seen.
+    pub connect_ns: u64,
+}
+
+/// Size of [`Peer`], bytes.
+pub const PEER_BYTES: usize = 48;
+const _: () = assert!(size_of::<Peer>() == PEER_BYTES);
+
+/// `Peer::family` of IPv4.
+pub const AF_INET: u16 = 2;
+/// `Peer::family` of IPv6.
+pub const AF_INET6: u16 = 10;
+/// `Peer::family` of a Unix socket.
+pub const AF_UNIX: u16 = 1;
+
+impl Peer {
+    /// Reads the payload of a record.
+    #[must_use]
+    pub fn parse(payload: &[u8]) -> Option<Self> {
+        let bytes = payload.first_chunk::<PEER_BYTES>()?;
+        let u16_at = |at: usize| u16::from_ne_bytes([0, 1].map(|i| bytes[at + i]));
+        let mut peer = Self {
+            local_port: u16_at(32),
+            remote_port: u16_at(34),
+            family: u16_at(36),
+            connect_ns: u64::from_ne_bytes([0, 1, 2, 3, 4, 5, 6, 7].map(|i| bytes[40 + i])),
+            ..Self::default()
+        };
+        peer.local.copy_from_slice(&bytes[..16]);
+        peer.remote.copy_from_slice(&bytes[16..32]);
+        Some(peer)
+    }
 }
 
 /// Bits of [`RecordHeader::flags`].
@@ -109,7 +166,7 @@ impl RecordHeader {
             flags: u16_at(50),
             turn: u32_at(52),
         };
-        if !(kind::READ..=kind::EXIT).contains(&header.kind) {
+        if !(kind::READ..=kind::ANNOUNCEMENT).contains(&header.kind) {
             return Err(Malformed::UnknownKind);
         }
         if header.orig_len < header.len {

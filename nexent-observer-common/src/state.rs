@@ -31,11 +31,11 @@ pub struct Call {
     pub cut: u64,
 }
 
-/// Key of a connection: a TLS object of a process.
+/// Key of a connection: a TLS object or a socket of a process.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ConnKey {
-    /// Address of the TLS object.
+    /// Address of the TLS object, or [`socket_key`].
     pub tls: u64,
     /// Process.
     pub tgid: u32,
@@ -85,6 +85,85 @@ pub struct Target {
     pub scope: u32,
     /// Whether a forked child is observed from its first instruction (only with a filtered attachment).
     pub follow_forks: u32,
+    /// Whether its sockets are looked at for plain HTTP.
+    pub plain: u32,
+    /// Always 0.
+    pub zero: u32,
+}
+
+/// A system call on a file descriptor between its entry and its exit, by thread (`bpf_get_current_pid_tgid`).
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SockCall {
+    /// Time of entry, ns.
+    pub entry_ns: u64,
+    /// Cookie of the socket; 0: it was none, or none was met yet.
+    pub cookie: u64,
+    /// Address of the buffer, of the `iovec`s or of the `msghdr`, by `shape`.
+    pub at: u64,
+    /// Number of `iovec`s.
+    pub count: u64,
+    /// [`call_shape`].
+    pub shape: u32,
+    /// Flags of the receiving call (`MSG_PEEK` and others).
+    pub flags: u32,
+    /// While the call is cut into records at its exit: bytes moved and bytes cut so far (see [`Call::moved`]).
+    pub moved: u64,
+    /// See `moved`.
+    pub cut: u64,
+    /// The current `iovec`: what is left of it.
+    pub base: u64,
+    /// Bytes left of the current `iovec`.
+    pub left: u64,
+}
+
+/// Values of [`SockCall::shape`].
+pub mod call_shape {
+    /// A buffer and its length.
+    pub const FLAT: u32 = 0;
+    /// An array of `iovec`.
+    pub const VECTOR: u32 = 1;
+    /// A `msghdr`.
+    pub const MESSAGE: u32 = 2;
+}
+
+/// What is known of a socket, by its cookie (never reused while the kernel runs).
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Socket {
+    /// Process that uses it.
+    pub tgid: u32,
+    /// [`socket_state`] bits.
+    pub state: u32,
+    /// When `connect` began, ns; 0: not seen.
+    pub connect_from: u64,
+    /// How long `connect` took, ns; 0: not seen.
+    pub connect_ns: u64,
+    /// When it was last used, ns.
+    pub used_ns: u64,
+}
+
+/// Bits of [`Socket::state`].
+pub mod socket_state {
+    /// It carries plain HTTP.
+    pub const HTTP: u32 = 1;
+    /// It carries TLS: never looked at again.
+    pub const ENCRYPTED: u32 = 1 << 1;
+    /// Bytes moved before it was known to carry HTTP.
+    pub const USED: u32 = 1 << 2;
+    /// Its first request asked for a tunnel.
+    pub const TUNNEL: u32 = 1 << 3;
+    /// It is a Unix socket: nothing tells its end.
+    pub const UNIX: u32 = 1 << 4;
+    /// Its addresses were reported.
+    pub const TOLD: u32 = 1 << 5;
+}
+
+/// What [`ConnKey::tls`] is for a socket: user addresses never have the highest bit (both architectures).
+#[must_use]
+#[inline(always)]
+pub const fn socket_key(cookie: u64) -> u64 {
+    (1 << 63) | cookie
 }
 
 /// Slots of the verdict table; a power of two.
@@ -109,7 +188,9 @@ const _: () = assert!(size_of::<CallKey>() == 16);
 const _: () = assert!(size_of::<Call>() == 56);
 const _: () = assert!(size_of::<ConnKey>() == 16);
 const _: () = assert!(size_of::<Conn>() == 40);
-const _: () = assert!(size_of::<Target>() == 8);
+const _: () = assert!(size_of::<Target>() == 16);
+const _: () = assert!(size_of::<SockCall>() == 72);
+const _: () = assert!(size_of::<Socket>() == 32);
 const _: () = assert!(VERDICT_SLOTS.is_power_of_two());
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! What enters the core: one record of the kernel half, decoded, and the words all stages share.
 
+use std::net::SocketAddr;
+
 /// Nanoseconds of `CLOCK_MONOTONIC` as the kernel half read them (`bpf_ktime_get_ns`). The only clock in the core.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct MonoNs(pub u64);
@@ -43,6 +45,26 @@ pub enum Direction {
     Write,
 }
 
+/// What the observed process is on a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// It writes requests and reads responses.
+    Client,
+    /// It reads requests and writes responses.
+    Server,
+}
+
+impl Role {
+    /// Label value: `client`, `server`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Server => "server",
+        }
+    }
+}
+
 /// One record of the kernel half.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Record<'a> {
@@ -77,6 +99,8 @@ pub enum RecordKind<'a> {
         /// Why `payload` is shorter than `len`, and what happened before this record.
         flags: RecordFlags,
     },
+    /// The addresses of the connection, once.
+    Peer(Peer),
     /// The connection ended (freed, cleared or its number was retired).
     Close {
         /// Final offset of the read direction, in bytes: shows a loss at the very end.
@@ -87,6 +111,26 @@ pub enum RecordKind<'a> {
         /// `after_unknown_loss` count here.
         flags: RecordFlags,
     },
+}
+
+/// The two ends of a connection, and how long it took to make it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Peer {
+    /// This side.
+    pub local: Address,
+    /// The other side.
+    pub remote: Address,
+    /// Time of `connect`: from the first SYN to the connection, ns. `None` when it was not seen, or this side accepted.
+    pub connect_ns: Option<u64>,
+}
+
+/// One end of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Address {
+    /// TCP. An IPv4 address that the socket holds as `::ffff:a.b.c.d` is given as IPv4.
+    Inet(SocketAddr),
+    /// A Unix socket; its path is not known.
+    Unix,
 }
 
 /// Properties of a data record.

@@ -2,10 +2,15 @@
 
 use nexent_observer_common::{
     counters::Counter,
+    piece::Window,
+    record::{RecordHeader, flag, kind},
     state::{Conn, ConnKey, conn_flag, verdict_slot, verdict_value},
 };
 
-use crate::maps::{CONNS, NEXT_CONN, VERDICTS, count};
+use crate::{
+    emit, inflight,
+    maps::{CONNS, NEXT_CONN, VERDICTS, add, count, write_head_cap, write_tail_cap},
+};
 
 /// `BPF_NOEXIST` of `bpf_map_update_elem` (include/uapi/linux/bpf.h).
 pub const NO_EXIST: u64 = 1;
@@ -83,4 +88,88 @@ pub fn begin_write(conn: &mut Conn) {
         conn.turn_written = 0;
         conn.flags &= !conn_flag::READ_LAST;
     }
+}
+
+/// Takes into account that `bytes` were read, and fills in what the record says of the connection. `None`: nothing is to be
+/// copied, because user space said so.
+#[inline(always)]
+pub fn moved_in(conn: &mut Conn, header: &mut RecordHeader, bytes: u64) -> Option<()> {
+    header.offset = conn.read_offset;
+    conn.read_offset = conn.read_offset.wrapping_add(bytes);
+    conn.flags |= conn_flag::READ_LAST;
+    if is_muted(conn) {
+        conn.flags |= conn_flag::READ_SKIPPED;
+        add(Counter::SkippedBytes, bytes);
+        return None;
+    }
+    header.conn = conn.id;
+    header.turn = conn.turn;
+    header.flags = history(conn.flags, conn_flag::READ_SKIPPED, conn_flag::READ_UNKNOWN);
+    conn.flags &= !(conn_flag::READ_SKIPPED | conn_flag::READ_UNKNOWN);
+    Some(())
+}
+
+/// The same of bytes that were written, and which of them are to be copied.
+#[inline(always)]
+pub fn moved_out(conn: &mut Conn, header: &mut RecordHeader, bytes: u64) -> Option<Window> {
+    begin_write(conn);
+    header.offset = conn.write_offset;
+    let window = Window::of_write(conn.turn_written, write_head_cap(), write_tail_cap());
+    conn.write_offset = conn.write_offset.wrapping_add(bytes);
+    conn.turn_written = conn.turn_written.wrapping_add(bytes);
+    if is_muted(conn) {
+        conn.flags |= conn_flag::WRITE_SKIPPED;
+        add(Counter::SkippedBytes, bytes);
+        return None;
+    }
+    header.conn = conn.id;
+    header.turn = conn.turn;
+    header.flags = history(conn.flags, conn_flag::WRITE_SKIPPED, conn_flag::WRITE_UNKNOWN);
+    conn.flags &= !(conn_flag::WRITE_SKIPPED | conn_flag::WRITE_UNKNOWN);
+    Some(window)
+}
+
+/// Record flags from connection flags.
+#[inline(always)]
+fn history(conn_flags: u32, skipped: u32, unknown: u32) -> u16 {
+    let mut flags = 0;
+    if conn_flags & conn_flag::FROM_START != 0 {
+        flags |= flag::FROM_START;
+    }
+    if conn_flags & skipped != 0 {
+        flags |= flag::AFTER_SKIP;
+    }
+    if conn_flags & unknown != 0 {
+        flags |= flag::AFTER_UNKNOWN_LOSS;
+    }
+    flags
+}
+
+/// Ends a connection and reports its final offsets, so that a loss at its very end shows too.
+#[inline(always)]
+pub fn retire(key: &ConnKey, pid_tgid: u64) -> Option<()> {
+    // SAFETY: copied out at once.
+    let conn = unsafe { *CONNS.get(key)? };
+    let _ = CONNS.remove(key);
+    if conn.read_offset == 0 && conn.write_offset == 0 {
+        return None;
+    }
+    let now = inflight::now();
+    let (skipped, unknown) =
+        (conn_flag::READ_SKIPPED | conn_flag::WRITE_SKIPPED, conn_flag::READ_UNKNOWN | conn_flag::WRITE_UNKNOWN);
+    let header = RecordHeader {
+        entry_ns: now,
+        return_ns: now,
+        conn: conn.id,
+        offset: conn.read_offset,
+        tgid: (pid_tgid >> 32) as u32,
+        tid: pid_tgid as u32,
+        len: 8,
+        orig_len: 8,
+        kind: kind::CLOSE,
+        flags: history(conn.flags, skipped, unknown),
+        turn: conn.turn,
+    };
+    count(if emit::note(&header, Some(conn.write_offset)) { Counter::ReadRecords } else { Counter::ReadLost });
+    Some(())
 }

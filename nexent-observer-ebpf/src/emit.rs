@@ -1,6 +1,9 @@
 //! Records: the smallest class that fits, straight into the ring, without a wake-up.
 
-use core::mem::MaybeUninit;
+use core::{
+    mem::MaybeUninit,
+    ptr::{read_volatile, write_volatile},
+};
 
 use aya_ebpf::{
     bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
@@ -10,7 +13,8 @@ use aya_ebpf::{
 use nexent_observer_common::{
     counters::Counter,
     piece::{self, MAX_PIECES, Window},
-    record::{CLASS_BYTES, HEADER_BYTES, MAX_PIECE, RecordHeader, flag},
+    record::{CLASS_BYTES, HEADER_BYTES, MAX_PIECE, Peer, RecordHeader, flag},
+    state::SockCall,
 };
 
 use crate::{
@@ -114,6 +118,12 @@ fn put_smallest(ring: Ring, header: &RecordHeader, from: u64, len: u64) {
     }
 }
 
+/// Puts one record of a text of at most `MAX_PIECE` bytes into the ring of writes.
+#[inline(always)]
+pub fn text(header: &RecordHeader, from: u64, len: u64) {
+    put_smallest(WRITE_RING, header, from, len);
+}
+
 /// Puts the records of a call at its return. `header` carries what all of them share, with the offset of the first byte; flags
 /// that speak of what went before stand in the first record only.
 #[inline(always)]
@@ -161,6 +171,94 @@ pub fn call<R: ToRing>(header: &RecordHeader, returned: &Returned, window: Windo
     }
 }
 
+/// Iterations that may go into one call on a socket: its pieces, and one for each `iovec` that ends.
+const MAX_GATHERED: u32 = MAX_PIECES + 24;
+
+/// Puts the records of a call on a socket at its exit: `n` bytes, from one buffer or gathered from several. `call.base` and
+/// `call.left` are the first buffer, `call.at` and `call.count` the `iovec`s behind it. All positions stay in the map (see [`call`]).
+#[inline(always)]
+pub fn gathered<R: ToRing>(header: &RecordHeader, call: *mut SockCall, n: u64, window: Window) {
+    // SAFETY (all of this function): the call's own value in the map of system calls; only this thread touches it.
+    let (base, left) = unsafe { (read_volatile(&raw const (*call).base), read_volatile(&raw const (*call).left)) };
+    if n <= MAX_PIECE as u64 && n <= left && (n <= window.head || n <= window.tail) {
+        let header = RecordHeader { orig_len: n as u32, ..*header };
+        put_smallest(R::RING, &header, base, n);
+        return;
+    }
+    let mut header = *header;
+    let first_offset = header.offset;
+    let lasting = header.flags & flag::FROM_START;
+    // SAFETY: as above.
+    unsafe {
+        write_volatile(&raw mut (*call).moved, n);
+        write_volatile(&raw mut (*call).cut, 0);
+    }
+    for _ in 0..MAX_GATHERED {
+        // SAFETY: as above.
+        let (n, at) = unsafe { (read_volatile(&raw const (*call).moved), read_volatile(&raw const (*call).cut)) };
+        if at >= n {
+            return;
+        }
+        // SAFETY: as above.
+        let (base, left) = unsafe { (read_volatile(&raw const (*call).base), read_volatile(&raw const (*call).left)) };
+        if left == 0 {
+            if next_vector(call).is_none() {
+                break;
+            }
+            continue;
+        }
+        let piece = piece::next_piece(n, at, window);
+        let stands_for = if piece.stands_for > left { left } else { piece.stands_for };
+        let copy = if piece.copy > left { left } else { piece.copy };
+        header.offset = first_offset.wrapping_add(at);
+        header.orig_len = piece::clamp_u32(stands_for) as u32;
+        if piece.capped {
+            header.flags |= flag::CAPPED;
+        }
+        put_smallest(R::RING, &header, base, copy);
+        header.flags = lasting;
+        // SAFETY: as above.
+        unsafe {
+            write_volatile(&raw mut (*call).cut, at.wrapping_add(stands_for));
+            write_volatile(&raw mut (*call).base, base.wrapping_add(stands_for));
+            write_volatile(&raw mut (*call).left, left.wrapping_sub(stands_for));
+        }
+    }
+    // SAFETY: as above.
+    let (n, at) = unsafe { (read_volatile(&raw const (*call).moved), read_volatile(&raw const (*call).cut)) };
+    if at < n {
+        // More than the bounded loop may copy, or a vector that cannot be read: say how much was left out.
+        header.offset = first_offset.wrapping_add(at);
+        header.orig_len = piece::clamp_u32(n - at) as u32;
+        put::<ROOM_0>(R::RING, &header, 0, 0);
+    }
+}
+
+/// Goes on to the next `iovec` of a call: (address, length), two words (include/uapi/linux/uio.h). `None`: there is no other, or it
+/// cannot be read.
+#[inline(always)]
+pub fn next_vector(call: *mut SockCall) -> Option<()> {
+    // SAFETY: the call's own value in the map.
+    let (at, vectors) = unsafe { (read_volatile(&raw const (*call).at), read_volatile(&raw const (*call).count)) };
+    if vectors == 0 {
+        return None;
+    }
+    let mut vector = [0u64; 2];
+    // SAFETY: the helper checks the user address and writes 16 bytes to a local.
+    if unsafe { bpf_probe_read_user((&raw mut vector).cast(), 16, at as *const core::ffi::c_void) } != 0 {
+        count(Counter::UserFault);
+        return None;
+    }
+    // SAFETY: as above.
+    unsafe {
+        write_volatile(&raw mut (*call).at, at.wrapping_add(16));
+        write_volatile(&raw mut (*call).count, vectors.wrapping_sub(1));
+        write_volatile(&raw mut (*call).base, vector[0]);
+        write_volatile(&raw mut (*call).left, vector[1]);
+    }
+    Some(())
+}
+
 /// A direction's ring, as a type: the verifier wants to know the map at each call.
 pub trait ToRing {
     /// The ring.
@@ -190,6 +288,21 @@ pub fn note(header: &RecordHeader, word: Option<u64>) -> bool {
         if let Some(word) = word {
             (&raw mut (*slot).payload).cast::<u64>().write(word);
         }
+    }
+    let flags = READ_RING.submit_flags();
+    entry.submit(flags);
+    true
+}
+
+/// Puts a record with the addresses of a connection.
+#[inline(always)]
+pub fn peer(header: &RecordHeader, peer: &Peer) -> bool {
+    let Some(mut entry) = READS.reserve::<Slot<ROOM_0>>(0) else { return false };
+    let slot = entry.as_mut_ptr();
+    // SAFETY: as in `put`; a peer has 48 bytes, and the smallest class has room for more.
+    unsafe {
+        (&raw mut (*slot).header).write(*header);
+        (&raw mut (*slot).payload).cast::<Peer>().write(*peer);
     }
     let flags = READ_RING.submit_flags();
     entry.submit(flags);

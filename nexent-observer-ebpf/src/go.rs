@@ -24,7 +24,7 @@ use crate::{
     conn,
     inflight::{self, Returned},
     maps::{INFLIGHT, count},
-    openssl::{begin, read_returned, retire, with_target, write_returned},
+    openssl::{begin, read_returned, with_target, write_returned},
 };
 
 /// A register of Go's ABI. Volatile reads, for the reason given in inflight.rs.
@@ -91,20 +91,10 @@ fn enter(ctx: &ProbeContext) -> Option<()> {
         return None;
     };
     let (start, len) = (slice_start(ctx.regs), slice_len(ctx.regs));
-    let (buf, place) = if start >= stack.lo && start < stack.hi {
-        (stack.hi.wrapping_sub(start), ON_STACK)
-    } else {
-        (start, ON_HEAP)
-    };
-    let call = Call {
-        tls: receiver(ctx.regs),
-        buf,
-        length_at: place,
-        entry_ns: inflight::now(),
-        cookie,
-        moved: len,
-        cut: 0,
-    };
+    let (buf, place) =
+        if start >= stack.lo && start < stack.hi { (stack.hi.wrapping_sub(start), ON_STACK) } else { (start, ON_HEAP) };
+    let call =
+        Call { tls: receiver(ctx.regs), buf, length_at: place, entry_ns: inflight::now(), cookie, moved: len, cut: 0 };
     // A function that grows its stack begins again from its first instruction: the same frame is entered twice.
     if INFLIGHT.insert(&key_of(pid_tgid, g, &stack, inflight::stack_pointer(ctx.regs)), &call, 0).is_err() {
         count(Counter::InflightFull);
@@ -185,7 +175,7 @@ pub fn go_begin_enter(ctx: ProbeContext) -> u32 {
 #[uprobe]
 pub fn go_close_enter(ctx: ProbeContext) -> u32 {
     let _ = with_target(ctx.regs.cast(), |pid_tgid| {
-        retire(&conn::key((pid_tgid >> 32) as u32, receiver(ctx.regs)), pid_tgid)
+        conn::retire(&conn::key((pid_tgid >> 32) as u32, receiver(ctx.regs)), pid_tgid)
     });
     0
 }

@@ -9,10 +9,13 @@
 mod conn;
 mod emit;
 mod go;
+mod hooks;
 mod inflight;
 mod maps;
 mod openssl;
 mod process;
+mod socket;
+mod syscalls;
 mod yardstick;
 
 #[cfg(not(test))]

@@ -2,11 +2,11 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 use nexent_observer_common::{
     counters::Counter,
-    state::{Call, CallKey, Conn, ConnKey, Target, VERDICT_SLOTS},
+    state::{Call, CallKey, Conn, ConnKey, SockCall, Socket, Target, VERDICT_SLOTS},
 };
 
 /// Reads, closes and process events. Apart from the writes, so that large prompts cannot push out tokens.
@@ -28,6 +28,14 @@ pub static INFLIGHT: HashMap<CallKey, Call> = HashMap::with_max_entries(32_768, 
 /// Connections.
 #[map]
 pub static CONNS: HashMap<ConnKey, Conn> = HashMap::with_max_entries(65_536, 0);
+
+/// System calls of targets with plain HTTP between entry and exit, by thread. Preallocated, as above.
+#[map]
+pub static SYSCALLS: HashMap<u64, SockCall> = HashMap::with_max_entries(16_384, 0);
+
+/// Sockets of targets, by cookie. Nothing tells the end of a Unix socket, so what is not used for longest goes when it is full.
+#[map]
+pub static SOCKETS: LruHashMap<u64, Socket> = LruHashMap::with_max_entries(65_536, 0);
 
 /// Verdicts of user space, one word a slot (`state::verdict_value`).
 #[map]
@@ -82,6 +90,43 @@ global!(
 global!(
     /// Whether every exec is reported, or only those of observed processes.
     REPORT_ALL_EXECS: u32 = 0, report_all_execs
+);
+
+global!(
+    /// Offset of `skc_family` in `struct sock`, bytes; so are the next ones (from the kernel's BTF).
+    SOCK_FAMILY_OFFSET: u64 = 0, sock_family_offset
+);
+global!(
+    /// Of `sk_type`.
+    SOCK_TYPE_OFFSET: u64 = 0, sock_type_offset
+);
+global!(
+    /// Of `sk_shutdown`.
+    SOCK_SHUTDOWN_OFFSET: u64 = 0, sock_shutdown_offset
+);
+global!(
+    /// Of `skc_daddr`, the address of the other side.
+    SOCK_DADDR_OFFSET: u64 = 0, sock_daddr_offset
+);
+global!(
+    /// Of `skc_rcv_saddr`, the address of this side.
+    SOCK_SADDR_OFFSET: u64 = 0, sock_saddr_offset
+);
+global!(
+    /// Of `skc_v6_daddr`; 0: the kernel has no IPv6.
+    SOCK_V6_DADDR_OFFSET: u64 = 0, sock_v6_daddr_offset
+);
+global!(
+    /// Of `skc_v6_rcv_saddr`; 0: the kernel has no IPv6.
+    SOCK_V6_SADDR_OFFSET: u64 = 0, sock_v6_saddr_offset
+);
+global!(
+    /// Of `skc_dport`, the port of the other side, network byte order.
+    SOCK_DPORT_OFFSET: u64 = 0, sock_dport_offset
+);
+global!(
+    /// Of `skc_num`, the port of this side, host byte order.
+    SOCK_NUM_OFFSET: u64 = 0, sock_num_offset
 );
 
 /// Counts one.

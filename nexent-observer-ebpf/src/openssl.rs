@@ -7,16 +7,14 @@ use aya_ebpf::{
     programs::{ProbeContext, RetProbeContext},
 };
 use nexent_observer_common::{
-    counters::Counter,
     piece::Window,
-    record::{RecordHeader, flag, kind},
-    state::{ConnKey, conn_flag},
+    record::{RecordHeader, kind},
+    state::conn_flag,
 };
 
 use crate::{
     conn, emit,
     inflight::{self, Returned},
-    maps::{CONNS, add, count, write_head_cap, write_tail_cap},
 };
 
 /// Entry of a read.
@@ -70,18 +68,7 @@ pub fn read_returned(returned: &Returned) -> Option<()> {
     let key = conn::key(header.tgid, returned.call.tls);
     // SAFETY: the verifier checked the value; TLS objects are not read by two threads at once.
     let conn = unsafe { &mut *conn::of(&key)? };
-    header.offset = conn.read_offset;
-    conn.read_offset = conn.read_offset.wrapping_add(returned.bytes);
-    conn.flags |= conn_flag::READ_LAST;
-    if conn::is_muted(conn) {
-        conn.flags |= conn_flag::READ_SKIPPED;
-        add(Counter::SkippedBytes, returned.bytes);
-        return None;
-    }
-    header.conn = conn.id;
-    header.turn = conn.turn;
-    header.flags = history(conn.flags, conn_flag::READ_SKIPPED, conn_flag::READ_UNKNOWN);
-    conn.flags &= !(conn_flag::READ_SKIPPED | conn_flag::READ_UNKNOWN);
+    conn::moved_in(conn, &mut header, returned.bytes)?;
     emit::call::<emit::ToReads>(&header, returned, Window::ALL);
     Some(())
 }
@@ -92,44 +79,17 @@ pub fn write_returned(returned: &Returned) -> Option<()> {
     let key = conn::key(header.tgid, returned.call.tls);
     // SAFETY: as for reads.
     let conn = unsafe { &mut *conn::of(&key)? };
-    conn::begin_write(conn);
-    header.offset = conn.write_offset;
-    let window = Window::of_write(conn.turn_written, write_head_cap(), write_tail_cap());
-    conn.write_offset = conn.write_offset.wrapping_add(returned.bytes);
-    conn.turn_written = conn.turn_written.wrapping_add(returned.bytes);
-    if conn::is_muted(conn) {
-        conn.flags |= conn_flag::WRITE_SKIPPED;
-        add(Counter::SkippedBytes, returned.bytes);
-        return None;
-    }
-    header.conn = conn.id;
-    header.turn = conn.turn;
-    header.flags = history(conn.flags, conn_flag::WRITE_SKIPPED, conn_flag::WRITE_UNKNOWN);
-    conn.flags &= !(conn_flag::WRITE_SKIPPED | conn_flag::WRITE_UNKNOWN);
+    let window = conn::moved_out(conn, &mut header, returned.bytes)?;
     emit::call::<emit::ToWrites>(&header, returned, window);
     Some(())
-}
-
-/// Record flags from connection flags.
-#[inline(always)]
-fn history(conn_flags: u32, skipped: u32, unknown: u32) -> u16 {
-    let mut flags = 0;
-    if conn_flags & conn_flag::FROM_START != 0 {
-        flags |= flag::FROM_START;
-    }
-    if conn_flags & skipped != 0 {
-        flags |= flag::AFTER_SKIP;
-    }
-    if conn_flags & unknown != 0 {
-        flags |= flag::AFTER_UNKNOWN_LOSS;
-    }
-    flags
 }
 
 /// `SSL_free`: the connection ends.
 #[uprobe]
 pub fn tls_free_enter(ctx: ProbeContext) -> u32 {
-    let _ = with_target(ctx.regs.cast(), |pid_tgid| retire(&conn::key((pid_tgid >> 32) as u32, ctx.arg(0)?), pid_tgid));
+    let _ = with_target(ctx.regs.cast(), |pid_tgid| {
+        conn::retire(&conn::key((pid_tgid >> 32) as u32, ctx.arg(0)?), pid_tgid)
+    });
     0
 }
 
@@ -164,36 +124,7 @@ pub fn begin(tls: u64, pid_tgid: u64) -> Option<()> {
         return None;
     }
     let key = conn::key((pid_tgid >> 32) as u32, tls);
-    let _ = retire(&key, pid_tgid);
+    let _ = conn::retire(&key, pid_tgid);
     conn::make(&key, conn_flag::FROM_START);
-    Some(())
-}
-
-/// Ends a connection and reports its final offsets, so that a loss at its very end shows too.
-#[inline(always)]
-pub fn retire(key: &ConnKey, pid_tgid: u64) -> Option<()> {
-    // SAFETY: copied out at once.
-    let conn = unsafe { *CONNS.get(key)? };
-    let _ = CONNS.remove(key);
-    if conn.read_offset == 0 && conn.write_offset == 0 {
-        return None;
-    }
-    let now = inflight::now();
-    let (skipped, unknown) =
-        (conn_flag::READ_SKIPPED | conn_flag::WRITE_SKIPPED, conn_flag::READ_UNKNOWN | conn_flag::WRITE_UNKNOWN);
-    let header = RecordHeader {
-        entry_ns: now,
-        return_ns: now,
-        conn: conn.id,
-        offset: conn.read_offset,
-        tgid: (pid_tgid >> 32) as u32,
-        tid: pid_tgid as u32,
-        len: 8,
-        orig_len: 8,
-        kind: kind::CLOSE,
-        flags: history(conn.flags, skipped, unknown),
-        turn: conn.turn,
-    };
-    count(if emit::note(&header, Some(conn.write_offset)) { Counter::ReadRecords } else { Counter::ReadLost });
     Some(())
 }

@@ -98,7 +98,8 @@ impl Observer {
         })
         .map_err(|error| RunError::runtime(error.to_string()))?;
         let attacher = Attacher::new(kernel, config.per_pid_attach_limit)
-            .map_err(|error| RunError::caused("a thread cannot be started", error))?;
+            .map_err(|error| RunError::caused("a thread cannot be started", error))?
+            .with_plain_http(config.plain_http);
         let targets = Targets::new(attacher, &config.exes)
             .map_err(|error| RunError::caused("an executable of `exe` cannot be used", error))?;
         let options = timing::Options { capture_content: config.capture_content };
@@ -256,6 +257,8 @@ impl Observer {
             lost_read_records: counter(Counter::ReadLost),
             lost_write_records: counter(Counter::WriteLost),
             skipped_bytes: counter(Counter::SkippedBytes),
+            plain_other_bytes: counter(Counter::PlainOtherBytes),
+            plain_unseen: counter(Counter::PlainUnseen),
             attached_probes,
             attached_processes,
         };
@@ -316,6 +319,9 @@ fn say_attached(report: &AttachReport, service: &Service) {
         for note in &plan.notes {
             tracing::info!(pid = report.pid, "{note}.");
         }
+    }
+    if report.plain {
+        tracing::info!(pid = report.pid, service = service.name, "Its sockets are observed for plain HTTP.");
     }
     if attach::is_expensive(report) {
         tracing::warn!(

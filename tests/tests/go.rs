@@ -11,6 +11,7 @@ use xtask::{
     clients::Driver,
     compare::Verdict,
     golang::{self, Link, Toolchain},
+    server::Kind,
     sh,
     truth::{self, Attach},
 };
@@ -30,7 +31,7 @@ fn agrees(name: &str, toolchain: Toolchain, link: Link, attach: Attach) {
     assert!(binary.exists(), "{} is missing: cargo xtask build", binary.display());
     let flags = ["--workers", "8", "--requests", "10", "--plan", SCENARIOS];
     let start = |server: &_| Driver::launch(Command::new(&program), name, server, &dir, &flags);
-    let verdict = truth::run_driver(start, attach, &binary, &dir).unwrap();
+    let verdict = truth::run_driver(start, Kind::Simulated, attach, &binary, &dir).unwrap();
     assert_eq!(verdict, Verdict::Agree, "see the violated checks above");
 }
 

@@ -70,6 +70,31 @@ fn errors_retries_and_aborts_on_a_loop() {
 }
 
 #[test]
+fn eight_threads_without_tls() {
+    agrees("plain-threads");
+}
+
+#[test]
+fn twenty_streams_on_one_loop_without_tls() {
+    agrees("plain-async");
+}
+
+#[test]
+fn twenty_streams_on_uvloop_without_tls() {
+    agrees("plain-uvloop");
+}
+
+#[test]
+fn fifty_requests_of_300_kb_at_a_time_without_tls() {
+    agrees("plain-large-requests");
+}
+
+#[test]
+fn errors_retries_and_aborts_without_tls() {
+    agrees("plain-trouble");
+}
+
+#[test]
 fn every_case_has_its_test() {
     let here = include_str!("truth.rs");
     for case in CASES {

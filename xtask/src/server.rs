@@ -57,6 +57,8 @@ impl Certificate {
 pub enum Kind {
     /// Simulated answers in every shape (`llm_server.py`).
     Simulated,
+    /// The same without TLS.
+    Plain,
     /// A real small model (`real_model_server.py`).
     RealModel,
 }
@@ -64,7 +66,7 @@ pub enum Kind {
 /// A running server; ended when dropped.
 #[derive(Debug)]
 pub struct LlmServer {
-    /// `https://localhost:PORT/v1`.
+    /// `https://localhost:PORT/v1`, or `http://`.
     pub base_url: String,
     /// Its own log: one JSON line per request.
     pub log: PathBuf,
@@ -80,26 +82,24 @@ impl LlmServer {
         let log = dir.join("server.jsonl");
         let (python, script) = match kind {
             // The standard library is all it needs, so any interpreter will do.
-            Kind::Simulated => (PathBuf::from("python3"), "server/llm_server.py"),
+            Kind::Simulated | Kind::Plain => (PathBuf::from("python3"), "server/llm_server.py"),
             Kind::RealModel => (python::model()?, "server/real_model_server.py"),
         };
         let errors = fs::File::create(dir.join("server.stderr")).context("cannot write the server's log")?;
-        let process = Guarded::talking(
-            "the LLM server",
-            Command::new(python)
-                .arg(sh::fixture(script)?)
-                .args(["--until-eof", "--seed", &seed.to_string()])
-                .arg("--cert")
-                .arg(&certificate.cert)
-                .arg("--key")
-                .arg(&certificate.key)
-                .arg("--log")
-                .arg(&log)
-                .stderr(errors),
-        )?;
+        let mut command = Command::new(python);
+        command.arg(sh::fixture(script)?).args(["--until-eof", "--seed", &seed.to_string()]);
+        if kind != Kind::Plain {
+            command.arg("--cert").arg(&certificate.cert).arg("--key").arg(&certificate.key);
+        }
+        let process = Guarded::talking("the LLM server", command.arg("--log").arg(&log).stderr(errors))?;
         let listening = process.event("listening", Duration::from_secs(60))?;
         let port = listening["port"].as_u64().context("the server did not say its port")?;
-        Ok(Self { base_url: format!("https://localhost:{port}/v1"), log, certificate, process })
+        let base_url = match kind {
+            // By address: `localhost` may be [::1] first, where it does not listen.
+            Kind::Plain => format!("http://127.0.0.1:{port}/v1"),
+            Kind::Simulated | Kind::RealModel => format!("https://localhost:{port}/v1"),
+        };
+        Ok(Self { base_url, log, certificate, process })
     }
 
     /// Process id.

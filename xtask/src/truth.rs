@@ -39,6 +39,7 @@ pub struct Case {
     script: &'static str,
     flags: &'static [&'static str],
     attach: Attach,
+    server: Kind,
 }
 
 /// All loads. Each runs some seconds; their requests and answers are the same in every run.
@@ -68,22 +69,32 @@ pub const CASES: &[Case] = &[
         &["--workers", "8", "--requests", "14", "--plan", "trouble"],
         Attach::Pids,
     ),
+    plain("plain-threads", "openai_sync.py", &["--workers", "8", "--requests", "14", "--plan", "cases"]),
+    plain("plain-async", "openai_async.py", &["--workers", "20", "--requests", "6", "--plan", "cases"]),
+    plain("plain-uvloop", "openai_async.py", &["--uvloop", "--workers", "20", "--requests", "6", "--plan", "cases"]),
+    plain("plain-large-requests", "openai_big.py", &[]),
+    plain("plain-trouble", "openai_sync.py", &["--workers", "4", "--requests", "14", "--plan", "trouble"]),
 ];
 
 const fn case(name: &'static str, script: &'static str, flags: &'static [&'static str], attach: Attach) -> Case {
-    Case { name, script, flags, attach }
+    Case { name, script, flags, attach, server: Kind::Simulated }
+}
+
+const fn plain(name: &'static str, script: &'static str, flags: &'static [&'static str]) -> Case {
+    Case { name, script, flags, attach: Attach::Pids, server: Kind::Plain }
 }
 
 /// Runs one case with the observer `binary` and the clients' interpreter `python`; all logs go to `dir`, which is emptied.
 /// The table is printed.
 pub fn run(case: &Case, binary: &Path, python: &Path, dir: &Path) -> Result<Verdict> {
     let start = |server: &LlmServer| Driver::start(python, case.script, case.name, server, dir, case.flags);
-    run_driver(start, case.attach, binary, dir)
+    run_driver(start, case.server, case.attach, binary, dir)
 }
 
 /// The same with any driver.
 pub fn run_driver(
     start: impl FnOnce(&LlmServer) -> Result<Driver>,
+    server_kind: Kind,
     attach: Attach,
     binary: &Path,
     dir: &Path,
@@ -92,12 +103,14 @@ pub fn run_driver(
         fs::remove_dir_all(dir).with_context(|| format!("cannot empty {}", dir.display()))?;
     }
     fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    let server = LlmServer::start(Kind::Simulated, dir, 1)?;
+    let server = LlmServer::start(server_kind, dir, 1)?;
     let mut client = start(&server)?;
     let targets: Vec<String> = match attach {
         Attach::Pids => client.pids.iter().flat_map(|pid| ["--pid".to_owned(), pid.to_string()]).collect(),
         Attach::Exe => vec!["--exe".to_owned(), executable(client.pids.last().copied())?],
     };
+    let plain = (server_kind == Kind::Plain).then(|| ["--plain-http".to_owned(), "on".to_owned()]);
+    let targets: Vec<String> = targets.into_iter().chain(plain.into_iter().flatten()).collect();
     let mut observer = Observer::start(binary, &targets, dir, free_address()?, None)?;
     let attached_ns = observer.attached(client.pids.len(), Duration::from_secs(30))?;
     client.go()?;

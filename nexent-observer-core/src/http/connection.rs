@@ -3,12 +3,12 @@
 use super::{
     ExchangeNo, HttpEvent,
     detect::{self, Guess},
-    http1::{self, Http1, Role},
+    http1::{self, Http1},
     http2::{self, Http2},
 };
 use crate::{
     conn::StreamEvent,
-    event::{Direction, Stamp},
+    event::{Direction, Role, Stamp},
     limits,
     stats::{DropReason, Stats},
 };

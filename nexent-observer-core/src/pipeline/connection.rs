@@ -5,7 +5,7 @@ use smallvec::SmallVec;
 use super::{Output, Shared, SharedCalls};
 use crate::{
     conn::{CloseCause, Reassembly, StreamEvent},
-    event::{ConnId, Direction, MonoNs, Record, RecordKind},
+    event::{ConnId, Direction, MonoNs, Peer, Record, RecordKind, Role, Stamp},
     http::{AbortCause, ExchangeNo, Head, HttpConnection, HttpEvent, HttpEventKind, Protocol, Side, StartSeen},
     limits::OPEN_EXCHANGES,
     llm::{LlmEvent, LlmEventKind, LlmExchange, Verdict},
@@ -41,8 +41,14 @@ enum Step<'a> {
 struct Calls {
     id: ConnId,
     pid: u32,
-    /// Thread of the latest write.
+    /// Thread of the latest write, and of the latest read.
     writer: Option<u32>,
+    reader: Option<u32>,
+    /// Direction of the bytes that are being looked at.
+    dir: Direction,
+    /// What the process is: the first message of an exchange says it by its direction.
+    role: Option<Role>,
+    peer: Option<Peer>,
     /// Turn of the latest write.
     turn: u32,
     /// In the order of their numbers.
@@ -76,7 +82,19 @@ impl Connection {
             reassembly: Reassembly::new(),
             http: HttpConnection::new(StartSeen::No),
             begun: false,
-            calls: Calls { id, pid, writer: None, turn: 0, open: SmallVec::new(), next: 0, not_llm: None },
+            calls: Calls {
+                id,
+                pid,
+                writer: None,
+                reader: None,
+                dir: Direction::Read,
+                role: None,
+                peer: None,
+                turn: 0,
+                open: SmallVec::new(),
+                next: 0,
+                not_llm: None,
+            },
             listed: false,
             verdict: None,
             verdict_listed: false,
@@ -88,10 +106,16 @@ impl Connection {
             if !std::mem::replace(&mut self.begun, true) && flags.from_start {
                 self.http = HttpConnection::new(StartSeen::Yes);
             }
-            if dir == Direction::Write {
-                self.calls.writer = Some(record.tid);
-                self.calls.turn = self.calls.turn.max(turn);
+            match dir {
+                Direction::Write => {
+                    self.calls.writer = Some(record.tid);
+                    self.calls.turn = self.calls.turn.max(turn);
+                }
+                Direction::Read => self.calls.reader = Some(record.tid),
             }
+        }
+        if let RecordKind::Peer(peer) = record.kind {
+            self.calls.peer = Some(peer);
         }
         self.run(Step::Record(record), shared);
     }
@@ -112,6 +136,9 @@ impl Connection {
         let Self { reassembly, http, calls, .. } = self;
         let Shared { conn, http: http_stats, calls: shared_calls } = shared;
         let mut sink = |event: StreamEvent<'_>| {
+            if let StreamEvent::Data { dir, .. } | StreamEvent::Gap { dir, .. } = event {
+                calls.dir = dir;
+            }
             http.feed(&event, http_stats, &mut |event: HttpEvent<'_>| calls.http_event(&event, shared_calls));
         };
         match step {
@@ -156,6 +183,8 @@ impl Connection {
         }
         match self.http.protocol() {
             Protocol::Opaque => true,
+            // A server reads the next request, of which nothing is known yet, in the same turn.
+            Protocol::Http1 if self.calls.role == Some(Role::Server) => false,
             Protocol::Http1 => self.calls.not_llm.is_some_and(|it| it.turn == turn && it.answered),
             Protocol::Http2 | Protocol::Undecided => false,
         }
@@ -169,6 +198,20 @@ impl Connection {
 
 impl Calls {
     fn http_event(&mut self, event: &HttpEvent<'_>, shared: &mut SharedCalls) {
+        if self.role.is_none() {
+            self.role = Some(match (self.dir, event.side) {
+                (Direction::Write, Side::Request) | (Direction::Read, Side::Response) => Role::Client,
+                (Direction::Read, Side::Request) | (Direction::Write, Side::Response) => Role::Server,
+            });
+        }
+        if self.role == Some(Role::Server) {
+            self.http_event_of(&as_server(*event), shared);
+        } else {
+            self.http_event_of(event, shared);
+        }
+    }
+
+    fn http_event_of(&mut self, event: &HttpEvent<'_>, shared: &mut SharedCalls) {
         let Some(at) = self.find(event, shared) else {
             if let Some(it) = &mut self.not_llm {
                 it.answered |= it.no == event.exchange && event.side == Side::Response;
@@ -214,7 +257,8 @@ impl Calls {
         self.not_llm = None;
         shared.timing.exchanges_open += 1;
         let id = ExchangeId { conn: self.id, no: no.0 };
-        let timing = Timing::new(id, self.pid, self.writer, shared.options, &shared.limits);
+        let asker = if self.role == Some(Role::Server) { self.reader } else { self.writer };
+        let timing = Timing::new(id, self.pid, asker, shared.options, &shared.limits);
         let asked = matches!(event.kind, HttpEventKind::Head { head: Head::Request(_), .. });
         self.open.push(Open { no, asked, both: Box::new((LlmExchange::new(), timing)) });
         Some(self.open.len() - 1)
@@ -237,7 +281,26 @@ impl Calls {
     fn finish(&mut self, at: usize, shared: &mut SharedCalls) {
         let (_, timing) = *self.open.remove(at).both;
         shared.timing.exchanges_open -= 1;
-        let exchange = timing.finish(&mut shared.timing);
+        let mut exchange = timing.finish(&mut shared.timing);
+        exchange.role = self.role.unwrap_or(Role::Client);
+        exchange.peer = self.peer;
         shared.give_out(Output::Exchange(Box::new(exchange)));
     }
+}
+
+/// An event of a connection that the process serves. What it reads exists for it from the return of the call on, what it writes
+/// exists from its entry on ([`Stamp`]): the other way round than for a client, for which the later stages are written.
+fn as_server(event: HttpEvent<'_>) -> HttpEvent<'_> {
+    let turned = |at: Stamp| match event.side {
+        Side::Request => Stamp { entry: at.ret, ret: at.ret },
+        Side::Response => Stamp { entry: at.entry, ret: at.entry },
+    };
+    let kind = match event.kind {
+        HttpEventKind::Head { first, head } => HttpEventKind::Head { first: turned(first), head },
+        HttpEventKind::Abort(AbortCause::Reset { by_peer, code }) => {
+            HttpEventKind::Abort(AbortCause::Reset { by_peer: !by_peer, code })
+        }
+        kind => kind,
+    };
+    HttpEvent { at: turned(event.at), kind, ..event }
 }

@@ -20,7 +20,7 @@ pub use timeline::{Chunks, Gaps, Timeline, TimelineChunk};
 pub use track::{ActiveStream, Options, Progress, Timing};
 
 use crate::{
-    event::{ConnId, MonoNs},
+    event::{ConnId, MonoNs, Peer, Role},
     llm::{Call, RequestFacts, ResponseFacts, Usage},
 };
 
@@ -31,7 +31,12 @@ pub struct Exchange {
     pub id: ExchangeId,
     /// Process (tgid in the initial pid namespace).
     pub pid: u32,
-    /// Thread that wrote the request head.
+    /// Whether the process made the call or served it. Of a call that it serves `request_start` and `request_sent` are the
+    /// returns of the reads that carried the request, and every time of the response is the entry of the write that carries it.
+    pub role: Role,
+    /// The two ends of the connection, where they were seen.
+    pub peer: Option<Peer>,
+    /// Thread that wrote the request head (read it, for a call that the process serves).
     pub tid: Option<u32>,
     /// API call.
     pub call: Call,
@@ -120,6 +125,12 @@ impl Exchange {
     #[must_use]
     pub fn time_to_first_chunk_ns(&self) -> Option<u64> {
         between(self.request_start, self.first_chunk)
+    }
+
+    /// Time of `connect`, ns, for the first call on a connection that was seen being made; `None` for later ones, which had none.
+    #[must_use]
+    pub fn connect_ns(&self) -> Option<u64> {
+        (self.id.no == 0 && self.role == Role::Client).then_some(self.peer?.connect_ns)?
     }
 
     /// Duration of the whole operation in ns: end - request start.

@@ -1,7 +1,7 @@
 //! Follows one exchange from its first event to its last.
 
 use crate::{
-    event::{MonoNs, Stamp},
+    event::{MonoNs, Role, Stamp},
     limits::{FINISH_REASONS, Limits, NAME_BYTES, STALLS},
     llm::{Call, LlmEvent, LlmEventKind, Payload, RequestFacts, ResponseFacts, Usage},
     stats::Stats,
@@ -318,6 +318,8 @@ impl Timing {
         Exchange {
             id: self.id,
             pid: self.pid,
+            role: Role::Client,
+            peer: None,
             tid: self.tid,
             outcome,
             error_type,

@@ -24,6 +24,7 @@ pub use env::{CONFIG_VARIABLE, Environment};
 pub use show::{write_json, write_yaml};
 pub use value::{Endpoint, JsonlTarget, Listen, LogFormat};
 
+use crate::probe::plain::PlainHttp;
 use keys::Key;
 use raw::{Layer, RawConfig};
 
@@ -43,6 +44,8 @@ pub struct Config {
     pub pids: Vec<u32>,
     /// Executables to observe, absolute, without repetition.
     pub exes: Vec<PathBuf>,
+    /// When HTTP without TLS is observed.
+    pub plain_http: PlainHttp,
     /// Metrics endpoint, `prometheus_port` applied.
     pub listen: Listen,
     /// OTLP endpoint; unset: what the `OTEL_*` variables say.

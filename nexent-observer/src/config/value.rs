@@ -4,6 +4,8 @@ use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr};
 
 use serde_json::{Value, json};
 
+use crate::probe::plain::PlainHttp;
+
 /// Where `/metrics` is served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Listen {
@@ -125,6 +127,16 @@ impl Shown for LogFormat {
     }
 }
 
+impl Shown for PlainHttp {
+    fn shown(&self) -> Value {
+        match self {
+            Self::Auto => json!("auto"),
+            Self::On => json!("on"),
+            Self::Off => json!("off"),
+        }
+    }
+}
+
 impl Shown for Endpoint {
     fn shown(&self) -> Value {
         json!(self.to_string())
@@ -238,6 +250,16 @@ pub(super) fn log_format(text: &str) -> Option<LogFormat> {
     match text.trim() {
         "text" => Some(LogFormat::Text),
         "json" => Some(LogFormat::Json),
+        _ => None,
+    }
+}
+
+pub(super) fn plain_http(text: &str) -> Option<PlainHttp> {
+    match text.trim() {
+        "auto" => Some(PlainHttp::Auto),
+        // YAML's words for true and false, too.
+        "on" | "true" => Some(PlainHttp::On),
+        "off" | "false" => Some(PlainHttp::Off),
         _ => None,
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use nexent_observer_core::{
-    event::{ConnId, MonoNs, Stamp},
+    event::{Address, ConnId, MonoNs, Peer, Role, Stamp},
     limits::Limits,
     llm::{Call, LlmEvent, LlmEventKind, Payload, RequestFacts, ResponseFacts, Usage},
     stats::Stats,
@@ -50,6 +50,12 @@ pub(super) fn completed() -> Exchange {
     Exchange {
         id: ExchangeId { conn: ConnId(17), no: 3 },
         pid: 4242,
+        role: Role::Client,
+        peer: Some(Peer {
+            local: Address::Inet(([10, 0, 0, 7], 40_000).into()),
+            remote: Address::Inet(([10, 0, 0, 9], 8443).into()),
+            connect_ns: Some(1_500_000),
+        }),
         tid: Some(4243),
         call: Call {
             provider: Some("openai"),

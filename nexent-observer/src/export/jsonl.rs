@@ -228,6 +228,8 @@ struct Record<'a> {
     method: Option<&'a str>,
     host: Option<&'a str>,
     path: Option<&'a str>,
+    role: &'static str,
+    peer: Option<String>,
     http_status: Option<u16>,
     outcome: &'a str,
     error_type: Option<&'a str>,
@@ -293,6 +295,8 @@ impl<'a> Record<'a> {
         let Exchange {
             id,
             pid,
+            role,
+            peer: _,
             tid: _,
             call,
             request,
@@ -338,13 +342,15 @@ impl<'a> Record<'a> {
             method: seen(&call.method),
             host: call.host.as_deref(),
             path: seen(&call.path),
+            role: role.as_str(),
+            peer: view::peer(exchange),
             http_status: response.status,
             outcome: outcome.as_str(),
             error_type: view::error_type(exchange),
             finish_reasons,
             request_id: response.request_id.as_deref(),
             retry_count: call.retry_count,
-            connect_ns: None,
+            connect_ns: exchange.connect_ns(),
             tls_ns: None,
             request_start_ns: ns(request_start),
             request_sent_ns: ns(request_sent),
@@ -426,7 +432,7 @@ mod tests {
 
     #[test]
     fn keys_and_their_order_are_those_of_the_design() {
-        let keys = "id, pid, service, endpoint, provider, model, response_model, operation, stream, method, host, path, \
+        let keys = "id, pid, service, endpoint, provider, model, response_model, operation, stream, method, host, path, role, peer, \
             http_status, outcome, error_type, finish_reasons, request_id, retry_count, connect_ns, tls_ns, \
             request_start_ns, request_sent_ns, first_byte_ns, first_chunk_ns, first_token_ns, last_token_ns, end_ns, \
             ttft_s, duration_s, decode_tokens_per_s, end_to_end_tokens_per_s, usage, chunks, stalls, bytes_lost, \

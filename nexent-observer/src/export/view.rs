@@ -1,7 +1,7 @@
 //! Numbers of an exchange as every exporter needs them. `None` where a time was not seen.
 
 use nexent_observer_core::{
-    event::MonoNs,
+    event::{Address, MonoNs},
     timing::{Exchange, Outcome, TokenSource},
 };
 
@@ -94,6 +94,14 @@ pub(super) fn host_and_port(host: &str) -> (&str, Option<u16>) {
         },
     };
     (name, port.and_then(|port| port.parse().ok()))
+}
+
+/// The other end of the connection: `ADDRESS:PORT`, or `unix`.
+pub(super) fn peer(exchange: &Exchange) -> Option<String> {
+    Some(match exchange.peer?.remote {
+        Address::Inet(address) => address.to_string(),
+        Address::Unix => "unix".to_owned(),
+    })
 }
 
 #[cfg(test)]

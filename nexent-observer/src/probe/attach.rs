@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
     sync::mpsc,
     thread,
+    time::Duration,
 };
 
 use nexent_observer_common::{cookie::Scope, state::Conn};
@@ -14,6 +15,7 @@ use super::{
     hookpoint::Cost,
     kernel::{Attached, KernelError, KernelHalf, Turn},
     library::{Libraries, Library},
+    plain::{PATIENCE, PlainHttp, PlainLinks},
     plan::{FamilyPlan, Hook},
     process::{FileId, MappedFile, Process},
 };
@@ -40,7 +42,8 @@ pub enum AttachError {
     /// Nothing to hook.
     #[error(
         "process {pid} ({exe}) has no TLS library that can be hooked: none of its {files} mapped files has SSL_read and \
-         SSL_write; if it loads one later, attach again then (Go, rustls and Java are not supported by this version)"
+         SSL_write; if it loads one later, attach again then (Go, rustls and Java are not supported by this version). With \
+         plain_http auto or on it can be observed all the same"
     )]
     NoTls {
         /// Which.
@@ -95,6 +98,8 @@ pub struct AttachReport {
     pub hooked: Vec<Hooked>,
     /// Whether the attachment is shared with other processes and filtered.
     pub filtered: bool,
+    /// Whether its sockets are looked at for plain HTTP.
+    pub plain: bool,
     /// Whether the process or one of its libraries was not observed before.
     pub news: bool,
 }
@@ -108,6 +113,8 @@ struct Observed {
     libraries: HashMap<FileId, Vec<Attached>>,
     /// Number of files that were mapped executable when it was last looked at.
     files: usize,
+    /// Whether its sockets are looked at for plain HTTP.
+    plain: bool,
 }
 
 /// Probes of a scope that a process has left; kept until no call that began in it is in flight.
@@ -126,8 +133,18 @@ pub struct Attacher {
     filtered: HashMap<FileId, Vec<Attached>>,
     leaving: Vec<Leaving>,
     per_process_limit: usize,
-    undertaker: mpsc::Sender<Vec<Attached>>,
+    plain_http: PlainHttp,
+    /// Tracepoints of plain HTTP, while a process needs them.
+    plain: Option<PlainLinks>,
+    undertaker: mpsc::Sender<Buried>,
 }
+
+/// What is detached in the background.
+#[derive(Debug)]
+struct Buried(
+    #[expect(dead_code, reason = "held for their Drop")] Vec<Attached>,
+    #[expect(dead_code, reason = "likewise")] Option<PlainLinks>,
+);
 
 impl Attacher {
     /// Takes over the kernel half. Up to `per_process_limit` processes of one library get attachments of their own: other
@@ -136,7 +153,7 @@ impl Attacher {
     /// # Errors
     /// When no thread can be started.
     pub fn new(kernel: KernelHalf, per_process_limit: usize) -> io::Result<Self> {
-        let (undertaker, dead) = mpsc::channel::<Vec<Attached>>();
+        let (undertaker, dead) = mpsc::channel::<Buried>();
         // Detaching one probe waits for the kernel up to 250 ms: not in the loop that drains the rings.
         thread::Builder::new().name("detach".to_owned()).spawn(move || {
             while let Ok(probes) = dead.recv() {
@@ -150,8 +167,17 @@ impl Attacher {
             filtered: HashMap::new(),
             leaving: Vec::new(),
             per_process_limit,
+            plain_http: PlainHttp::Off,
+            plain: None,
             undertaker,
         })
+    }
+
+    /// Sets when the sockets of a process are looked at for plain HTTP; never, until this is called.
+    #[must_use]
+    pub fn with_plain_http(mut self, plain_http: PlainHttp) -> Self {
+        self.plain_http = plain_http;
+        self
     }
 
     /// The kernel half.
@@ -174,7 +200,7 @@ impl Attacher {
     #[must_use]
     pub fn probes(&self) -> usize {
         let own = self.observed.values().flat_map(|observed| observed.libraries.values()).map(Vec::len).sum::<usize>();
-        own + self.filtered.values().map(Vec::len).sum::<usize>()
+        own + self.filtered.values().map(Vec::len).sum::<usize>() + self.plain.as_ref().map_or(0, PlainLinks::count)
     }
 
     /// Libraries of an observed process.
@@ -208,16 +234,23 @@ impl Attacher {
             files.extend(self.expected(sibling, &files));
         }
         let hookable = self.libraries.hookable(&files);
-        if hookable.is_empty() && !self.observed.contains_key(&pid) {
+        let known = self.observed.get(&pid);
+        let has_tls = hookable.iter().any(|library| library.plan.has_tls())
+            || known.is_some_and(|observed| !observed.libraries.is_empty());
+        // A process that is watched since its birth, and is not known yet, may load a TLS library within its first second.
+        let patience = if share && known.is_none() { PATIENCE } else { Duration::ZERO };
+        let plain = self.plain_http.wanted(process, has_tls, patience);
+        if !has_tls && known.is_none() && !plain {
             if share && !self.filtered.is_empty() {
                 // It has mapped none yet; those that are known already are covered from now on.
-                self.kernel.arm(pid, Scope::Filtered, true).map_err(|source| AttachError::Kernel { pid, source })?;
+                self.kernel.arm(pid, Scope::Filtered, false).map_err(|source| AttachError::Kernel { pid, source })?;
             }
             let exe = Process::executable_path(pid).map_or_else(|| "?".to_owned(), |path| path.display().to_string());
             return Err(AttachError::NoTls { pid, exe, files: mapped });
         }
         let filtered = share || self.wants_filtered(pid, &hookable);
         let kernel_error = |source| AttachError::Kernel { pid, source };
+        let plain = plain && self.attach_plain(has_tls).map_err(kernel_error)?;
         if filtered {
             self.share(&hookable, &files).map_err(kernel_error)?;
         }
@@ -232,15 +265,17 @@ impl Attacher {
                 if filtered { Vec::new() } else { self.hook(library, &files, Some(pid)).map_err(kernel_error)? };
             fresh.insert(library.id, probes);
         }
-        self.kernel.arm(pid, scope, true).map_err(kernel_error)?;
-        let news = !self.observed.contains_key(&pid) || !fresh.is_empty();
+        self.kernel.arm(pid, scope, plain).map_err(kernel_error)?;
+        let news = !fresh.is_empty() || self.observed.get(&pid).is_none_or(|observed| observed.plain != plain);
         let observed = self.observed.entry(pid).or_insert_with(|| Observed {
             process,
             scope,
             libraries: HashMap::new(),
             files: 0,
+            plain,
         });
         observed.files = mapped;
+        observed.plain = plain;
         observed.libraries.extend(fresh);
         if filtered {
             self.move_to_filtered(&hookable).map_err(kernel_error)?;
@@ -250,7 +285,25 @@ impl Attacher {
             .flat_map(|library| library.plan.implementations.iter().map(move |plan| (library, plan)))
             .map(|(library, plan)| Hooked { path: library.path.clone(), plan: plan.clone() })
             .collect();
-        Ok(AttachReport { pid, hooked, filtered, news })
+        Ok(AttachReport { pid, hooked, filtered, plain, news })
+    }
+
+    /// Attaches the tracepoints of plain HTTP if they are not. `false`: they cannot be, and the process has TLS to observe.
+    fn attach_plain(&mut self, has_tls: bool) -> Result<bool, KernelError> {
+        if self.plain.is_some() {
+            return Ok(true);
+        }
+        match self.kernel.attach_plain() {
+            Ok(links) => self.plain = Some(links),
+            Err(error) if has_tls => {
+                tracing::warn!(%error, "Plain HTTP cannot be observed here.");
+                self.plain_http = PlainHttp::Off; // it would fail again with every process
+                return Ok(false);
+            }
+            Err(error) => return Err(error),
+        }
+        tracing::info!("Plain HTTP is observed from now on: every system call of the host costs a little more.");
+        Ok(true)
     }
 
     /// Takes over a child that the kernel half already follows (filtered scope). `false`: it has to be attached.
@@ -261,12 +314,13 @@ impl Attacher {
         }
         let Ok(process) = Process::find(child) else { return true };
         // The kernel half gave the child the scope that its parent had then, and that may have been the other one.
-        if let Err(error) = self.kernel.arm(child, Scope::Filtered, true) {
+        if let Err(error) = self.kernel.arm(child, Scope::Filtered, observed.plain) {
             tracing::debug!(child, %error, "A forked process could not be armed.");
             return false;
         }
         let libraries = observed.libraries.keys().map(|id| (*id, Vec::new())).collect();
-        let child_of = Observed { process, scope: Scope::Filtered, libraries, files: observed.files };
+        let child_of =
+            Observed { process, scope: Scope::Filtered, libraries, files: observed.files, plain: observed.plain };
         self.observed.insert(child, child_of);
         true
     }
@@ -310,6 +364,16 @@ impl Attacher {
             .collect()
     }
 
+    /// Observed processes whose sockets are to be looked at from now on: they have begun to listen.
+    #[must_use]
+    pub fn wanting_plain(&self) -> Vec<u32> {
+        let spared = self.observed.iter().filter(|(_, observed)| !observed.plain);
+        spared
+            .filter(|(_, it)| self.plain_http.wanted(it.process, !it.libraries.is_empty(), Duration::ZERO))
+            .map(|(pid, _)| *pid)
+            .collect()
+    }
+
     /// Hooked libraries of another process that are not among `files`.
     fn expected(&self, sibling: u32, files: &[MappedFile]) -> Vec<MappedFile> {
         let known = self.libraries_of(sibling);
@@ -331,6 +395,13 @@ impl Attacher {
         for leaving in done {
             self.bury(leaving.probes);
         }
+        if self.plain.is_some() && !self.observed.values().any(|observed| observed.plain) {
+            let links = self.plain.take();
+            if self.undertaker.send(Buried(Vec::new(), links)).is_err() {
+                tracing::warn!("The thread that removes probes is gone; they were removed in place.");
+            }
+            tracing::info!("No process needs plain HTTP any more: its tracepoints are removed.");
+        }
         for pid in self.kernel.armed() {
             if !self.observed.contains_key(&pid) && Process::find(pid).is_err() {
                 self.detach(pid);
@@ -339,7 +410,7 @@ impl Attacher {
     }
 
     fn bury(&self, probes: Vec<Attached>) {
-        if !probes.is_empty() && self.undertaker.send(probes).is_err() {
+        if !probes.is_empty() && self.undertaker.send(Buried(probes, None)).is_err() {
             tracing::warn!("The thread that removes probes is gone; they were removed in place.");
         }
     }
@@ -387,7 +458,7 @@ impl Attacher {
             let all = self.libraries.hookable(&files);
             self.share(&all, &files)?;
             let Some(observed) = self.observed.get_mut(&pid) else { continue };
-            self.kernel.arm(pid, Scope::Filtered, true)?;
+            self.kernel.arm(pid, Scope::Filtered, observed.plain)?;
             observed.scope = Scope::Filtered;
             let probes = observed.libraries.values_mut().flat_map(std::mem::take).collect();
             self.leaving.push(Leaving { pid, probes });

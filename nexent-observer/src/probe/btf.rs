@@ -27,6 +27,7 @@ const KIND_DATASEC: u32 = 15;
 const KIND_DECL_TAG: u32 = 17;
 const KIND_ENUM64: u32 = 19;
 
+#[derive(Debug)]
 struct Btf<'a> {
     types: &'a [u8],
     strings: &'a [u8],
@@ -105,13 +106,35 @@ impl<'a> Btf<'a> {
 /// # Errors
 /// [`BtfError`].
 pub fn member_offset(btf: &[u8], name: &str, member: &str) -> Result<u64, BtfError> {
-    let btf = Btf::parse(btf).ok_or(BtfError::Damaged)?;
-    btf.positions
-        .iter()
-        .filter(|position| u32_at(btf.types, **position).is_some_and(|offset| btf.name(offset) == name.as_bytes()))
-        .find_map(|position| btf.member(*position, member.as_bytes(), 0))
-        .map(|bits| bits / 8)
-        .ok_or(BtfError::NoMember)
+    Members::parse(btf)?.offset(name, member)
+}
+
+/// Several at once: the description is read only once.
+#[derive(Debug)]
+pub struct Members<'a>(Btf<'a>);
+
+impl<'a> Members<'a> {
+    /// Reads the description.
+    ///
+    /// # Errors
+    /// [`BtfError::Damaged`].
+    pub fn parse(btf: &'a [u8]) -> Result<Self, BtfError> {
+        Btf::parse(btf).map(Self).ok_or(BtfError::Damaged)
+    }
+
+    /// Offset in bytes of `member` in `struct name`.
+    ///
+    /// # Errors
+    /// [`BtfError::NoMember`].
+    pub fn offset(&self, name: &str, member: &str) -> Result<u64, BtfError> {
+        let Self(btf) = self;
+        btf.positions
+            .iter()
+            .filter(|position| u32_at(btf.types, **position).is_some_and(|at| btf.name(at) == name.as_bytes()))
+            .find_map(|position| btf.member(*position, member.as_bytes(), 0))
+            .map(|bits| bits / 8)
+            .ok_or(BtfError::NoMember)
+    }
 }
 
 #[cfg(test)]

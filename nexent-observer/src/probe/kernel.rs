@@ -13,11 +13,14 @@ use aya::{
 use nexent_observer_common::{
     cookie::{Cookie, Scope},
     counters::Counter,
-    state::{Call, CallKey, Conn, ConnKey, Target, verdict_slot, verdict_value},
+    state::{
+        Call, CallKey, Conn, ConnKey, SockCall, Socket, Target, socket_key, socket_state, verdict_slot, verdict_value,
+    },
 };
 
 use super::{
     btf,
+    plain::{self, PlainLinks},
     plan::{Hook, Program},
 };
 
@@ -63,6 +66,15 @@ pub enum KernelError {
         /// Why.
         source: Box<ProgramError>,
     },
+    /// No tracepoints of system calls.
+    #[error(
+        "the kernel's tracepoints cannot be seen ({source}): plain HTTP needs tracefs, mounted at /sys/kernel/tracing or \
+         mountable (CAP_SYS_ADMIN)"
+    )]
+    NoTracefs {
+        /// Why.
+        source: io::Error,
+    },
     /// A map is missing or of another kind: the object and this program are of different versions.
     #[error("the kernel half does not fit this program (map {0}): build both together with `cargo xtask build`")]
     Map(&'static str),
@@ -101,6 +113,10 @@ unsafe impl aya::Pod for Plain<Call> {}
 unsafe impl aya::Pod for Plain<ConnKey> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Plain<Conn> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Plain<SockCall> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Plain<Socket> {}
 
 /// When the hooks of an implementation are attached: reads before writes, so that no request is seen without its response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -137,6 +153,7 @@ const PROGRAMS: &[Row] = &[
     row(Program::GoClose, Turn::Second, &["go_close_enter"]),
     row(Program::GoWriteReturn, Turn::Last, &["go_write_return"]),
     row(Program::GoWriteEnter, Turn::Last, &["go_write_enter"]),
+    row(Program::Announce, Turn::First, &["hook_announce_enter"]),
 ];
 
 impl Program {
@@ -185,6 +202,8 @@ pub struct KernelHalf {
     targets: BpfMap<MapData, u32, Plain<Target>>,
     inflight: BpfMap<MapData, Plain<CallKey>, Plain<Call>>,
     conns: BpfMap<MapData, Plain<ConnKey>, Plain<Conn>>,
+    syscalls: BpfMap<MapData, u64, Plain<SockCall>>,
+    sockets: BpfMap<MapData, u64, Plain<Socket>>,
     verdicts: Array<MapData, u64>,
     counters: PerCpuArray<MapData, u64>,
 }
@@ -197,10 +216,14 @@ impl KernelHalf {
     pub fn load(options: KernelOptions) -> Result<(Self, Rings), KernelError> {
         check_capabilities()?;
         let btf_bytes = fs::read(btf::KERNEL_BTF).map_err(|source| KernelError::NoBtf { source })?;
-        let tgid_offset = btf::member_offset(&btf_bytes, "task_struct", "tgid")?;
+        let members = btf::Members::parse(&btf_bytes)?;
+        let tgid_offset = members.offset("task_struct", "tgid")?;
+        let socket_offsets = plain::Offsets::find(&members)?;
         let report_all = u32::from(options.report_all_execs);
         let (read_wake, write_wake) = (u64::from(options.read_ring_bytes) / 4, u64::from(options.write_ring_bytes) / 4);
-        let mut ebpf = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        socket_offsets.set(&mut loader);
+        let mut ebpf = loader
             .override_global("WRITE_HEAD_CAP", &options.write_head_bytes, true)
             .override_global("WRITE_TAIL_CAP", &options.write_tail_bytes, true)
             .override_global("READ_WAKE_BYTES", &read_wake, true)
@@ -219,6 +242,8 @@ impl KernelHalf {
             targets: BpfMap::try_from(take(&mut ebpf, "TARGETS")?)?,
             inflight: BpfMap::try_from(take(&mut ebpf, "INFLIGHT")?)?,
             conns: BpfMap::try_from(take(&mut ebpf, "CONNS")?)?,
+            syscalls: BpfMap::try_from(take(&mut ebpf, "SYSCALLS")?)?,
+            sockets: BpfMap::try_from(take(&mut ebpf, "SOCKETS")?)?,
             verdicts: Array::try_from(take(&mut ebpf, "VERDICTS")?)?,
             counters: PerCpuArray::try_from(take(&mut ebpf, "COUNTERS")?)?,
             ebpf,
@@ -276,12 +301,21 @@ impl KernelHalf {
         Ok(attached)
     }
 
-    /// Arms the probes of a process, or moves it to another scope.
+    /// Attaches the tracepoints of plain HTTP. Every system call of the host pays for them while the result lives.
+    ///
+    /// # Errors
+    /// [`KernelError`]; nothing stays attached then.
+    pub fn attach_plain(&mut self) -> Result<PlainLinks, KernelError> {
+        plain::attach(&mut self.ebpf)
+    }
+
+    /// Arms the probes of a process, or moves it to another scope. Its children are observed from their first instruction where
+    /// the scope allows it. With `plain` its sockets are looked at.
     ///
     /// # Errors
     /// [`KernelError::MapUse`] when the table of targets is full.
-    pub fn arm(&mut self, pid: u32, scope: Scope, follow_forks: bool) -> Result<(), KernelError> {
-        let target = Target { scope: scope as u32, follow_forks: u32::from(follow_forks) };
+    pub fn arm(&mut self, pid: u32, scope: Scope, plain: bool) -> Result<(), KernelError> {
+        let target = Target { scope: scope as u32, follow_forks: 1, plain: u32::from(plain), zero: 0 };
         Ok(self.targets.insert(pid, Plain(target), 0)?)
     }
 
@@ -299,11 +333,33 @@ impl KernelHalf {
         for key in calls {
             drop(self.inflight.remove(&key));
         }
+        let calls: Vec<_> = self.syscalls.keys().flatten().filter(|thread| tgid_of(*thread) == pid).collect();
+        for thread in calls {
+            drop(self.syscalls.remove(&thread));
+        }
+        self.forget_sockets(|socket| socket.tgid == pid);
         let open: Vec<_> = self.conns.iter().flatten().filter(|(key, _)| key.0.tgid == pid).collect();
         for (key, _) in &open {
             drop(self.conns.remove(key));
         }
         Ok(open.into_iter().map(|(_, conn)| conn.0).collect())
+    }
+
+    /// Forgets Unix sockets that were not used since `before` (ns): nothing tells their end.
+    pub fn forget_idle_unix(&mut self, before: u64) {
+        let gone = self.forget_sockets(|socket| socket.state & socket_state::UNIX != 0 && socket.used_ns < before);
+        for (cookie, socket) in gone {
+            drop(self.conns.remove(&Plain(ConnKey { tls: socket_key(cookie), tgid: socket.tgid, zero: 0 })));
+        }
+    }
+
+    fn forget_sockets(&mut self, which: impl Fn(&Socket) -> bool) -> Vec<(u64, Socket)> {
+        let gone: Vec<_> =
+            self.sockets.iter().flatten().map(|(key, socket)| (key, socket.0)).filter(|(_, it)| which(it)).collect();
+        for (cookie, _) in &gone {
+            drop(self.sockets.remove(cookie));
+        }
+        gone
     }
 
     /// Processes that the kernel half holds as targets.

@@ -5,7 +5,7 @@ use std::fmt;
 
 use nexent_observer_common::cookie::Length;
 
-use super::{elf::Elf, go, hookpoint::Cost, openssl};
+use super::{elf::Elf, go, hookpoint::Cost, hooks, openssl};
 
 /// A family of TLS implementations that share functions and their meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -14,6 +14,8 @@ pub enum Family {
     OpenSsl,
     /// Go's `crypto/tls`.
     Go,
+    /// The probe point of the in-process hooks. No TLS.
+    Hooks,
 }
 
 impl Family {
@@ -23,6 +25,7 @@ impl Family {
         match self {
             Self::OpenSsl => "OpenSSL",
             Self::Go => "Go crypto/tls",
+            Self::Hooks => "in-process hooks",
         }
     }
 }
@@ -58,6 +61,8 @@ pub enum Program {
     GoBegin,
     /// Go: entry of the function that ends a connection.
     GoClose,
+    /// In-process hooks: entry of the function that announces.
+    Announce,
 }
 
 /// One hook.
@@ -128,7 +133,8 @@ pub struct Plan {
 pub type Finder = fn(&Elf<'_>) -> Result<Option<FamilyPlan>, WhyNot>;
 
 /// All finders. Each is asked about every file, so that several implementations in one file are all found.
-pub const FINDERS: &[(Family, Finder)] = &[(Family::OpenSsl, openssl::plan), (Family::Go, go::plan)];
+pub const FINDERS: &[(Family, Finder)] =
+    &[(Family::OpenSsl, openssl::plan), (Family::Go, go::plan), (Family::Hooks, hooks::plan)];
 
 impl Plan {
     /// Asks every finder about a file.
@@ -143,6 +149,12 @@ impl Plan {
             }
         }
         plan
+    }
+
+    /// Whether there is TLS that can be hooked.
+    #[must_use]
+    pub fn has_tls(&self) -> bool {
+        self.implementations.iter().any(|found| found.family != Family::Hooks)
     }
 
     /// Whether there is anything to hook.

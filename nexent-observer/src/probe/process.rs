@@ -5,6 +5,7 @@ use std::{
     io::{self, Read},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 /// Most bytes read of one `/proc` file. A process can have 65,530 mappings (vm.max_map_count) and more.
@@ -108,6 +109,17 @@ impl Process {
     #[must_use]
     pub fn is_alive(self) -> bool {
         Self::find(self.pid).is_ok_and(|now| now == self)
+    }
+
+    /// How long ago it began; 0 when that cannot be told.
+    #[must_use]
+    pub fn age(self) -> Duration {
+        // SAFETY: no memory is involved.
+        let ticks_per_second = u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) }).unwrap_or(100).max(1);
+        let uptime = fs::read_to_string("/proc/uptime").ok();
+        let uptime = uptime.and_then(|text| text.split_ascii_whitespace().next()?.parse::<f64>().ok()).unwrap_or(0.0);
+        let began = self.start_ticks as f64 / ticks_per_second as f64;
+        Duration::try_from_secs_f64(uptime - began).unwrap_or_default()
     }
 
     /// Every process of this pid namespace.

@@ -99,6 +99,7 @@ pub struct Targets {
     opted_out: HashSet<Process>,
     changes: Vec<Change>,
     next_sweep: MonoNs,
+    sweeps: u32,
 }
 
 const MS: u64 = 1_000_000;
@@ -106,6 +107,10 @@ const MS: u64 = 1_000_000;
 const FORK_SETTLES: u64 = 10 * MS;
 /// How often everything is looked over, whatever the kernel half reported.
 const SWEEP: u64 = 1_000 * MS;
+/// Every how many of these it is looked whether a process listens now.
+const LOOK_FOR_PLAIN: u32 = 4;
+/// A Unix socket silent for so long is forgotten, as a connection of the core is by default.
+const UNIX_IDLE: u64 = 900_000 * MS;
 /// How long after its leader's exit a process is looked at closely.
 const SUSPECT_FOR: u64 = 500 * MS;
 /// A candidate without TLS after this long is worth a line in the log.
@@ -128,6 +133,7 @@ impl Targets {
             opted_out: HashSet::new(),
             changes: Vec::new(),
             next_sweep: MonoNs(0),
+            sweeps: 0,
         })
     }
 
@@ -267,9 +273,18 @@ impl Targets {
             let share = candidate.reason != Reason::Pid;
             match self.attacher.attach(pid, share, candidate.sibling) {
                 Ok(report) => {
-                    self.candidates.remove(&pid);
+                    let age = now.since(candidate.since);
+                    if report.libraries.is_empty() && age < WARN_AFTER {
+                        // It may load a TLS library yet: an interpreter does so within its first second.
+                        candidate.next = MonoNs(now.0 + retry_after(age));
+                        self.candidates.insert(pid, candidate);
+                    } else {
+                        self.candidates.remove(&pid);
+                    }
                     self.reasons.insert(pid, candidate.reason);
-                    self.changes.push(Change::Attached(report));
+                    if report.news {
+                        self.changes.push(Change::Attached(report));
+                    }
                 }
                 Err(AttachError::NoProcess { .. } | AttachError::Itself { .. }) => {
                     self.candidates.remove(&pid);
@@ -297,7 +312,13 @@ impl Targets {
             self.release(pid, false);
         }
         self.attacher.tidy();
-        for pid in self.attacher.outgrown() {
+        let mut changed = self.attacher.outgrown();
+        self.sweeps = self.sweeps.wrapping_add(1);
+        if self.sweeps.is_multiple_of(LOOK_FOR_PLAIN) {
+            changed.extend(self.attacher.wanting_plain());
+            self.attacher.kernel().forget_idle_unix(now.0.saturating_sub(UNIX_IDLE));
+        }
+        for pid in changed {
             match self.attacher.attach(pid, false, None) {
                 Ok(report) if report.news => self.changes.push(Change::Attached(report)),
                 Ok(_) => {}

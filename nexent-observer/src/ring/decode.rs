@@ -1,7 +1,9 @@
 //! Decodes the entries of the rings.
 
-use nexent_observer_common::record::{Malformed, RecordHeader, flag, kind};
-use nexent_observer_core::event::{ConnId, Direction, MonoNs, Record, RecordFlags, RecordKind, Stamp};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use nexent_observer_common::record::{self, AF_INET, AF_INET6, AF_UNIX, Malformed, RecordHeader, flag, kind};
+use nexent_observer_core::event::{Address, ConnId, Direction, MonoNs, Peer, Record, RecordFlags, RecordKind, Stamp};
 
 /// What comes out of the rings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -10,6 +12,21 @@ pub enum RingEvent<'a> {
     Record(Record<'a>),
     /// A process was born, changed or ended.
     Process(ProcessEvent),
+    /// An in-process hook said something.
+    Announcement(Announcement<'a>),
+}
+
+/// What an in-process hook said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Announcement<'a> {
+    /// When.
+    pub at: MonoNs,
+    /// Process.
+    pub pid: u32,
+    /// Thread.
+    pub tid: u32,
+    /// What; nothing when it was too long or could not be read.
+    pub text: &'a [u8],
 }
 
 /// Something happened to a process.
@@ -63,9 +80,64 @@ pub fn decode(entry: &[u8]) -> Result<RingEvent<'_>, Malformed> {
             let write_end = payload.first_chunk::<8>().ok_or(Malformed::ShortPayload)?;
             record(RecordKind::Close { read_end: offset, write_end: u64::from_ne_bytes(*write_end), flags })
         }
+        kind::PEER => {
+            let peer = record::Peer::parse(payload).ok_or(Malformed::ShortPayload)?;
+            record(RecordKind::Peer(peer_of(&peer).ok_or(Malformed::UnknownKind)?))
+        }
+        kind::ANNOUNCEMENT => {
+            let text = if payload.len() == orig_len as usize { payload } else { &[] };
+            RingEvent::Announcement(Announcement { at: at.ret, pid: tgid, tid, text })
+        }
         kind::FORK => process(ProcessEventKind::Fork { child: offset as u32 }),
         kind::EXEC => process(ProcessEventKind::Exec),
         kind::EXIT => process(ProcessEventKind::Exit),
         _ => return Err(Malformed::UnknownKind),
     })
+}
+
+/// The ends of a connection; `None` for a family that the kernel half never reports.
+fn peer_of(peer: &record::Peer) -> Option<Peer> {
+    let record::Peer { local, remote, local_port, remote_port, family, connect_ns, .. } = *peer;
+    let address = |bytes: [u8; 16], port| {
+        Some(match family {
+            AF_INET => {
+                let [a, b, c, d, ..] = bytes;
+                Address::Inet(SocketAddr::new([a, b, c, d].into(), port))
+            }
+            // An IPv4 peer of an IPv6 socket is the same peer.
+            AF_INET6 => Address::Inet(SocketAddr::new(IpAddr::V6(Ipv6Addr::from(bytes)).to_canonical(), port)),
+            AF_UNIX => Address::Unix,
+            _ => return None,
+        })
+    };
+    Some(Peer {
+        local: address(local, local_port)?,
+        remote: address(remote, remote_port)?,
+        connect_ns: (connect_ns != 0).then_some(connect_ns),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn raw(family: u16, remote: [u8; 16]) -> record::Peer {
+        record::Peer { family, remote, local_port: 40_000, remote_port: 443, connect_ns: 7, ..record::Peer::default() }
+    }
+
+    #[test]
+    fn every_family_has_its_address() {
+        let v4 = [10, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let v6 = Ipv6Addr::LOCALHOST.octets();
+        let mapped = std::net::Ipv4Addr::new(10, 0, 0, 1).to_ipv6_mapped().octets();
+        for (family, bytes, text) in
+            [(AF_INET, v4, "10.0.0.1:443"), (AF_INET6, v6, "[::1]:443"), (AF_INET6, mapped, "10.0.0.1:443")]
+        {
+            let peer = peer_of(&raw(family, bytes)).unwrap();
+            assert_eq!(peer.remote, Address::Inet(text.parse().unwrap()));
+            assert_eq!(peer.connect_ns, Some(7));
+        }
+        assert_eq!(peer_of(&raw(AF_UNIX, v4)).unwrap().remote, Address::Unix);
+        assert_eq!(peer_of(&raw(99, v4)), None);
+    }
 }

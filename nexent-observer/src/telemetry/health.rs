@@ -25,6 +25,10 @@ pub struct KernelCounts {
     pub lost_write_records: u64,
     /// Bytes left uncopied because of a verdict.
     pub skipped_bytes: u64,
+    /// Bytes of plain sockets that are no HTTP.
+    pub plain_other_bytes: u64,
+    /// Operations on plain HTTP whose bytes cannot be seen.
+    pub plain_unseen: u64,
     /// Probes attached now.
     pub attached_probes: u64,
     /// Processes observed now.
@@ -169,6 +173,8 @@ pub struct Health {
     lost_write: IntCounter,
     lost_bytes: IntCounter,
     skipped_bytes: IntCounter,
+    plain_other_bytes: IntCounter,
+    plain_unseen: IntCounter,
     gaps: IntCounter,
     drops: Vec<(DropReason, IntCounter)>,
     http_exchanges: IntCounter,
@@ -210,6 +216,8 @@ impl Health {
             lost_write: lost.with_label_values(&["write"]),
             lost_bytes: counter(Metric::LostBytes)?,
             skipped_bytes: counter(Metric::SkippedBytes)?,
+            plain_other_bytes: counter(Metric::PlainOtherBytes)?,
+            plain_unseen: counter(Metric::PlainUnseen)?,
             gaps: counter(Metric::Gaps)?,
             drops: DropReason::ALL.map(|reason| (reason, drops.with_label_values(&[reason.as_str()]))).into(),
             http_exchanges: counter(Metric::HttpExchanges)?,
@@ -252,13 +260,22 @@ impl Health {
 
     /// Takes over the counters of the kernel half and of the probes.
     pub fn kernel(&self, counts: KernelCounts) {
-        let KernelCounts { lost_read_records, lost_write_records, skipped_bytes, attached_probes, attached_processes } =
-            counts;
+        let KernelCounts {
+            lost_read_records,
+            lost_write_records,
+            skipped_bytes,
+            plain_other_bytes,
+            plain_unseen,
+            attached_probes,
+            attached_processes,
+        } = counts;
         let read = advance(&self.lost_read, lost_read_records);
         if advance(&self.lost_write, lost_write_records) || read {
             self.lost_now();
         }
         advance(&self.skipped_bytes, skipped_bytes);
+        advance(&self.plain_other_bytes, plain_other_bytes);
+        advance(&self.plain_unseen, plain_unseen);
         self.attached_probes.set(signed(attached_probes));
         self.attached_processes.set(signed(attached_processes));
     }

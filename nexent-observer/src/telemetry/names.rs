@@ -119,6 +119,10 @@ metrics! {
         "Losses in a connection's byte stream, of known size or not.";
     SkippedBytes = "nexent_observer_skipped_bytes_total", Counter, &[], &[],
         "Bytes that the kernel half left uncopied because they belong to HTTP exchanges that are no LLM calls. Not a loss.";
+    PlainOtherBytes = "nexent_observer_plain_other_bytes_total", Counter, &[], &[],
+        "Bytes on plain sockets of observed processes that are no HTTP: their calls were looked at, nothing of them was copied. Not a loss.";
+    PlainUnseen = "nexent_observer_plain_unseen_total", Counter, &[], &[],
+        "Operations on sockets with plain HTTP whose bytes cannot be seen (splice, sendfile, io_uring). Each is a gap in its connection.";
     Drops = "nexent_observer_drops_total", Counter, &["reason"], &[],
         "Defects and drops in the pipeline by reason.";
     HttpExchanges = "nexent_observer_http_exchanges_total", Counter, &[], &[],

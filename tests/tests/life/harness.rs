@@ -105,6 +105,11 @@ impl Place {
         LlmServer::start(Kind::Simulated, &self.dir, 1).unwrap()
     }
 
+    /// One without TLS.
+    pub(crate) fn plain_server(&self) -> LlmServer {
+        LlmServer::start(Kind::Plain, &self.dir, 1).unwrap()
+    }
+
     /// A client of the real SDK that does one thing at a time (`clients/scripted.py`).
     pub(crate) fn client(&self, server: &LlmServer, name: &str) -> Client {
         self.client_with(server, name, &[])
@@ -216,6 +221,11 @@ impl Observer {
             assert!(self.process.ended().unwrap().is_none(), "the observer ended:\n{}", self.said());
             self.said().lines().any(|line| line.contains("Attached.") && line.contains(&wanted)).then_some(())
         });
+    }
+
+    /// Waits until the sockets of a process are looked at.
+    pub(crate) fn plain(&mut self, pid: u32) {
+        self.says(&format!("Its sockets are observed for plain HTTP. pid={pid} "));
     }
 
     /// What `/metrics` gives.

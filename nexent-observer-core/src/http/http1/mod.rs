@@ -19,19 +19,10 @@ use self::{
 use super::{AbortCause, ExchangeNo, Head, HttpEvent, HttpEventKind, Side, StartSeen, detect};
 use crate::{
     conn::{CloseCause, GapCause, StreamEvent},
-    event::{Direction, MonoNs, Stamp},
+    event::{Direction, MonoNs, Role, Stamp},
     limits,
     stats::{DropReason, Stats},
 };
-
-/// What the observed process is on the connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Role {
-    /// It writes requests and reads responses.
-    Client,
-    /// It reads requests and writes responses.
-    Server,
-}
 
 /// State of one connection.
 #[derive(Debug)]

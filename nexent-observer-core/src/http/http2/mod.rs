@@ -11,10 +11,10 @@ use self::{
     lane::{BadBlock, Heading, Lane, Skipped, Step},
     stream::{Damage, Part, Streams},
 };
-use super::{AbortCause, ExchangeNo, HttpEvent, HttpEventKind, Side, StartSeen, http1::Role};
+use super::{AbortCause, ExchangeNo, HttpEvent, HttpEventKind, Side, StartSeen};
 use crate::{
     conn::{CloseCause, GapCause, StreamEvent},
-    event::{Direction, MonoNs, Stamp},
+    event::{Direction, MonoNs, Role, Stamp},
     stats::{DropReason, Stats},
 };
 

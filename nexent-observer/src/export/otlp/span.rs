@@ -6,7 +6,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use nexent_observer_core::{
-    event::MonoNs,
+    event::{Address, MonoNs, Role},
     llm::{Call, RequestFacts, ResponseFacts},
     timing::Exchange,
 };
@@ -78,6 +78,7 @@ fn span(finished: &Finished) -> Option<Span> {
     let (start, end) = bounds(exchange)?;
     let mut attributes = Vec::with_capacity(48);
     call_attributes(&mut attributes, exchange);
+    peer_attributes(&mut attributes, exchange);
     request_attributes(&mut attributes, &exchange.request, view::is_stream(exchange));
     response_attributes(&mut attributes, exchange);
     time_attributes(&mut attributes, exchange);
@@ -95,7 +96,11 @@ fn span(finished: &Finished) -> Option<Span> {
             Some(model) => format!("{operation} {model}"),
             None => operation.to_owned(),
         },
-        kind: span::SpanKind::Client.into(),
+        kind: match exchange.role {
+            Role::Client => span::SpanKind::Client,
+            Role::Server => span::SpanKind::Server,
+        }
+        .into(),
         start_time_unix_nano: offset.unix_ns(start),
         end_time_unix_nano: offset.unix_ns(end),
         attributes,
@@ -122,6 +127,23 @@ fn call_attributes(out: &mut Vec<KeyValue>, exchange: &Exchange) {
     }
     out.extend(retry_count.filter(|n| *n > 0).map(|n| int("http.request.resend_count", u64::from(n))));
     out.extend(view::error_type(exchange).map(|error_type| text("error.type", error_type)));
+}
+
+/// Who is at the other end. Where no `Host` said so, of a client's call that is the server, as far as it can be known.
+fn peer_attributes(out: &mut Vec<KeyValue>, exchange: &Exchange) {
+    let Some(peer) = exchange.peer else { return };
+    let Address::Inet(remote) = peer.remote else {
+        out.push(text("network.transport", "unix"));
+        return;
+    };
+    let address = remote.ip().to_string();
+    if exchange.call.host.is_none() && exchange.role == Role::Client {
+        out.push(text("server.address", &address));
+        out.push(int("server.port", u64::from(remote.port())));
+    }
+    out.push(text("network.peer.address", &address));
+    out.push(int("network.peer.port", u64::from(remote.port())));
+    out.extend(exchange.connect_ns().map(|ns| float("nexent.connect_seconds", ns as f64 / 1e9)));
 }
 
 fn request_attributes(out: &mut Vec<KeyValue>, request: &RequestFacts, is_stream: bool) {
@@ -350,6 +372,17 @@ mod tests {
     }
 
     #[test]
+    fn a_served_call_is_a_server_span_whose_peer_is_no_server() {
+        let mut exchange = fixture::completed();
+        exchange.role = Role::Server;
+        exchange.call.host = None;
+        let span = only_span(exchange);
+        assert_eq!(span.kind, i32::from(span::SpanKind::Server));
+        assert_eq!(get(&span, "server.address"), None);
+        assert_eq!(str_of(&span, "network.peer.address").as_deref(), Some("10.0.0.9"));
+    }
+
+    #[test]
     fn a_joined_stream_begins_where_it_was_joined_and_says_nothing_about_what_came_before() {
         let span = only_span(fixture::joined());
         assert_eq!(span.name, view::UNKNOWN, "never empty");
@@ -362,12 +395,14 @@ mod tests {
             "nexent.time_to_last_token",
             "nexent.bytes_lost",
             "gen_ai.usage.output_tokens",
-            "server.address",
             "http.request.method",
             "url.path",
         ] {
             assert_eq!(get(&span, absent), None, "{absent}");
         }
+        // Its Host went by unseen, but the other end of its connection is known.
+        assert_eq!(str_of(&span, "server.address").as_deref(), Some("10.0.0.9"));
+        assert_eq!(str_of(&span, "network.peer.address").as_deref(), Some("10.0.0.9"));
         assert_eq!(ints_of(&span, "nexent.chunk.offsets_us"), [0, 20_000, 20_000, 50_000, 100_000]);
         assert_eq!(span.status, None);
         let [stall] = span.events.as_slice() else { panic!("{:?}", span.events) };

@@ -1,0 +1,269 @@
+//! Plain HTTP: which processes need it, and its tracepoints, which are attached only while one does.
+
+use std::{collections::HashSet, fs, io, path::Path, thread, time::Duration};
+
+use aya::{
+    Btf, Ebpf, EbpfLoader,
+    programs::{BtfTracePoint, ProgramError, TracePoint, tp_btf::BtfTracePointLink, trace_point::TracePointLink},
+};
+
+use super::{
+    btf::{BtfError, Members},
+    kernel::KernelError,
+    process::Process,
+};
+
+/// How long a process that is watched since its birth is given to load a TLS library before its sockets are looked at.
+pub const PATIENCE: Duration = Duration::from_secs(1);
+
+/// When the sockets of a target are looked at for plain HTTP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PlainHttp {
+    /// When it has no TLS library that can be hooked, or listens on a TCP port: then it is a server of plain HTTP, or talks to
+    /// one. A client with TLS is spared, and so is the host.
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
+}
+
+impl PlainHttp {
+    /// Whether a process needs it. One that has only begun is given `patience` to load a TLS library.
+    #[must_use]
+    pub fn wanted(self, process: Process, has_tls: bool, patience: Duration) -> bool {
+        match self {
+            Self::Auto if has_tls => listens(process.pid),
+            Self::Auto => process.age() >= patience,
+            Self::On => true,
+            Self::Off => false,
+        }
+    }
+}
+
+/// The tracepoints, while they are attached.
+#[derive(Debug)]
+pub struct PlainLinks {
+    calls: Vec<TracePointLink>,
+    sockets: Vec<BtfTracePointLink>,
+}
+
+impl PlainLinks {
+    /// Number of attachments.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        CALLS.len() + SOCKETS.len()
+    }
+}
+
+/// Programs of the tracepoints of single system calls.
+const CALLS: [(&str, &str); 16] = [
+    ("plain_exit_read", "sys_exit_read"),
+    ("plain_exit_read", "sys_exit_readv"),
+    ("plain_exit_read", "sys_exit_recvfrom"),
+    ("plain_exit_read", "sys_exit_recvmsg"),
+    ("plain_exit_write", "sys_exit_write"),
+    ("plain_exit_write", "sys_exit_writev"),
+    ("plain_exit_write", "sys_exit_sendto"),
+    ("plain_exit_write", "sys_exit_sendmsg"),
+    ("plain_enter_flat", "sys_enter_read"),
+    ("plain_enter_vector", "sys_enter_readv"),
+    ("plain_enter_flat", "sys_enter_recvfrom"),
+    ("plain_enter_message", "sys_enter_recvmsg"),
+    ("plain_enter_flat", "sys_enter_write"),
+    ("plain_enter_vector", "sys_enter_writev"),
+    ("plain_enter_flat", "sys_enter_sendto"),
+    ("plain_enter_message", "sys_enter_sendmsg"),
+];
+
+/// Programs of the tracepoints of sockets. `sock_send_length` and `sock_recv_length` exist since Linux 6.3.
+const SOCKETS: [(&str, &str); 4] = [
+    ("plain_destroyed", "tcp_destroy_sock"),
+    ("plain_state", "inet_sock_set_state"),
+    ("plain_received", "sock_recv_length"),
+    ("plain_sent", "sock_send_length"),
+];
+
+/// Names of all programs, each once.
+const PROGRAMS: [&str; 9] = [
+    "plain_exit_read",
+    "plain_exit_write",
+    "plain_enter_flat",
+    "plain_enter_vector",
+    "plain_enter_message",
+    "plain_destroyed",
+    "plain_state",
+    "plain_received",
+    "plain_sent",
+];
+
+/// Offsets of members of the kernel's sockets, by the name of their global.
+#[derive(Debug)]
+pub struct Offsets([(&'static str, u64); 9]);
+
+impl Offsets {
+    /// Finds them. Where the kernel has no IPv6 those of its addresses are 0, which says so.
+    ///
+    /// # Errors
+    /// [`BtfError`].
+    pub fn find(btf: &Members<'_>) -> Result<Self, BtfError> {
+        let v6 = |member| btf.offset("sock_common", member).unwrap_or(0);
+        Ok(Self([
+            ("SOCK_FAMILY_OFFSET", btf.offset("sock_common", "skc_family")?),
+            ("SOCK_TYPE_OFFSET", btf.offset("sock", "sk_type")?),
+            ("SOCK_SHUTDOWN_OFFSET", btf.offset("sock", "sk_shutdown")?),
+            ("SOCK_DADDR_OFFSET", btf.offset("sock_common", "skc_daddr")?),
+            ("SOCK_SADDR_OFFSET", btf.offset("sock_common", "skc_rcv_saddr")?),
+            ("SOCK_V6_DADDR_OFFSET", v6("skc_v6_daddr")),
+            ("SOCK_V6_SADDR_OFFSET", v6("skc_v6_rcv_saddr")),
+            ("SOCK_DPORT_OFFSET", btf.offset("sock_common", "skc_dport")?),
+            ("SOCK_NUM_OFFSET", btf.offset("sock_common", "skc_num")?),
+        ]))
+    }
+
+    /// Hands them to the kernel half.
+    pub fn set<'a>(&'a self, loader: &mut EbpfLoader<'a>) {
+        for (name, offset) in &self.0 {
+            loader.override_global(name, offset, true);
+        }
+    }
+}
+
+/// Attaches the tracepoints. Exits come before entries, so that no call is kept whose exit cannot be seen.
+///
+/// # Errors
+/// [`KernelError::Program`]; nothing stays attached then.
+pub fn attach(ebpf: &mut Ebpf) -> Result<PlainLinks, KernelError> {
+    let btf = Btf::from_sys_fs()?;
+    for name in PROGRAMS {
+        load(ebpf, name, &btf)?;
+    }
+    // The thread may get a view of the file system of its own, which goes with it.
+    thread::scope(|scope| scope.spawn(|| attach_loaded(ebpf)).join().unwrap_or(Err(KernelError::Map("plain_sent"))))
+}
+
+fn load(ebpf: &mut Ebpf, name: &'static str, btf: &Btf) -> Result<(), KernelError> {
+    let program = ebpf.program_mut(name).ok_or(KernelError::Map(name))?;
+    let done = match SOCKETS.iter().find(|(program, _)| *program == name) {
+        Some((_, event)) => <&mut BtfTracePoint>::try_from(program).and_then(|program| program.load(event, btf)),
+        None => <&mut TracePoint>::try_from(program).and_then(|program| program.load()),
+    };
+    match done {
+        Ok(()) | Err(ProgramError::AlreadyLoaded) => Ok(()),
+        Err(source) => Err(KernelError::Program { program: name, source: Box::new(source) }),
+    }
+}
+
+fn attach_loaded(ebpf: &mut Ebpf) -> Result<PlainLinks, KernelError> {
+    show_tracefs().map_err(|source| KernelError::NoTracefs { source })?;
+    let mut links = PlainLinks { calls: Vec::new(), sockets: Vec::new() };
+    let mut calls = Vec::new();
+    for (name, event) in CALLS {
+        let program: &mut TracePoint =
+            ebpf.program_mut(name).and_then(|found| found.try_into().ok()).ok_or(KernelError::Map(name))?;
+        let link = program.attach("syscalls", event).and_then(|id| program.take_link(id));
+        calls.push(link.map_err(|source| KernelError::Program { program: name, source: Box::new(source) })?);
+    }
+    links.calls = calls;
+    for (name, _) in SOCKETS {
+        let program: &mut BtfTracePoint =
+            ebpf.program_mut(name).and_then(|found| found.try_into().ok()).ok_or(KernelError::Map(name))?;
+        let link = program.attach().and_then(|id| program.take_link(id));
+        links.sockets.push(link.map_err(|source| KernelError::Program { program: name, source: Box::new(source) })?);
+    }
+    Ok(links)
+}
+
+/// Where tracefs belongs (Documentation/trace/ftrace.rst).
+const TRACEFS: &str = "/sys/kernel/tracing";
+
+/// Makes tracefs visible to this thread. Where it is not mounted, as in most containers, it is mounted in a mount namespace of
+/// the thread's own: the host sees nothing of it.
+fn show_tracefs() -> io::Result<()> {
+    let events = Path::new("events/syscalls/sys_enter_read/id");
+    if [TRACEFS, "/sys/kernel/debug/tracing"].iter().any(|place| Path::new(place).join(events).exists()) {
+        return Ok(());
+    }
+    let checked = |result: libc::c_int| if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
+    // SAFETY: no memory is involved; only this thread is concerned.
+    checked(unsafe { libc::unshare(libc::CLONE_NEWNS) })?;
+    let private = libc::MS_REC | libc::MS_PRIVATE;
+    // SAFETY: constant strings that end in 0, and null where the call wants nothing.
+    checked(unsafe { libc::mount(c"none".as_ptr(), c"/".as_ptr(), std::ptr::null(), private, std::ptr::null()) })?;
+    // SAFETY: as above.
+    checked(unsafe {
+        libc::mount(c"tracefs".as_ptr(), c"/sys/kernel/tracing".as_ptr(), c"tracefs".as_ptr(), 0, std::ptr::null())
+    })
+}
+
+/// Whether a process has a TCP socket that listens.
+fn listens(pid: u32) -> bool {
+    let listening: HashSet<u64> =
+        ["tcp", "tcp6"].iter().flat_map(|table| listening_inodes(&format!("/proc/{pid}/net/{table}"))).collect();
+    if listening.is_empty() {
+        return false;
+    }
+    let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+    descriptors.flatten().any(|entry| {
+        let link = fs::read_link(entry.path()).unwrap_or_default();
+        let inode = link.to_str().and_then(|name| name.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
+        inode.is_some_and(|inode| listening.contains(&inode))
+    })
+}
+
+/// Inodes of the sockets in state LISTEN (0A) of a table of sockets (proc_net_tcp in Documentation/networking).
+fn listening_inodes(table: &str) -> Vec<u64> {
+    let text = fs::read_to_string(table).unwrap_or_default();
+    let inode = |line: &str| {
+        let mut fields = line.split_ascii_whitespace();
+        let state = fields.nth(3)?;
+        (state == "0A").then(|| fields.nth(5)?.parse().ok())?
+    };
+    text.lines().filter_map(inode).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::{Ipv4Addr, Ipv6Addr, TcpListener},
+        os::fd::AsRawFd,
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_process_that_listens_is_told_by_its_own_sockets() {
+        // Other tests of this process may listen as well: what is looked for is the very socket.
+        let inode = |listener: &TcpListener| {
+            let link = fs::read_link(format!("/proc/self/fd/{}", listener.as_raw_fd())).expect("an open descriptor");
+            let name =
+                link.to_str().and_then(|name| name.strip_prefix("socket:[")?.strip_suffix(']')?.parse::<u64>().ok());
+            name.expect("a socket")
+        };
+        let four = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let six = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).expect("a free port");
+        let talking = std::net::TcpStream::connect(four.local_addr().expect("bound")).expect("it listens");
+        assert!(listening_inodes("/proc/self/net/tcp").contains(&inode(&four)));
+        assert!(listening_inodes("/proc/self/net/tcp6").contains(&inode(&six)));
+        assert!(listens(std::process::id()));
+        let gone = inode(&four);
+        drop((four, talking));
+        assert!(!listening_inodes("/proc/self/net/tcp").contains(&gone));
+    }
+
+    #[test]
+    fn a_client_with_tls_is_spared_unless_it_is_asked_for() {
+        let me = Process::find(std::process::id()).expect("this process lives");
+        assert!(!PlainHttp::Auto.wanted(me, false, Duration::from_hours(1)), "it may load a TLS library yet");
+        let table = [
+            (PlainHttp::Auto, true, false),
+            (PlainHttp::Auto, false, true),
+            (PlainHttp::On, true, true),
+            (PlainHttp::Off, false, false),
+        ];
+        for (mode, has_tls, wanted) in table {
+            // Other tests of this process may listen just now.
+            assert!(mode.wanted(me, has_tls, Duration::ZERO) == wanted || listens(me.pid), "{mode:?} {has_tls}");
+        }
+    }
+}
