@@ -1,7 +1,7 @@
 //! Target `ring_decode`: any bytes as one entry of a ring, against the layout as a person reads it off `record.rs`.
 
-use nexent_observer_common::record::{CLASS_BYTES, HEADER_BYTES, Malformed, flag, kind};
-use nexent_observer_core::event::{Direction, RecordFlags, RecordKind};
+use nexent_observer_common::record::{AF_INET, AF_INET6, CLASS_BYTES, HEADER_BYTES, Malformed, PEER_BYTES, flag, kind};
+use nexent_observer_core::event::{Address, Direction, RecordFlags, RecordKind};
 
 #[cfg(feature = "planted")]
 use crate::planted::decode;
@@ -27,12 +27,17 @@ pub fn check(entry: &[u8]) {
         u64::from_le_bytes(bytes)
     };
     let (len, orig_len, kind) = (number(40, 4), number(44, 4), number(48, 2) as u16);
-    let known = matches!(kind, 1..=6);
+    let known = matches!(kind, 1..=8);
     let event = match got {
-        Err(Malformed::UnknownKind) => return assert!(!known),
+        // A family of addresses that is not known is no peer.
+        Err(Malformed::UnknownKind) => return assert!(!known || kind == kind::PEER),
         Err(Malformed::BadLength) => return assert!(known && orig_len < len),
         Err(Malformed::ShortPayload) => {
-            return assert!(orig_len >= len && (rest.len() as u64) < len || kind == kind::CLOSE && len < 8);
+            return assert!(
+                orig_len >= len && (rest.len() as u64) < len
+                    || kind == kind::CLOSE && len < 8
+                    || kind == kind::PEER && len < PEER_BYTES as u64
+            );
         }
         Err(Malformed::ShortHeader) => panic!("the header is there"),
         Ok(event) => event,
@@ -46,6 +51,11 @@ pub fn check(entry: &[u8]) {
                 ProcessEventKind::Exec => assert_eq!(kind, kind::EXEC),
                 ProcessEventKind::Exit => assert_eq!(kind, kind::EXIT),
             };
+        }
+        RingEvent::Announcement(announcement) => {
+            assert_eq!((kind, announcement.at.0), (kind::ANNOUNCEMENT, number(8, 8)));
+            assert_eq!((u64::from(announcement.pid), u64::from(announcement.tid)), (number(32, 4), number(36, 4)));
+            return assert!(announcement.text.is_empty() || announcement.text == &rest[..len as usize]);
         }
         RingEvent::Record(record) => record,
     };
@@ -62,6 +72,12 @@ pub fn check(entry: &[u8]) {
             assert_eq!((kind, read_end), (kind::CLOSE, number(24, 8)));
             assert_eq!(write_end.to_ne_bytes(), rest[..8]);
             check_flags(flags, number(50, 2) as u16);
+        }
+        RecordKind::Peer(peer) => {
+            assert_eq!(kind, kind::PEER);
+            let family = u16::from_ne_bytes([rest[36], rest[37]]);
+            let inet = matches!((peer.local, peer.remote), (Address::Inet(_), Address::Inet(_)));
+            assert_eq!(inet, family == AF_INET || family == AF_INET6);
         }
     }
 }

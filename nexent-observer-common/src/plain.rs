@@ -57,7 +57,7 @@ pub fn look(first: u64, n: u64) -> Look {
         return Look::Response;
     }
     let (kind, version) = (first & 0xff, (first >> 8) & 0xff);
-    if n >= 2 && kind >= 0x14 && kind <= 0x17 && version == 3 {
+    if n >= 2 && matches!(kind, 0x14..=0x17) && version == 3 {
         return Look::Encrypted;
     }
     Look::Other

@@ -1,6 +1,6 @@
 //! What enters the core: one record of the kernel half, decoded, and the words all stages share.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 /// Nanoseconds of `CLOCK_MONOTONIC` as the kernel half read them (`bpf_ktime_get_ns`). The only clock in the core.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -63,6 +63,17 @@ impl Role {
             Self::Server => "server",
         }
     }
+}
+
+/// What an in-process hook said of the requests that begin on a connection from now on (docs/hooks.md).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Said {
+    /// Trace that the process chose.
+    pub trace_id: u128,
+    /// Span in which the requests are made.
+    pub span_id: u64,
+    /// Endpoint of the service for which they are made.
+    pub endpoint: Option<Arc<str>>,
 }
 
 /// One record of the kernel half.

@@ -7,6 +7,7 @@ pub mod ring;
 
 pub mod enrich;
 pub mod export;
+pub mod hooks;
 pub mod serve;
 pub mod telemetry;
 pub mod web;

@@ -25,6 +25,7 @@ use crate::{
     error::RunError,
     export::{Exports, Observed, Service, live::LiveStream},
     fault::{Fault, Faulty},
+    hooks::{Hooks, Said},
     probe::{
         attach::{self, AttachReport, Attacher, Hooked},
         kernel::{KernelHalf, KernelOptions, Rings},
@@ -79,6 +80,7 @@ struct Observer {
     targets: Targets,
     exports: Exports,
     faulty: Faulty,
+    hooks: Hooks,
     services: HashMap<u32, Arc<Service>>,
     default_service: Option<String>,
     /// Processes found dead before the last drain; their connections end after the next one.
@@ -109,6 +111,7 @@ impl Observer {
             targets,
             exports,
             faulty: Faulty::new(fault),
+            hooks: Hooks::default(),
             services: HashMap::new(),
             default_service: config.service_name.clone(),
             dying: Vec::new(),
@@ -169,11 +172,12 @@ impl Observer {
 
     /// Takes everything out of the rings and out of the core.
     fn drain(&mut self) {
-        let Self { drain, pipeline, targets, exports, faulty, services, default_service, .. } = self;
+        let Self { drain, pipeline, targets, exports, faulty, hooks, services, default_service, .. } = self;
         let mut deliver = |output, targets: &mut Targets| match output {
             Output::Exchange(exchange) => {
                 let service = service_of(services, exchange.pid, default_service.as_deref());
-                exports.export(Observed { exchange: *exchange, service, endpoint: None });
+                let endpoint = exchange.said.as_ref().and_then(|said| said.endpoint.clone());
+                exports.export(Observed { exchange: *exchange, service, endpoint });
             }
             Output::NotLlm { conn, turn } => {
                 if let Err(error) = targets.attacher().kernel().give_verdict(conn.0, turn) {
@@ -187,6 +191,11 @@ impl Observer {
                 pipeline.handle_event(&record);
                 while let Some(output) = pipeline.poll_output() {
                     deliver(output, targets);
+                }
+            }
+            RingEvent::Announcement(announcement) => {
+                if let Some(Said { tid, said }) = hooks.take(&announcement) {
+                    pipeline.handle_said(tid, said);
                 }
             }
             RingEvent::Process(event) => {

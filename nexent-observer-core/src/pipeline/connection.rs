@@ -1,11 +1,13 @@
 //! One connection through all stages.
 
+use std::sync::Arc;
+
 use smallvec::SmallVec;
 
 use super::{Output, Shared, SharedCalls};
 use crate::{
     conn::{CloseCause, Reassembly, StreamEvent},
-    event::{ConnId, Direction, MonoNs, Peer, Record, RecordKind, Role, Stamp},
+    event::{ConnId, Direction, MonoNs, Peer, Record, RecordKind, Role, Said, Stamp},
     http::{AbortCause, ExchangeNo, Head, HttpConnection, HttpEvent, HttpEventKind, Protocol, Side, StartSeen},
     limits::OPEN_EXCHANGES,
     llm::{LlmEvent, LlmEventKind, LlmExchange, Verdict},
@@ -57,6 +59,26 @@ struct Calls {
     next: u32,
     /// The latest exchange, if it turned out to be no LLM call.
     not_llm: Option<NotLlm>,
+    /// What a hook said of the requests that begin here.
+    said: Option<Arc<Said>>,
+    /// Requests that began since a hook spoke last, in the write of which it spoke.
+    named: Named,
+    /// Stamp of that write, once it came.
+    named_write: Option<Stamp>,
+}
+
+/// How many requests began in the write of which a hook spoke.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Named {
+    /// That write is over.
+    #[default]
+    Later,
+    /// None yet.
+    None,
+    /// One.
+    One,
+    /// Several: which of them was meant is not known.
+    Several,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -73,6 +95,10 @@ struct Open {
     no: ExchangeNo,
     /// Its request head was seen: only then can it be known not to be an LLM call.
     asked: bool,
+    /// What a hook said of it.
+    said: Option<Arc<Said>>,
+    /// It began in the write of which the hook spoke, and that write is not over.
+    named_now: bool,
     both: Box<(LlmExchange, Timing)>,
 }
 
@@ -94,6 +120,9 @@ impl Connection {
                 open: SmallVec::new(),
                 next: 0,
                 not_llm: None,
+                said: None,
+                named: Named::Later,
+                named_write: None,
             },
             listed: false,
             verdict: None,
@@ -108,6 +137,7 @@ impl Connection {
             }
             match dir {
                 Direction::Write => {
+                    self.calls.begin_write(record.at);
                     self.calls.writer = Some(record.tid);
                     self.calls.turn = self.calls.turn.max(turn);
                 }
@@ -118,6 +148,13 @@ impl Connection {
             self.calls.peer = Some(peer);
         }
         self.run(Step::Record(record), shared);
+    }
+
+    /// A hook spoke of the write that comes next.
+    pub(super) fn said(&mut self, said: Option<Arc<Said>>) {
+        self.calls.said = said;
+        self.calls.named = Named::None;
+        self.calls.named_write = None;
     }
 
     /// Returns whether something still waits.
@@ -260,8 +297,39 @@ impl Calls {
         let asker = if self.role == Some(Role::Server) { self.reader } else { self.writer };
         let timing = Timing::new(id, self.pid, asker, shared.options, &shared.limits);
         let asked = matches!(event.kind, HttpEventKind::Head { head: Head::Request(_), .. });
-        self.open.push(Open { no, asked, both: Box::new((LlmExchange::new(), timing)) });
+        let (said, named_now) = self.name_request();
+        self.open.push(Open { no, asked, said, named_now, both: Box::new((LlmExchange::new(), timing)) });
         Some(self.open.len() - 1)
+    }
+
+    /// What a hook said of the request that begins. One write may carry the beginnings of several (HTTP/2 tasks that share a
+    /// connection): then it spoke of one of them, and nobody knows of which.
+    fn name_request(&mut self) -> (Option<Arc<Said>>, bool) {
+        match self.named {
+            Named::Later => (self.said.clone(), false),
+            Named::None => {
+                self.named = Named::One;
+                (self.said.clone(), true)
+            }
+            Named::One | Named::Several => {
+                self.named = Named::Several;
+                for open in self.open.iter_mut().filter(|open| open.named_now) {
+                    open.said = None;
+                }
+                (None, true)
+            }
+        }
+    }
+
+    /// A record of a write comes. One call may give several: a hook spoke of them all.
+    fn begin_write(&mut self, at: Stamp) {
+        if self.named == Named::Later || *self.named_write.get_or_insert(at) == at {
+            return;
+        }
+        self.named = Named::Later;
+        for open in &mut self.open {
+            open.named_now = false;
+        }
     }
 
     fn evict_oldest(&mut self, event: &HttpEvent<'_>, shared: &mut SharedCalls) {
@@ -279,11 +347,13 @@ impl Calls {
     }
 
     fn finish(&mut self, at: usize, shared: &mut SharedCalls) {
-        let (_, timing) = *self.open.remove(at).both;
+        let Open { both, said, .. } = self.open.remove(at);
+        let (_, timing) = *both;
         shared.timing.exchanges_open -= 1;
         let mut exchange = timing.finish(&mut shared.timing);
         exchange.role = self.role.unwrap_or(Role::Client);
         exchange.peer = self.peer;
+        exchange.said = said.filter(|_| exchange.role == Role::Client);
         shared.give_out(Output::Exchange(Box::new(exchange)));
     }
 }

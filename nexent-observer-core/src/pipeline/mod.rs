@@ -9,11 +9,14 @@
 
 mod connection;
 
-use std::collections::VecDeque;
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
 
 use crate::{
     conn::{CloseCause, Table},
-    event::{ConnId, Direction, MonoNs, Record, RecordKind},
+    event::{ConnId, Direction, MonoNs, Record, RecordKind, Said},
     limits::{Limits, OUTPUTS},
     stats::{DropReason, Stats},
     timing::{ActiveStream, Exchange, Options},
@@ -48,7 +51,12 @@ pub struct Pipeline {
     held: Vec<ConnId>,
     /// Connections that were closed last: a record that comes after its connection's close begins no new one.
     closed: VecDeque<ConnId>,
+    /// Threads of which a hook said to what their next write belongs.
+    said: HashMap<u32, Option<Arc<Said>>>,
 }
+
+/// Threads that may stand between a hook's word and their write. The write follows at once, so a thread that stays here never wrote.
+const SAID: usize = 4096;
 
 /// Closed connections that are remembered: more than close within the time that one ring can be behind the other.
 const CLOSED: usize = 1024;
@@ -91,12 +99,13 @@ impl Pipeline {
             verdicts: Vec::new(),
             held: Vec::new(),
             closed: VecDeque::new(),
+            said: HashMap::new(),
         }
     }
 
     /// Takes in one record.
     pub fn handle_event(&mut self, record: &Record<'_>) {
-        let Self { table, shared, verdicts, held, closed } = self;
+        let Self { table, shared, verdicts, held, closed, said } = self;
         let (id, now) = (record.conn, record.at.ret);
         let connection = match table.touch(id, now) {
             Some(connection) => connection,
@@ -115,6 +124,12 @@ impl Pipeline {
                 connection
             }
         };
+        if let RecordKind::Data { dir: Direction::Write, .. } = record.kind
+            && !said.is_empty()
+            && let Some(said) = said.remove(&record.tid)
+        {
+            connection.said(said);
+        }
         connection.feed(record, shared);
         if connection.is_closed() {
             table.remove(id);
@@ -129,6 +144,15 @@ impl Pipeline {
         {
             verdicts.push(id);
         }
+    }
+
+    /// An in-process hook of thread `tid` said to which span the write belongs that the thread makes next; `None`: to none. Call it in
+    /// the order of the ring of writes.
+    pub fn handle_said(&mut self, tid: u32, said: Option<Arc<Said>>) {
+        if self.said.len() >= SAID && !self.said.contains_key(&tid) {
+            self.said.clear();
+        }
+        self.said.insert(tid, said);
     }
 
     /// The process is gone: its connections end at `at`. Call it after the drain in which the last records of the
@@ -163,7 +187,7 @@ impl Pipeline {
     /// Does what was due at `now`. Call it only after a drain of both rings: what waits for a record of the other ring
     /// takes its absence for a loss.
     pub fn handle_timeout(&mut self, now: MonoNs) {
-        let Self { table, shared, verdicts, held, closed } = self;
+        let Self { table, shared, verdicts, held, closed, .. } = self;
         held.retain(|&id| {
             let Some(connection) = table.get_mut(id) else { return false };
             let waits = connection.handle_timeout(now, shared);

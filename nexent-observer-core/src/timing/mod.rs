@@ -19,8 +19,10 @@ pub use rates::{RATE_SPAN_MIN_NS, STALL_MEDIANS, STALL_MIN_NS, stall_threshold};
 pub use timeline::{Chunks, Gaps, Timeline, TimelineChunk};
 pub use track::{ActiveStream, Options, Progress, Timing};
 
+use std::sync::Arc;
+
 use crate::{
-    event::{ConnId, MonoNs, Peer, Role},
+    event::{ConnId, MonoNs, Peer, Role, Said},
     llm::{Call, RequestFacts, ResponseFacts, Usage},
 };
 
@@ -36,6 +38,8 @@ pub struct Exchange {
     pub role: Role,
     /// The two ends of the connection, where they were seen.
     pub peer: Option<Peer>,
+    /// What an in-process hook said of the call, when it is one that the process made.
+    pub said: Option<Arc<Said>>,
     /// Thread that wrote the request head (read it, for a call that the process serves).
     pub tid: Option<u32>,
     /// API call.

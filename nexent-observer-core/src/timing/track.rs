@@ -321,6 +321,7 @@ impl Timing {
             role: Role::Client,
             peer: None,
             tid: self.tid,
+            said: None,
             outcome,
             error_type,
             request_start: self.request_start,

@@ -57,6 +57,7 @@ pub(super) fn completed() -> Exchange {
             connect_ns: Some(1_500_000),
         }),
         tid: Some(4243),
+        said: None,
         call: Call {
             provider: Some("openai"),
             operation: "chat",

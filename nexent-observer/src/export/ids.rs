@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use nexent_observer_core::llm::Call;
+use nexent_observer_core::{llm::Call, timing::Exchange};
 
 /// 16 bytes, never all zero.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -24,6 +24,19 @@ pub struct SpanIds {
 }
 
 impl SpanIds {
+    /// Identity for the span of an exchange. What a hook in the process said is stronger than what the call carries.
+    #[must_use]
+    pub fn of_exchange(exchange: &Exchange) -> Self {
+        match exchange.said.as_deref() {
+            Some(said) => Self {
+                trace: TraceId(said.trace_id.to_be_bytes()),
+                span: SpanId(random()),
+                parent: Some(SpanId(said.span_id.to_be_bytes())),
+            },
+            None => Self::of_call(&exchange.call),
+        }
+    }
+
     /// Identity for the span of a call.
     #[must_use]
     pub fn of_call(call: &Call) -> Self {

@@ -324,6 +324,7 @@ impl<'a> Record<'a> {
             end_to_end_rate,
             bytes_lost,
             output_text,
+            said,
         } = exchange;
         let ns = |at: &Option<MonoNs>| at.map(|MonoNs(ns)| ns);
         // A joined exchange has no request, and with it none of these: unknown is null.
@@ -376,7 +377,7 @@ impl<'a> Record<'a> {
             timeline_truncated: chunks.truncated(),
             trace_id: ids.trace.to_string(),
             span_id: ids.span.to_string(),
-            parent_rule: None,
+            parent_rule: said.as_ref().map(|_| "hook"),
             output_text: output_text.as_deref(),
         }
     }

@@ -85,7 +85,7 @@ impl Exports {
     /// exported, so that a line and a span can be found from each other.
     pub fn export(&mut self, mut observed: Observed) -> ids::SpanIds {
         let Self { policy, prometheus, live: _, jsonl, otlp, health, clock } = self;
-        let ids = ids::SpanIds::of_call(&observed.exchange.call);
+        let ids = ids::SpanIds::of_exchange(&observed.exchange);
         let slow = policy.slow(&observed.exchange);
         prometheus.record(&observed, slow);
         if let Some(jsonl) = jsonl {

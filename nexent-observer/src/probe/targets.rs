@@ -11,6 +11,7 @@ use nexent_observer_core::event::{ConnId, MonoNs, Record, RecordFlags, RecordKin
 
 use super::{
     attach::{AttachError, AttachReport, Attacher},
+    plan::Family,
     process::{FileId, Process},
 };
 use crate::ring::{ProcessEvent, ProcessEventKind};
@@ -274,7 +275,7 @@ impl Targets {
             match self.attacher.attach(pid, share, candidate.sibling) {
                 Ok(report) => {
                     let age = now.since(candidate.since);
-                    if report.libraries.is_empty() && age < WARN_AFTER {
+                    if report.hooked.iter().all(|hooked| hooked.plan.family == Family::Hooks) && age < WARN_AFTER {
                         // It may load a TLS library yet: an interpreter does so within its first second.
                         candidate.next = MonoNs(now.0 + retry_after(age));
                         self.candidates.insert(pid, candidate);

@@ -7,7 +7,7 @@ use std::mem;
 use aya::maps::{MapData, RingBuf};
 use nexent_observer_common::record::RecordHeader;
 
-pub use decode::{ProcessEvent, ProcessEventKind, RingEvent, decode};
+pub use decode::{Announcement, ProcessEvent, ProcessEventKind, RingEvent, decode};
 
 use crate::probe::kernel::Rings;
 

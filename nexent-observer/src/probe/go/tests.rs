@@ -1,3 +1,5 @@
+//! The function table, well-formed and damaged.
+
 use super::pclntab::{Range, Table};
 
 /// A table as Go 1.20 writes it, with functions at `starts` (the last is the end of the text).
