@@ -53,6 +53,11 @@ pub struct Exchange {
     /// [`crate::limits::FINISH_REASONS`].
     pub finish_reasons: Vec<String>,
 
+    /// Duration of the TCP connect in ns, of the exchange that the connection was made for. `None`: not seen, which is always
+    /// so as long as no probe sees it.
+    pub connect_ns: Option<u64>,
+    /// Duration of the TLS handshake in ns; likewise.
+    pub tls_ns: Option<u64>,
     /// Entry of the successful write that carries the first byte of the request head.
     pub request_start: Option<MonoNs>,
     /// Return of the write that carries the last byte of the body; `None` when the end of the request was not seen
