@@ -15,3 +15,4 @@ mod exports;
 mod harness;
 mod hostile;
 mod libraries;
+mod privileges;
