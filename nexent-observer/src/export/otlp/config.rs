@@ -30,6 +30,8 @@ pub struct OtlpConfig {
     pub metric_timeout: Duration,
     /// `OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE`.
     pub temporality: Temporality,
+    /// Buckets of histograms.
+    pub aggregation: Aggregation,
     /// Names of metrics and attributes.
     pub names: Names,
     /// What a span may hold.
@@ -71,6 +73,8 @@ pub enum Protocol {
     Grpc,
     /// Protobuf over HTTP.
     Http,
+    /// JSON over HTTP.
+    HttpJson,
 }
 
 /// Batching of spans (`OTEL_BSP_*`).
@@ -84,6 +88,15 @@ pub struct Batch {
     pub max_queue: usize,
     /// Spans in one request.
     pub max_batch: usize,
+}
+
+/// `OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Aggregation {
+    /// Histograms have the advisory buckets.
+    Explicit,
+    /// Histograms have base-2 exponential buckets.
+    Exponential,
 }
 
 /// Which names OpenTelemetry's GenAI conventions have.
@@ -159,6 +172,7 @@ impl Default for OtlpConfig {
             metric_interval: Duration::from_millis(60_000),
             metric_timeout: Duration::from_millis(30_000),
             temporality: Temporality::Cumulative,
+            aggregation: Aggregation::Explicit,
             names: Names::V1_41,
             span_limits: SpanLimits::default(),
             resource: Vec::new(),
@@ -217,6 +231,7 @@ pub fn load(env: &dyn Env, url: Option<&str>) -> Loaded {
         metric_interval: reader.millis("OTEL_METRIC_EXPORT_INTERVAL").unwrap_or(default.metric_interval),
         metric_timeout: reader.millis("OTEL_METRIC_EXPORT_TIMEOUT").unwrap_or(default.metric_timeout),
         temporality: temporality(&mut reader),
+        aggregation: aggregation(&mut reader),
         span_limits: span_limits(&mut reader),
         resource,
         ..OtlpConfig { traces, metrics, ..default }
@@ -263,11 +278,19 @@ fn span_limits(reader: &mut Reader<'_>) -> SpanLimits {
     }
 }
 
-fn temporality(reader: &mut Reader<'_>) -> Temporality {
-    const AGGREGATION: &str = "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION";
-    if reader.text(AGGREGATION).is_some_and(|word| !word.eq_ignore_ascii_case("explicit_bucket_histogram")) {
-        reader.warn(AGGREGATION, "only explicit_bucket_histogram is known, and used");
+fn aggregation(reader: &mut Reader<'_>) -> Aggregation {
+    const NAME: &str = "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION";
+    match reader.text(NAME).map(|word| word.to_ascii_lowercase()).as_deref() {
+        None | Some("explicit_bucket_histogram") => Aggregation::Explicit,
+        Some("base2_exponential_bucket_histogram") => Aggregation::Exponential,
+        Some(_) => {
+            reader.warn(NAME, "neither explicit_bucket_histogram nor base2_exponential_bucket_histogram, ignored");
+            Aggregation::Explicit
+        }
     }
+}
+
+fn temporality(reader: &mut Reader<'_>) -> Temporality {
     const NAME: &str = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE";
     match reader.text(NAME).map(|word| word.to_ascii_lowercase()).as_deref() {
         None | Some("cumulative") => Temporality::Cumulative,
@@ -316,11 +339,11 @@ fn target(reader: &mut Reader<'_>, kind: Kind, url: Option<&str>) -> Option<Targ
     }
     match target.protocol {
         Protocol::Grpc => target.url.set_path(""),
-        Protocol::Http if endpoint.is_base => {
+        Protocol::Http | Protocol::HttpJson if endpoint.is_base => {
             let base = target.url.path().trim_end_matches('/').to_owned();
             target.url.set_path(&format!("{base}/{}", kind.path()));
         }
-        Protocol::Http => {}
+        Protocol::Http | Protocol::HttpJson => {}
     }
     Some(target)
 }
@@ -409,18 +432,14 @@ fn explicit_protocol(reader: &Reader<'_>, kind: Kind) -> Option<Protocol> {
     match own_or_general(reader, kind, "PROTOCOL")?.1.to_ascii_lowercase().as_str() {
         "grpc" => Some(Protocol::Grpc),
         "http/protobuf" => Some(Protocol::Http),
+        "http/json" => Some(Protocol::HttpJson),
         _ => None,
     }
 }
 
 fn protocol(reader: &mut Reader<'_>, kind: Kind) -> Protocol {
-    if let (None, Some((name, value))) = (explicit_protocol(reader, kind), own_or_general(reader, kind, "PROTOCOL")) {
-        let what = if value.eq_ignore_ascii_case("http/json") {
-            "http/json is not supported; http/protobuf is used, which every OTLP receiver takes on the same port"
-        } else {
-            "neither grpc nor http/protobuf, ignored"
-        };
-        let warning = format!("{name}: {what}");
+    if let (None, Some((name, _))) = (explicit_protocol(reader, kind), own_or_general(reader, kind, "PROTOCOL")) {
+        let warning = format!("{name}: neither grpc, http/protobuf nor http/json, ignored");
         if !reader.warnings.contains(&warning) {
             reader.warnings.push(warning);
         }

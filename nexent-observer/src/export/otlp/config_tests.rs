@@ -61,6 +61,8 @@ fn grpc_by_name_or_by_port_and_its_scheme_by_insecure() {
     let said = [("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")];
     let want = [some("http://c:4317/v1/traces", Http), some("http://c:4317/v1/metrics", Http)];
     assert_eq!(targets(&said, Some("http://c:4317")), want);
+    let json = [("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")];
+    assert_eq!(targets(&json, Some("http://c"))[0], some("http://c/v1/traces", Protocol::HttpJson));
     let mixed = [grpc, ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "http/protobuf")];
     assert_eq!(targets(&mixed, Some("http://c:9")), [some("http://c:9/", Grpc), some("http://c:9/v1/metrics", Http)]);
 }
@@ -129,11 +131,12 @@ fn what_makes_no_sense_is_ignored_with_one_warning_each() {
         ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "4096"),
         ("OTEL_METRIC_EXPORT_INTERVAL", "1.5"),
         ("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "zip"),
-        ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json"),
         ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "carrier-pigeon"),
         ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "k k=v"),
         ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "weekly"),
         ("OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE", "/only.pem"),
+        ("OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION", "linear"),
+        ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "-1"),
         ("OTEL_RESOURCE_ATTRIBUTES", "a=b,broken"),
         ("OTEL_TRACES_EXPORTER", "zipkin"),
     ] {
@@ -237,7 +240,9 @@ fn each_variable_of_the_specification_changes_what_it_speaks_of() {
     let base = of(&[]);
     assert_eq!(base.warnings, [""; 0]);
     for (name, value) in VARIABLES {
-        assert_ne!(of(&[(name, value)]), base, "{name}");
+        let with = of(&[(name, value)]);
+        assert_eq!(with.warnings, [""; 0], "{name}");
+        assert_ne!(with.config, base.config, "{name}");
     }
     for (what, value) in OF_A_SIGNAL {
         let plain = loaded(&[], Some("http://c"));

@@ -14,14 +14,16 @@ use opentelemetry_proto::tonic::{
     collector::metrics::v1::ExportMetricsServiceRequest,
     common::v1::KeyValue,
     metrics::v1::{
-        AggregationTemporality, Histogram, HistogramDataPoint, Metric, NumberDataPoint, ResourceMetrics, ScopeMetrics,
-        Sum, metric::Data, number_data_point,
+        AggregationTemporality, ExponentialHistogram, ExponentialHistogramDataPoint, Histogram, HistogramDataPoint,
+        Metric, NumberDataPoint, ResourceMetrics, ScopeMetrics, Sum, exponential_histogram_data_point, metric::Data,
+        number_data_point,
     },
 };
 
 use super::{
-    config::{Names, Temporality},
-    histogram::{Hist, Point},
+    config::{Aggregation, Names, Temporality},
+    exponential::Dense,
+    histogram::{Buckets, Hist, Point},
     instruments::{Extra, INSTRUMENTS, Instrument, Measure, Shape, routes},
     resource::{boolean, int, resource, schema_url, scope, text},
 };
@@ -35,6 +37,7 @@ const ERROR_TYPES_PER_SET: usize = 32;
 #[derive(Debug)]
 pub(super) struct Aggregates {
     names: Names,
+    aggregation: Aggregation,
     services: HashMap<Arc<Service>, PerService>,
     /// Grows with every exchange: tells which service was silent longest.
     clock: u64,
@@ -71,8 +74,8 @@ struct Set {
 }
 
 impl Aggregates {
-    pub(super) fn new(names: Names) -> Self {
-        Self { names, services: HashMap::new(), clock: 0 }
+    pub(super) fn new(names: Names, aggregation: Aggregation) -> Self {
+        Self { names, aggregation, services: HashMap::new(), clock: 0 }
     }
 
     /// Adds one exchange. `now` is wall-clock time in ns since the epoch.
@@ -92,7 +95,7 @@ impl Aggregates {
         if per_service.sets.len() >= SETS_PER_SERVICE && !per_service.sets.contains_key(&attributes) {
             attributes = Attributes::Overflow;
         }
-        per_service.sets.entry(attributes).or_default().add(exchange, self.names);
+        per_service.sets.entry(attributes).or_default().add(exchange, self.names, self.aggregation);
     }
 
     fn evict(&mut self) {
@@ -127,7 +130,7 @@ impl Aggregates {
             let metrics: Vec<_> = INSTRUMENTS
                 .iter()
                 .zip(points)
-                .filter_map(|(instrument, points)| metric(instrument, points, temporality))
+                .filter_map(|(instrument, points)| metric(instrument, points, temporality, self.aggregation))
                 .collect();
             if !metrics.is_empty() {
                 resource_metrics.push(ResourceMetrics {
@@ -183,7 +186,7 @@ impl Attributes {
 }
 
 impl Set {
-    fn add(&mut self, exchange: &Exchange, names: Names) {
+    fn add(&mut self, exchange: &Exchange, names: Names, aggregation: Aggregation) {
         let operation = view::operation(exchange);
         let error_type = view::error_type(exchange).map(|error_type| self.error_type(error_type));
         let mut record = |measure, values: &mut dyn FnMut(&mut Hist)| {
@@ -194,7 +197,7 @@ impl Set {
                     Extra::TokenType(kind) => Some(("gen_ai.token.type", kind.to_owned())),
                     Extra::Modality => Some(("gen_ai.token.modality", view::UNKNOWN.to_owned())),
                 };
-                values(self.points.entry((at, extra)).or_insert_with(|| Hist::new(bounds(instrument))));
+                values(self.points.entry((at, extra)).or_insert_with(|| new_hist(instrument, aggregation)));
             }
         };
         // Counts are true whatever the times are; and they are the provider's only. One that it did not give is not recorded
@@ -242,14 +245,19 @@ impl Set {
 }
 
 /// A counter is a histogram without bounds, of which only the sum is told.
-fn bounds(instrument: &Instrument) -> &'static [f64] {
+fn new_hist(instrument: &Instrument, aggregation: Aggregation) -> Hist {
     match instrument.shape {
-        Shape::Histogram(bounds) => bounds,
-        Shape::Counter => &[],
+        Shape::Histogram(bounds) => Hist::new(aggregation, bounds),
+        Shape::Counter => Hist::new(Aggregation::Explicit, &[]),
     }
 }
 
-fn metric(instrument: &Instrument, points: Vec<(Point, Vec<KeyValue>)>, temporality: Temporality) -> Option<Metric> {
+fn metric(
+    instrument: &Instrument,
+    points: Vec<(Point, Vec<KeyValue>)>,
+    temporality: Temporality,
+    aggregation: Aggregation,
+) -> Option<Metric> {
     let aggregation_temporality = match temporality {
         Temporality::Cumulative => AggregationTemporality::Cumulative,
         Temporality::Delta => AggregationTemporality::Delta,
@@ -258,12 +266,16 @@ fn metric(instrument: &Instrument, points: Vec<(Point, Vec<KeyValue>)>, temporal
     if points.is_empty() {
         return None;
     }
-    let data = match instrument.shape {
-        Shape::Histogram(_) => Data::Histogram(Histogram {
-            data_points: points.into_iter().map(|(point, attributes)| histogram(point, attributes)).collect(),
+    let data = match (instrument.shape, aggregation) {
+        (Shape::Histogram(_), Aggregation::Explicit) => Data::Histogram(Histogram {
+            data_points: points.into_iter().filter_map(|(point, attributes)| histogram(point, attributes)).collect(),
             aggregation_temporality,
         }),
-        Shape::Counter => Data::Sum(Sum {
+        (Shape::Histogram(_), Aggregation::Exponential) => Data::ExponentialHistogram(ExponentialHistogram {
+            data_points: points.into_iter().filter_map(|(point, attributes)| exponential(&point, attributes)).collect(),
+            aggregation_temporality,
+        }),
+        (Shape::Counter, _) => Data::Sum(Sum {
             data_points: points.into_iter().map(|(point, attributes)| sum(&point, attributes)).collect(),
             aggregation_temporality,
             is_monotonic: true,
@@ -278,18 +290,36 @@ fn metric(instrument: &Instrument, points: Vec<(Point, Vec<KeyValue>)>, temporal
     })
 }
 
-fn histogram(point: Point, attributes: Vec<KeyValue>) -> HistogramDataPoint {
-    let Point { start_unix_ns, time_unix_ns, count, sum, bucket_counts, bounds } = point;
-    HistogramDataPoint {
+fn histogram(point: Point, attributes: Vec<KeyValue>) -> Option<HistogramDataPoint> {
+    let Point { start_unix_ns, time_unix_ns, count, sum, buckets } = point;
+    let Buckets::Explicit { bounds, counts } = buckets else { return None };
+    Some(HistogramDataPoint {
         attributes,
         start_time_unix_nano: start_unix_ns,
         time_unix_nano: time_unix_ns,
         count,
         sum: Some(sum),
-        bucket_counts,
+        bucket_counts: counts.into(),
         explicit_bounds: bounds.to_vec(),
         ..HistogramDataPoint::default()
-    }
+    })
+}
+
+fn exponential(point: &Point, attributes: Vec<KeyValue>) -> Option<ExponentialHistogramDataPoint> {
+    let Point { start_unix_ns, time_unix_ns, count, sum, buckets } = point;
+    let Buckets::Exponential(exponential) = buckets else { return None };
+    let Dense { scale, zeros, offset, counts } = exponential.dense();
+    Some(ExponentialHistogramDataPoint {
+        attributes,
+        start_time_unix_nano: *start_unix_ns,
+        time_unix_nano: *time_unix_ns,
+        count: *count,
+        sum: Some(*sum),
+        scale,
+        zero_count: zeros,
+        positive: Some(exponential_histogram_data_point::Buckets { offset, bucket_counts: counts }),
+        ..ExponentialHistogramDataPoint::default()
+    })
 }
 
 fn sum(point: &Point, attributes: Vec<KeyValue>) -> NumberDataPoint {
@@ -346,7 +376,7 @@ mod tests {
 
     #[test]
     fn the_four_genai_metrics_of_a_completed_stream() {
-        let mut aggregates = Aggregates::new(Names::V1_41);
+        let mut aggregates = Aggregates::new(Names::V1_41, Aggregation::Explicit);
         add(&mut aggregates, fixture::completed());
         let (request, count) = aggregates.collect(Temporality::Cumulative, 200, &[]);
         assert_eq!(count, 6);
@@ -368,7 +398,7 @@ mod tests {
     #[test]
     fn the_same_stream_under_the_names_of_2026_and_under_both() {
         let of = |names| {
-            let mut aggregates = Aggregates::new(names);
+            let mut aggregates = Aggregates::new(names, Aggregation::Explicit);
             add(&mut aggregates, fixture::completed());
             aggregates.collect(Temporality::Cumulative, 200, &[]).0
         };
@@ -398,11 +428,35 @@ mod tests {
     }
 
     #[test]
+    fn histograms_are_exponential_where_that_is_asked_for_and_counters_stay_counters() {
+        let mut aggregates = Aggregates::new(Names::Both, Aggregation::Exponential);
+        add(&mut aggregates, fixture::completed());
+        let (request, count) = aggregates.collect(Temporality::Delta, 200, &[]);
+        let metrics = &request.resource_metrics[0].scope_metrics[0].metrics;
+        let mut points = 0;
+        for metric in metrics {
+            match metric.data.as_ref().unwrap() {
+                Data::ExponentialHistogram(data) => {
+                    for point in &data.data_points {
+                        let counts = &point.positive.as_ref().unwrap().bucket_counts;
+                        assert_eq!(point.count, counts.iter().sum::<u64>() + point.zero_count, "{}", metric.name);
+                        points += 1;
+                    }
+                }
+                Data::Sum(data) => points += data.data_points.len() as u64,
+                other => panic!("{}: {other:?}", metric.name),
+            }
+        }
+        assert_eq!(points, count);
+        assert!(metrics.iter().any(|metric| matches!(metric.data, Some(Data::Sum(_)))));
+    }
+
+    #[test]
     fn embeddings_have_metrics_of_their_own_in_2026() {
         let mut exchange = fixture::failed();
         exchange.call.operation = "embeddings";
         exchange.usage.input = Some(7);
-        let mut aggregates = Aggregates::new(Names::V2026);
+        let mut aggregates = Aggregates::new(Names::V2026, Aggregation::Explicit);
         add(&mut aggregates, exchange);
         let all = points(&aggregates.collect(Temporality::Cumulative, 200, &[]).0);
         let names: Vec<_> = all.iter().map(|p| (p.0.as_str(), p.2)).collect();
@@ -414,7 +468,7 @@ mod tests {
 
     #[test]
     fn a_counter_gives_what_came_since_the_last_delivery() {
-        let mut aggregates = Aggregates::new(Names::V2026);
+        let mut aggregates = Aggregates::new(Names::V2026, Aggregation::Explicit);
         let tokens = |aggregates: &mut Aggregates| {
             add(aggregates, fixture::completed());
             let (request, _) = aggregates.collect(Temporality::Delta, 200, &[]);
@@ -426,7 +480,7 @@ mod tests {
 
     #[test]
     fn a_failed_call_has_its_error_type_and_a_joined_one_gives_no_time() {
-        let mut aggregates = Aggregates::new(Names::V1_41);
+        let mut aggregates = Aggregates::new(Names::V1_41, Aggregation::Explicit);
         add(&mut aggregates, fixture::failed());
         add(&mut aggregates, fixture::joined());
         let all = points(&aggregates.collect(Temporality::Cumulative, 200, &[]).0);
@@ -440,7 +494,7 @@ mod tests {
         let mut exchange = fixture::completed();
         exchange.usage = Default::default();
         exchange.usage_source = nexent_observer_core::timing::TokenSource::Chunks;
-        let mut aggregates = Aggregates::new(Names::V1_41);
+        let mut aggregates = Aggregates::new(Names::V1_41, Aggregation::Explicit);
         add(&mut aggregates, exchange);
         let (request, _) = aggregates.collect(Temporality::Cumulative, 200, &[]);
         assert!(points(&request).iter().all(|p| p.0 != "gen_ai.client.token.usage"));
@@ -449,7 +503,7 @@ mod tests {
     #[test]
     fn cumulative_points_grow_and_delta_points_are_what_came_since_the_last_delivery() {
         let durations = |temporality, deliver: bool| {
-            let mut aggregates = Aggregates::new(Names::V1_41);
+            let mut aggregates = Aggregates::new(Names::V1_41, Aggregation::Explicit);
             (0..3u64)
                 .map(|i| {
                     add(&mut aggregates, fixture::failed());
@@ -478,7 +532,7 @@ mod tests {
 
     #[test]
     fn an_idle_service_exports_no_delta_points() {
-        let mut aggregates = Aggregates::new(Names::V1_41);
+        let mut aggregates = Aggregates::new(Names::V1_41, Aggregation::Explicit);
         add(&mut aggregates, fixture::completed());
         aggregates.collect(Temporality::Delta, 200, &[]);
         aggregates.delivered();
@@ -488,7 +542,7 @@ mod tests {
 
     #[test]
     fn services_attribute_sets_and_error_types_are_bounded() {
-        let mut aggregates = Aggregates::new(Names::V1_41);
+        let mut aggregates = Aggregates::new(Names::V1_41, Aggregation::Explicit);
         for i in 0..2 * SERVICES as u32 {
             let mut observed = fixture::observed(fixture::failed());
             observed.service = Arc::new(Service { pid: i, ..Service::default() });
@@ -498,7 +552,7 @@ mod tests {
         let latest = Service { pid: 2 * SERVICES as u32 - 1, ..Service::default() };
         assert!(aggregates.services.contains_key(&latest), "the one silent longest goes");
 
-        let mut aggregates = Aggregates::new(Names::V1_41);
+        let mut aggregates = Aggregates::new(Names::V1_41, Aggregation::Explicit);
         for i in 0..1000 {
             let mut exchange = fixture::failed();
             exchange.request.model = Some(format!("m{i}"));

@@ -31,6 +31,7 @@ use super::{
 use crate::telemetry::{Channel, DropCause, Exporter, Health, Signal};
 
 mod config;
+mod exponential;
 mod grpc;
 mod histogram;
 mod http;
@@ -45,7 +46,7 @@ mod tasks;
 mod tests;
 mod transport;
 
-pub use config::{Batch, Loaded, Names, OtlpConfig, Protocol, SpanLimits, Target, Temporality, load};
+pub use config::{Aggregation, Batch, Loaded, Names, OtlpConfig, Protocol, SpanLimits, Target, Temporality, load};
 #[cfg(test)]
 pub(crate) use http::ensure_tls_provider;
 pub use transport::OtlpError;
@@ -111,7 +112,7 @@ impl Otlp {
         });
         let metrics = config.metrics.as_ref().map(|target| {
             let transport = transport::Transport::new(target)?;
-            let aggregates = Arc::new(Mutex::new(metrics::Aggregates::new(config.names)));
+            let aggregates = Arc::new(Mutex::new(metrics::Aggregates::new(config.names, config.aggregation)));
             let (stop, stopped) = watch::channel(false);
             let channel = health.channel(Exporter::Otlp, Signal::Metrics);
             let task = tasks::Metrics {
