@@ -16,3 +16,4 @@ pub mod cli;
 pub mod config;
 pub mod error;
 pub mod fault;
+pub mod privileges;

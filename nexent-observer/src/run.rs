@@ -26,6 +26,7 @@ use crate::{
     export::{Exports, Observed, Service, live::LiveStream},
     fault::{Fault, Faulty},
     hooks::{Hooks, Said},
+    privileges,
     probe::{
         attach::{self, AttachReport, Attacher, Hooked},
         kernel::{KernelHalf, KernelOptions, Rings},
@@ -102,8 +103,13 @@ impl Observer {
         let attacher = Attacher::new(kernel, config.per_pid_attach_limit)
             .map_err(|error| RunError::caused("a thread cannot be started", error))?
             .with_plain_http(config.plain_http);
-        let targets = Targets::new(attacher, &config.exes)
+        let mut targets = Targets::new(attacher, &config.exes)
             .map_err(|error| RunError::caused("an executable of `exe` cannot be used", error))?;
+        // Everything is loaded and open; what comes from now on is reading /proc, attaching and the kernel half's maps.
+        let held = privileges::confine(|| targets.attacher().kernel().counter(Counter::ReadLost).is_ok())
+            .map_err(|error| RunError::caused("capabilities that are not needed cannot be dropped", error))?;
+        tracing::info!("Capabilities: {held}.");
+        exports.health.held_capabilities(&held.names());
         let options = timing::Options { capture_content: config.capture_content };
         let mut observer = Self {
             drain: Drain::new(rings),

@@ -17,17 +17,18 @@ use tokio::{
 };
 
 use crate::{
-    config::{Config, Environment, JsonlTarget, Listen},
+    config::{Config, Environment, JsonlTarget, Listen, Semconv},
     error::RunError,
     export::{
         Caps, Exports,
         clock::WallClock,
         jsonl::{self, Jsonl},
         live::Live,
-        otlp::{self, Otlp},
+        otlp::{self, Names, Otlp, OtlpConfig},
         policy::Policy,
         prometheus::Prometheus,
     },
+    privileges,
     telemetry::{Health, Register},
     web::Server,
 };
@@ -51,6 +52,8 @@ impl Outside {
             .worker_threads(1)
             .max_blocking_threads(4)
             .thread_name("outside")
+            // These threads face the network. Files and ports are opened by the thread that starts them.
+            .on_thread_start(privileges::shed)
             .enable_all()
             .build()
             .map_err(|error| RunError::caused("threads cannot be started", error))?;
@@ -133,7 +136,7 @@ fn open_jsonl(config: &Config, health: &Health) -> Result<Option<Jsonl>, RunErro
         Some(JsonlTarget::Stdout) => jsonl::Target::Stdout,
         Some(JsonlTarget::File(path)) => jsonl::Target::File(path.clone()),
     };
-    Jsonl::open(&target, health).map(Some).map_err(|error| RunError::runtime(error.to_string()))
+    Jsonl::open(&target, config.capture_content, health).map(Some).map_err(|error| RunError::runtime(error.to_string()))
 }
 
 fn start_otlp(config: &Config, health: &Health) -> Result<Option<Otlp>, RunError> {
@@ -144,9 +147,17 @@ fn start_otlp(config: &Config, health: &Health) -> Result<Option<Otlp>, RunError
         variables.insert("JAEGER_ENDPOINT".to_owned(), url.expose().to_owned());
     }
     let url = config.otlp.as_ref().map(|endpoint| endpoint.expose().to_owned());
-    let otlp::Loaded { config, warnings, .. } = otlp::load(&variables, url.as_deref());
+    let names = match config.semconv {
+        Semconv::V1_41 => Names::V1_41,
+        Semconv::V2026 => Names::V2026,
+        Semconv::Both => Names::Both,
+    };
+    let otlp::Loaded { config, warnings } = otlp::load(&variables, url.as_deref());
     for warning in warnings {
         tracing::warn!("{warning}");
     }
-    config.map(|config| Otlp::start(&config, health)).transpose().map_err(|error| RunError::runtime(error.to_string()))
+    config
+        .map(|config| Otlp::start(&OtlpConfig { names, ..config }, health))
+        .transpose()
+        .map_err(|error| RunError::runtime(error.to_string()))
 }

@@ -353,6 +353,9 @@ impl Calls {
         let mut exchange = timing.finish(&mut shared.timing);
         exchange.role = self.role.unwrap_or(Role::Client);
         exchange.peer = self.peer;
+        // Later calls on the connection had no connect.
+        exchange.connect_ns =
+            self.peer.filter(|_| exchange.id.no == 0 && exchange.role == Role::Client).and_then(|peer| peer.connect_ns);
         exchange.said = said.filter(|_| exchange.role == Role::Client);
         shared.give_out(Output::Exchange(Box::new(exchange)));
     }

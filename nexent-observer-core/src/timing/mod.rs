@@ -62,6 +62,11 @@ pub struct Exchange {
     /// [`crate::limits::FINISH_REASONS`].
     pub finish_reasons: Vec<String>,
 
+    /// Duration of the TCP connect in ns, of the exchange that the connection was made for. `None`: not seen, which is always
+    /// so as long as no probe sees it.
+    pub connect_ns: Option<u64>,
+    /// Duration of the TLS handshake in ns; likewise.
+    pub tls_ns: Option<u64>,
     /// Entry of the successful write that carries the first byte of the request head.
     pub request_start: Option<MonoNs>,
     /// Return of the write that carries the last byte of the body; `None` when the end of the request was not seen
@@ -129,12 +134,6 @@ impl Exchange {
     #[must_use]
     pub fn time_to_first_chunk_ns(&self) -> Option<u64> {
         between(self.request_start, self.first_chunk)
-    }
-
-    /// Time of `connect`, ns, for the first call on a connection that was seen being made; `None` for later ones, which had none.
-    #[must_use]
-    pub fn connect_ns(&self) -> Option<u64> {
-        (self.id.no == 0 && self.role == Role::Client).then_some(self.peer?.connect_ns)?
     }
 
     /// Duration of the whole operation in ns: end - request start.

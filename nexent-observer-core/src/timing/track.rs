@@ -325,6 +325,8 @@ impl Timing {
             outcome,
             error_type,
             request_start: self.request_start,
+            connect_ns: None,
+            tls_ns: None,
             request_sent: self.request_sent,
             first_byte: self.first_byte,
             streamed,

@@ -132,6 +132,9 @@ fn run(flags: Flags, environment: &Environment, err: &mut impl Write) -> Result<
     }
     config.check_targets()?;
     logging::start(&config);
+    for warning in &config.warnings {
+        tracing::warn!("{warning}.");
+    }
     crate::run::run(&config)
 }
 

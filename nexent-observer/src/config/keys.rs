@@ -212,6 +212,15 @@ pub const JAEGER_ENDPOINT: Key = Key {
     meaning: "Jaeger collector; its OTLP endpoint is used for spans when otlp is unset",
     ..BASE
 };
+/// Names of the GenAI conventions.
+pub const SEMCONV: Key = Key {
+    name: "semconv",
+    value_name: "NAMES",
+    default: Some("v1.41"),
+    allowed: "v1.41, 2026 or both",
+    meaning: "OpenTelemetry's GenAI names in spans and OTLP metrics: those of semantic conventions v1.41, those of 2026 (semantic-conventions-genai 0.1), or both; OTEL_SEMCONV_STABILITY_OPT_IN=gen_ai_latest_experimental means 2026",
+    ..BASE
+};
 /// Ring of what targets read.
 pub const READ_RING_BYTES: Key = Key {
     name: "read_ring_bytes",
@@ -350,6 +359,7 @@ pub const KEYS: [&Key; 28] = [
     &SLOW_REQUEST_THRESHOLD_SECONDS,
     &SLOW_TOKEN_RATE_THRESHOLD,
     &JAEGER_ENDPOINT,
+    &SEMCONV,
     &READ_RING_BYTES,
     &WRITE_RING_BYTES,
     &WRITE_HEAD_BYTES,

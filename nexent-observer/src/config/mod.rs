@@ -6,6 +6,7 @@
 mod env;
 mod file;
 pub mod keys;
+mod otel;
 pub mod raw;
 mod resolve;
 mod show;
@@ -22,7 +23,7 @@ use tracing::level_filters::LevelFilter;
 
 pub use env::{CONFIG_VARIABLE, Environment};
 pub use show::{write_json, write_yaml};
-pub use value::{Endpoint, JsonlTarget, Listen, LogFormat};
+pub use value::{Endpoint, JsonlTarget, Listen, LogFormat, Semconv};
 
 use crate::probe::plain::PlainHttp;
 use keys::Key;
@@ -52,6 +53,8 @@ pub struct Config {
     pub otlp: Option<Endpoint>,
     /// Jaeger collector, as configured.
     pub jaeger_endpoint: Option<Endpoint>,
+    /// Names in spans and OTLP metrics.
+    pub semconv: Semconv,
     /// JSON lines.
     pub jsonl: Option<JsonlTarget>,
     /// Generated text may be kept and exported.
@@ -86,6 +89,8 @@ pub struct Config {
     pub log_level: LevelFilter,
     /// Form of a log line.
     pub log_format: LogFormat,
+    /// `OTEL_*` variables that were ignored, one sentence each.
+    pub warnings: Vec<String>,
     settings: Vec<Setting>,
 }
 
@@ -108,7 +113,10 @@ impl Config {
             None => environment.get(CONFIG_VARIABLE)?.map(PathBuf::from),
         };
         let file = path.map_or_else(|| Ok(Layer::default()), |path| file::read(&path))?;
-        resolve::resolve(&RawConfig([flags.keys, environment.layer()?, file]))
+        let mut variables = environment.layer()?;
+        let warnings = otel::add(environment, &mut variables);
+        let config = resolve::resolve(&RawConfig([flags.keys, variables, file]))?;
+        Ok(Self { warnings, ..config })
     }
 
     /// All values with their origins, in the order of [`keys::KEYS`].

@@ -38,6 +38,7 @@ pub(super) fn resolve(raw: &RawConfig) -> Result<Config, ConfigError> {
         })?,
         slow_token_rate_threshold: r.one(&keys::SLOW_TOKEN_RATE_THRESHOLD, value::number(0.0, 1e6))?,
         jaeger_endpoint: r.optional(&keys::JAEGER_ENDPOINT, value::endpoint)?,
+        semconv: r.one(&keys::SEMCONV, value::semconv)?,
         read_ring_bytes: r.one(&keys::READ_RING_BYTES, as_u32(value::ring_size))?,
         write_ring_bytes: r.one(&keys::WRITE_RING_BYTES, as_u32(value::ring_size))?,
         write_head_bytes: r.one(&keys::WRITE_HEAD_BYTES, value::size(1 << 10, 16 << 20))?,
@@ -53,6 +54,7 @@ pub(super) fn resolve(raw: &RawConfig) -> Result<Config, ConfigError> {
         per_pid_attach_limit: r.one(&keys::PER_PID_ATTACH_LIMIT, as_usize(value::whole(0, 64)))?,
         log_level: r.one(&keys::LOG_LEVEL, value::log_level)?,
         log_format: r.one(&keys::LOG_FORMAT, value::log_format)?,
+        warnings: Vec::new(),
         settings: Vec::new(),
     };
     Ok(Config { settings: r.settings, ..config })

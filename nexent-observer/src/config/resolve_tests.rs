@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::*;
 use crate::config::{
-    Endpoint, Environment, JsonlTarget, LogFormat, file,
+    Endpoint, Environment, JsonlTarget, LogFormat, Semconv, file,
     keys::KEYS,
     raw::{Layer, Raw},
     write_json, write_yaml,
@@ -99,6 +99,7 @@ fn every_key_can_be_set_by_its_flag_its_variable_and_the_file() {
             "enable_telemetry" => ("false", "false"),
             "telemetry_sample_rate" => ("0.5", "0.5"),
             "slow_request_threshold_seconds" | "slow_token_rate_threshold" => ("2.5", "2.5"),
+            "semconv" => ("2026", "\"2026\""),
             "log_level" => ("debug", "\"debug\""),
             "log_format" => ("json", "\"json\""),
             name if name.ends_with("_bytes") => ("65536", "65536"),
@@ -116,6 +117,14 @@ fn every_key_can_be_set_by_its_flag_its_variable_and_the_file() {
             assert_ne!(origin, "default", "{}", key.name);
         }
     }
+}
+
+#[test]
+fn the_names_of_2026_need_no_quotes_in_the_file() {
+    assert_eq!(resolve_all(&[], [], "semconv: 2026\n").unwrap().semconv, Semconv::V2026);
+    assert_eq!(resolve_all(&[], [], "").unwrap().semconv, Semconv::V1_41);
+    let error = resolve_all(&[], [], "semconv: latest\n").unwrap_err().to_string();
+    assert!(error.contains("v1.41, 2026 or both"), "{error}");
 }
 
 #[test]

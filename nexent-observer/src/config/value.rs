@@ -33,6 +33,17 @@ pub enum LogFormat {
     Json,
 }
 
+/// Which names OpenTelemetry's GenAI conventions have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Semconv {
+    /// Those of semantic-conventions v1.41, the last that held them.
+    V1_41,
+    /// Those of semantic-conventions-genai, which began in 2026.
+    V2026,
+    /// Both side by side.
+    Both,
+}
+
 /// A URL of scheme http or https with a host. May hold a password: `Debug` and `Display` leave it out.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Endpoint(String);
@@ -133,6 +144,16 @@ impl Shown for PlainHttp {
             Self::Auto => json!("auto"),
             Self::On => json!("on"),
             Self::Off => json!("off"),
+        }
+    }
+}
+
+impl Shown for Semconv {
+    fn shown(&self) -> Value {
+        match self {
+            Self::V1_41 => json!("v1.41"),
+            Self::V2026 => json!("2026"),
+            Self::Both => json!("both"),
         }
     }
 }
@@ -244,6 +265,15 @@ pub(super) fn log_level(text: &str) -> Option<tracing::level_filters::LevelFilte
     // Not `parse` alone: it also takes the digits 0 to 5, whose order nobody remembers.
     let text = text.trim().to_ascii_lowercase();
     ["off", "error", "warn", "info", "debug", "trace"].contains(&text.as_str()).then(|| text.parse().ok()).flatten()
+}
+
+pub(super) fn semconv(text: &str) -> Option<Semconv> {
+    match text.trim() {
+        "v1.41" => Some(Semconv::V1_41),
+        "2026" => Some(Semconv::V2026),
+        "both" => Some(Semconv::Both),
+        _ => None,
+    }
 }
 
 pub(super) fn log_format(text: &str) -> Option<LogFormat> {

@@ -89,7 +89,8 @@ impl<'a> Reader<'a> {
     }
 }
 
-fn percent_decode(text: &str) -> Option<String> {
+/// Text without its `%XX`; `None` when one is broken or the result is not UTF-8.
+pub(crate) fn percent_decode(text: &str) -> Option<String> {
     let mut out = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {

@@ -89,6 +89,8 @@ pub(super) fn completed() -> Exchange {
         outcome: Outcome::Completed,
         error_type: None,
         finish_reasons: vec!["stop".into()],
+        connect_ns: None,
+        tls_ns: None,
         request_start: at(0),
         request_sent: at(1),
         first_byte: at(190),

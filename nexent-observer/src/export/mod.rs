@@ -9,6 +9,7 @@ use nexent_observer_core::timing::Exchange;
 
 use crate::{enrich::Identity, telemetry::Health};
 
+pub mod breakdown;
 pub mod clock;
 pub mod env;
 #[cfg(test)]
@@ -93,10 +94,12 @@ impl Exports {
         }
         if let Some(otlp) = otlp {
             otlp.measure(&observed);
-            if policy.keeps(&observed.exchange, slow, &ids) {
+            let kept = policy.kept(&observed.exchange, slow);
+            health.kept(kept.reasons());
+            if policy.samples(kept, &ids) {
                 // Text goes to the line only: a queue of spans must not hold megabytes of answers.
                 observed.exchange.output_text = None;
-                otlp.span(otlp::Finished { observed, ids, offset: clock.offset() });
+                otlp.span(otlp::Finished { observed, ids, kept, offset: clock.offset() });
             } else {
                 health.sampled_out.inc();
             }
@@ -149,7 +152,7 @@ mod tests {
         std::fs::create_dir_all(&dir).unwrap();
         let path = dir.join("lines");
         let health = Health::new(&Register::default()).unwrap();
-        let jsonl = jsonl::Jsonl::open(&jsonl::Target::File(path.clone()), &health).unwrap();
+        let jsonl = jsonl::Jsonl::open(&jsonl::Target::File(path.clone()), false, &health).unwrap();
         let env = std::collections::HashMap::new();
         // Nobody listens on the discard port: the spans stay queued.
         let config = otlp::load(&env, Some("http://127.0.0.1:9")).config.unwrap();
@@ -160,6 +163,9 @@ mod tests {
         with_text.output_text = Some("secret".into());
         let ids = [with_text, fixture::failed()].map(|exchange| exports.export(fixture::observed(exchange)));
         assert_eq!((exports.health.sampled_out.get(), spans.depth.get()), (1, 1));
+        for (reason, spans) in [("error", 1), ("stall", 0), ("duration", 0), ("token_rate", 0)] {
+            assert_eq!(exports.health.kept_spans.with_label_values(&[reason]).get(), spans, "{reason}");
+        }
         exports.shutdown(Duration::from_secs(1)).await;
         let text = std::fs::read_to_string(&path).unwrap();
         let lines: Vec<_> = text.lines().collect();

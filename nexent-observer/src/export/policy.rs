@@ -30,13 +30,32 @@ pub struct Slow {
     pub token_rate: bool,
 }
 
-impl Slow {
-    /// Whether it is slow at all.
-    #[must_use]
-    pub fn any(self) -> bool {
-        self.duration || self.token_rate
-    }
+/// Why a span is kept although spans are sampled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Kept {
+    /// The call failed.
+    pub error: bool,
+    /// It stalled, before the first token or after it.
+    pub stall: bool,
+    /// It was slow.
+    pub slow: Slow,
+}
 
+impl Kept {
+    /// Label values of `nexent_observer_kept_spans_total`: those of [`Slow::REASONS`] and two more.
+    pub const REASONS: [&'static str; 4] = ["error", "stall", Slow::REASONS[0], Slow::REASONS[1]];
+
+    /// Those that hold.
+    pub fn reasons(self) -> impl Iterator<Item = &'static str> {
+        let [duration, token_rate] = self.slow.flags();
+        Self::REASONS
+            .into_iter()
+            .zip([self.error, self.stall, duration, token_rate])
+            .filter_map(|(r, holds)| holds.then_some(r))
+    }
+}
+
+impl Slow {
     /// Label values of `llm_slow_requests`.
     pub const REASONS: [&'static str; 2] = ["duration", "token_rate"];
 
@@ -60,15 +79,21 @@ impl Policy {
         }
     }
 
-    /// Whether the span of a call is exported. Errors, stalls and slow calls always are; the rest is decided by the
-    /// trace id, so that all calls of one trace are kept or none.
+    /// Why the span of a call is exported whatever the sample rate says, if there is a reason.
     #[must_use]
-    pub fn keeps(&self, exchange: &Exchange, slow: Slow, ids: &SpanIds) -> bool {
-        slow.any()
-            || view::error_type(exchange).is_some()
-            || !exchange.stalls.is_empty()
-            || exchange.stalled_before_first_token
-            || ids.trace.fraction() < self.sample_rate
+    pub fn kept(&self, exchange: &Exchange, slow: Slow) -> Kept {
+        Kept {
+            error: view::error_type(exchange).is_some(),
+            stall: !exchange.stalls.is_empty() || exchange.stalled_before_first_token,
+            slow,
+        }
+    }
+
+    /// Whether the span of a call is exported: for a reason, else by the trace id, so that all calls of one trace are exported
+    /// or none.
+    #[must_use]
+    pub fn samples(&self, kept: Kept, ids: &SpanIds) -> bool {
+        kept.reasons().next().is_some() || ids.trace.fraction() < self.sample_rate
     }
 }
 
@@ -95,19 +120,26 @@ mod tests {
     #[test]
     fn at_rate_zero_only_errors_stalls_and_slow_calls_are_kept() {
         let policy = Policy { sample_rate: 0.0, ..Policy::default() };
-        let keeps =
-            |exchange: &Exchange| policy.keeps(exchange, policy.slow(exchange), &SpanIds::of_call(&exchange.call));
+        let reasons = |exchange: &Exchange| {
+            let kept = policy.kept(exchange, policy.slow(exchange));
+            let reasons: Vec<_> = kept.reasons().collect();
+            assert_eq!(policy.samples(kept, &SpanIds::of_call(&exchange.call)), !reasons.is_empty());
+            reasons
+        };
         let mut exchange = fixture::completed();
-        assert!(!keeps(&exchange));
+        assert_eq!(reasons(&exchange), [""; 0]);
         exchange.stalled_before_first_token = true;
-        assert!(keeps(&exchange));
+        assert_eq!(reasons(&exchange), ["stall"]);
         let mut exchange = fixture::completed();
         exchange.stalls = vec![(MonoNs(1), MonoNs(2))];
-        assert!(keeps(&exchange));
+        assert_eq!(reasons(&exchange), ["stall"]);
         let mut exchange = fixture::completed();
         exchange.decode_rate = Some(1.0);
-        assert!(keeps(&exchange));
-        assert!(keeps(&fixture::failed()));
+        assert_eq!(reasons(&exchange), ["token_rate"]);
+        let mut exchange = fixture::failed();
+        assert_eq!(reasons(&exchange), ["error"]);
+        exchange.end = exchange.request_start.map(|MonoNs(at)| MonoNs(at + 6_000_000_000));
+        assert_eq!(reasons(&exchange), ["error", "duration"]);
     }
 
     #[test]
@@ -117,7 +149,7 @@ mod tests {
         let kept = |rate| {
             let policy = Policy { sample_rate: rate, ..Policy::default() };
             let ids = || SpanIds::of_call(&exchange.call);
-            (0..2000).filter(|_| policy.keeps(&exchange, Slow::default(), &ids())).count()
+            (0..2000).filter(|_| policy.samples(Kept::default(), &ids())).count()
         };
         assert_eq!(kept(1.0), 2000);
         assert!((300..=500).contains(&kept(0.2)), "{}", kept(0.2));

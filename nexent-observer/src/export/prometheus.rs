@@ -306,6 +306,7 @@ mod tests {
         bench.live.set(vec![stream(None, None)]);
         bench.health.core(&Stats::default());
         bench.health.kernel(KernelCounts::default());
+        bench.health.held_capabilities(&[("CAP_SYS_ADMIN".to_owned(), "attaching")]);
         bench.health.channel(Exporter::Otlp, Signal::Spans).dropped(DropCause::QueueFull, 1);
         let text = bench.prometheus.render().unwrap();
         for metric in Metric::ALL {

@@ -19,6 +19,7 @@ use super::{
     plan::{FamilyPlan, Hook},
     process::{FileId, MappedFile, Process},
 };
+use crate::privileges;
 
 /// Why a process cannot be observed. Each message says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -156,6 +157,7 @@ impl Attacher {
         let (undertaker, dead) = mpsc::channel::<Buried>();
         // Detaching one probe waits for the kernel up to 250 ms: not in the loop that drains the rings.
         thread::Builder::new().name("detach".to_owned()).spawn(move || {
+            privileges::shed();
             while let Ok(probes) = dead.recv() {
                 drop(probes);
             }
@@ -220,6 +222,7 @@ impl Attacher {
         if pid == std::process::id() {
             return Err(AttachError::Itself { pid });
         }
+        let _raised = privileges::raise();
         let process = Process::find(pid).map_err(|_| AttachError::NoProcess { pid })?;
         if self.observed.get(&pid).is_some_and(|observed| observed.process != process) {
             self.detach(pid); // a reused pid

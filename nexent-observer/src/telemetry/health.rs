@@ -188,11 +188,14 @@ pub struct Health {
     attached_processes: IntGauge,
     /// Spans left out by sampling.
     pub(crate) sampled_out: IntCounter,
+    /// Spans kept for a reason, by reason.
+    pub(crate) kept_spans: IntCounterVec,
     label_overflow: IntCounterVec,
     queue_depth: IntGaugeVec,
     exported: IntCounterVec,
     failures: IntCounterVec,
     dropped: IntCounterVec,
+    held_capabilities: IntGaugeVec,
     cpu_seconds: Counter,
     resident: IntGauge,
 }
@@ -205,6 +208,10 @@ impl Health {
         let gauge = |metric| register.gauge(metric).map(|g| g.with_label_values(&none));
         let lost = register.counter(Metric::LostRecords)?;
         let drops = register.counter(Metric::Drops)?;
+        let kept_spans = register.counter(Metric::KeptSpans)?;
+        for reason in crate::export::policy::Kept::REASONS {
+            kept_spans.with_label_values(&[reason]);
+        }
         register.gauge(Metric::BuildInfo)?.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         Ok(Self {
             began: Instant::now(),
@@ -229,14 +236,28 @@ impl Health {
             attached_probes: gauge(Metric::AttachedProbes)?,
             attached_processes: gauge(Metric::AttachedProcesses)?,
             sampled_out: counter(Metric::SampledOut)?,
+            kept_spans,
             label_overflow: register.counter(Metric::LabelOverflow)?,
             queue_depth: register.gauge(Metric::QueueDepth)?,
             exported: register.counter(Metric::Exported)?,
             failures: register.counter(Metric::ExportFailures)?,
             dropped: register.counter(Metric::ExportDropped)?,
+            held_capabilities: register.gauge(Metric::HeldCapabilities)?,
             cpu_seconds: register.float_counter(Metric::ProcessCpuSeconds)?.with_label_values(&none),
             resident: gauge(Metric::ProcessResidentMemory)?,
         })
+    }
+
+    /// Counts a span that is kept for these reasons.
+    pub fn kept(&self, reasons: impl Iterator<Item = &'static str>) {
+        reasons.for_each(|reason| self.kept_spans.with_label_values(&[reason]).inc());
+    }
+
+    /// Shows the capabilities that are kept, and when each is in effect.
+    pub fn held_capabilities(&self, names: &[(String, &'static str)]) {
+        for (capability, in_effect) in names {
+            self.held_capabilities.with_label_values(&[capability.as_str(), in_effect]).set(1);
+        }
     }
 
     /// Takes over the core's counters (absolute since the start).

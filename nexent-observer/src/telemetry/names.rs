@@ -151,10 +151,14 @@ metrics! {
         "Items that an exporter gave up: queue_full, timeout (retries ran out of time), rejected (the receiver refused them), shutdown (the flush ran out of time), write_error, no_time (an exchange without any time).";
     SampledOut = "nexent_observer_sampled_out_spans_total", Counter, &[], &[],
         "Spans that were left out by TELEMETRY_SAMPLE_RATE.";
+    KeptSpans = "nexent_observer_kept_spans_total", Counter, &["reason"], &[],
+        "Spans that are kept whatever TELEMETRY_SAMPLE_RATE says, by reason: error, stall (after the first token or before it), duration and token_rate (as llm_slow_requests). A span can count under several.";
     LabelOverflow = "nexent_observer_label_overflow_total", Counter, &["label"], &[],
         "Label values that were replaced by other because the label (or, as label series, the set of label combinations) had reached its cap.";
     BuildInfo = "nexent_observer_build_info", Gauge, &["version"], &[],
         "1, with the version of the observer.";
+    HeldCapabilities = "nexent_observer_held_capabilities", Gauge, &["capability", "in_effect"], &[],
+        "1 for each Linux capability that the observer keeps: in_effect always, or attaching (permitted always, in effect only while probes are attached). All others were dropped after the start.";
     ProcessCpuSeconds = "nexent_observer_process_cpu_seconds_total", Counter, &[], &[],
         "CPU time of the observer itself, user and system, in seconds.";
     ProcessResidentMemory = "nexent_observer_process_resident_memory_bytes", Gauge, &[], &[],

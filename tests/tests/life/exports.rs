@@ -12,9 +12,11 @@ use std::{
 
 use crate::harness::{Place, assert_right, by_request, until};
 
-/// A collector that takes OTLP over HTTP and keeps the bodies of the spans.
+type Bodies = Arc<Mutex<Vec<(String, Vec<u8>)>>>;
+
+/// A collector that takes OTLP over HTTP and keeps the bodies, each with its path.
 struct Collector {
-    spans: Arc<Mutex<Vec<Vec<u8>>>>,
+    bodies: Bodies,
     end: Arc<AtomicBool>,
     address: SocketAddr,
     thread: Option<JoinHandle<()>>,
@@ -23,8 +25,8 @@ struct Collector {
 impl Collector {
     fn listen(address: SocketAddr) -> Self {
         let listener = TcpListener::bind(address).unwrap();
-        let (spans, end) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
-        let (kept, ended) = (Arc::clone(&spans), Arc::clone(&end));
+        let (bodies, end) = (Bodies::default(), Arc::new(AtomicBool::new(false)));
+        let (kept, ended) = (Arc::clone(&bodies), Arc::clone(&end));
         let thread = thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 if ended.load(Ordering::Relaxed) {
@@ -34,9 +36,7 @@ impl Collector {
                 thread::spawn(move || {
                     let mut reader = BufReader::new(stream);
                     while let Some((path, body)) = post(&mut reader) {
-                        if path == "/v1/traces" {
-                            kept.lock().unwrap().push(body);
-                        }
+                        kept.lock().unwrap().push((path, body));
                         let answer =
                             b"HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: 0\r\n\r\n";
                         if reader.get_mut().write_all(answer).is_err() {
@@ -46,13 +46,19 @@ impl Collector {
                 });
             }
         });
-        Self { spans, end, address, thread: Some(thread) }
+        Self { bodies, end, address, thread: Some(thread) }
     }
 
-    /// Whether a span with this attribute value came: strings stand in protobuf as they are.
+    /// Whether a span with this attribute value came.
     fn has(&self, text: &str) -> bool {
-        let spans = self.spans.lock().unwrap();
-        spans.iter().any(|body| body.windows(text.len()).any(|window| window == text.as_bytes()))
+        self.got("/v1/traces", text)
+    }
+
+    /// Whether this text came at this path: strings stand in protobuf as they are.
+    fn got(&self, path: &str, text: &str) -> bool {
+        let bodies = self.bodies.lock().unwrap();
+        let of_path = bodies.iter().filter(|(at, _)| at == path);
+        of_path.into_iter().any(|(_, body)| body.windows(text.len()).any(|window| window == text.as_bytes()))
     }
 }
 
@@ -137,6 +143,45 @@ fn a_collector_that_is_down_costs_a_bounded_queue_and_when_it_is_back_spans_arri
     for one in &made {
         assert_right(found[one["request_id"].as_str().unwrap()], one, &server);
     }
+}
+
+#[test]
+fn a_slow_call_is_kept_and_says_why_and_where_its_time_went_under_the_names_that_were_asked_for() {
+    let place = Place::new("slow");
+    let server = place.server();
+    let mut client = place.client(&server, "client");
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let collector = Collector::listen(address);
+    let (jaeger, metrics) = (format!("http://{address}"), format!("http://{address}/v1/metrics"));
+    let env = [
+        ("JAEGER_ENDPOINT", jaeger.as_str()),
+        ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", &metrics),
+        ("OTEL_BSP_SCHEDULE_DELAY", "50"),
+        ("OTEL_METRIC_EXPORT_INTERVAL", "300"),
+        ("OTEL_SEMCONV_STABILITY_OPT_IN", "gen_ai_latest_experimental"),
+        ("OTEL_TRACES_SAMPLER", "always_off"),
+        ("LLM_SLOW_REQUEST_THRESHOLD_SECONDS", "1.5"),
+        ("LLM_SLOW_TOKEN_RATE_THRESHOLD", "20"),
+    ];
+    let mut observer = place.observe_with("observer", &["--pid", &client.pid()], &env);
+    observer.attached(client.process.pid());
+    let fast = client.chat();
+    client.tell(&serde_json::json!({"do": "chat", "scenario": "no-done", "chunks": 20, "pause_ms": 100}));
+    let slow = client.chatted();
+    let id = |answer: &serde_json::Value| answer["request_id"].as_str().unwrap().to_owned();
+    until("the span of the slow call", || collector.has(&id(&slow)).then_some(()));
+    for text in ["nexent.kept.reasons", "duration", "token_rate", "nexent.phase.decode", "nexent.phase.largest"] {
+        assert!(collector.has(text), "{text}");
+    }
+    let sampled_out = observer.until_metric("nexent_observer_sampled_out_spans_total", &[], |n| n == 1.0);
+    for (reason, spans) in [("duration", 1.0), ("token_rate", 1.0), ("error", 0.0), ("stall", 0.0)] {
+        let label = format!("reason=\"{reason}\"");
+        assert_eq!(sampled_out.sum("nexent_observer_kept_spans_total", &[&label]), spans, "{reason}");
+    }
+    assert_eq!(observer.finish().len(), 2);
+    assert!(!collector.has(&id(&fast)), "neither slow nor failed, and nothing is sampled");
+    assert!(collector.got("/v1/metrics", "gen_ai.client.inference.duration"));
+    assert!(!collector.got("/v1/metrics", "gen_ai.client.operation.duration"));
 }
 
 #[test]

@@ -134,9 +134,14 @@ impl Place {
 
     /// Likewise, with variables in its environment.
     pub(crate) fn observe_with(&self, name: &str, arguments: &[&str], env: &[(&str, &str)]) -> Observer {
+        self.observe_by(&binary(), name, arguments, env)
+    }
+
+    /// Likewise, by a program that becomes the observer.
+    pub(crate) fn observe_by(&self, program: &Path, name: &str, arguments: &[&str], env: &[(&str, &str)]) -> Observer {
         let jsonl = self.dir.join(format!("{name}.jsonl"));
         let log = self.dir.join(format!("{name}.stderr"));
-        let mut command = Command::new(binary());
+        let mut command = Command::new(program);
         command.arg("run").args(arguments).args(["--listen", "127.0.0.1:0", "--capture-content"]);
         if !arguments.contains(&"--jsonl") {
             command.arg("--jsonl").arg(&jsonl);

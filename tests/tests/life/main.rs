@@ -16,3 +16,4 @@ mod harness;
 mod hostile;
 mod libraries;
 mod plain;
+mod privileges;

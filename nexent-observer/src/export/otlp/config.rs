@@ -30,6 +30,12 @@ pub struct OtlpConfig {
     pub metric_timeout: Duration,
     /// `OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE`.
     pub temporality: Temporality,
+    /// Buckets of histograms.
+    pub aggregation: Aggregation,
+    /// Names of metrics and attributes.
+    pub names: Names,
+    /// What a span may hold.
+    pub span_limits: SpanLimits,
     /// `OTEL_RESOURCE_ATTRIBUTES` of the observer without the identity of a service: added to every observed service
     /// that does not say otherwise (`deployment.environment.name`, `host.name`, ...).
     pub resource: Vec<(String, String)>,
@@ -67,6 +73,8 @@ pub enum Protocol {
     Grpc,
     /// Protobuf over HTTP.
     Http,
+    /// JSON over HTTP.
+    HttpJson,
 }
 
 /// Batching of spans (`OTEL_BSP_*`).
@@ -82,7 +90,60 @@ pub struct Batch {
     pub max_batch: usize,
 }
 
-/// What one point of a histogram covers.
+/// `OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Aggregation {
+    /// Histograms have the advisory buckets.
+    Explicit,
+    /// Histograms have base-2 exponential buckets.
+    Exponential,
+}
+
+/// Which names OpenTelemetry's GenAI conventions have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Names {
+    /// Those of semantic-conventions v1.41.
+    V1_41,
+    /// Those of semantic-conventions-genai 0.1, of 2026.
+    V2026,
+    /// Both side by side.
+    Both,
+}
+
+impl Names {
+    /// Whether the names of v1.41 are exported.
+    #[must_use]
+    pub fn has_v1_41(self) -> bool {
+        self != Self::V2026
+    }
+
+    /// Whether the names of 2026 are exported.
+    #[must_use]
+    pub fn has_v2026(self) -> bool {
+        self != Self::V1_41
+    }
+}
+
+/// Limits on attributes and events (OpenTelemetry specification, "Attribute Limits", "Span Limits").
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpanLimits {
+    /// `OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT`, else `OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT`, in characters.
+    pub value_chars: usize,
+    /// `OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT`, else `OTEL_ATTRIBUTE_COUNT_LIMIT`.
+    pub attributes: usize,
+    /// `OTEL_SPAN_EVENT_COUNT_LIMIT`.
+    pub events: usize,
+    /// `OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT`, else `OTEL_ATTRIBUTE_COUNT_LIMIT`.
+    pub event_attributes: usize,
+}
+
+impl Default for SpanLimits {
+    fn default() -> Self {
+        Self { value_chars: usize::MAX, attributes: 128, events: 128, event_attributes: 128 }
+    }
+}
+
+/// What one point of a metric covers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Temporality {
     /// All since the start.
@@ -111,6 +172,9 @@ impl Default for OtlpConfig {
             metric_interval: Duration::from_millis(60_000),
             metric_timeout: Duration::from_millis(30_000),
             temporality: Temporality::Cumulative,
+            aggregation: Aggregation::Explicit,
+            names: Names::V1_41,
+            span_limits: SpanLimits::default(),
             resource: Vec::new(),
             backoff_first: Duration::from_millis(500),
             backoff_max: Duration::from_secs(15),
@@ -123,8 +187,6 @@ impl Default for OtlpConfig {
 pub struct Loaded {
     /// `None`: OTLP is off, because no endpoint is configured or everything is switched off.
     pub config: Option<OtlpConfig>,
-    /// `OTEL_SERVICE_NAME`, else `service.name` of `OTEL_RESOURCE_ATTRIBUTES`, of the observer.
-    pub service_name: Option<String>,
     /// What was wrong and ignored, one sentence each.
     pub warnings: Vec<String>,
 }
@@ -157,9 +219,9 @@ impl Kind {
 #[must_use]
 pub fn load(env: &dyn Env, url: Option<&str>) -> Loaded {
     let mut reader = Reader::new(env);
-    let (resource, service_name) = resource(&mut reader);
+    let resource = resource(&mut reader);
     if reader.flag("OTEL_SDK_DISABLED") {
-        return Loaded { config: None, service_name, warnings: reader.warnings };
+        return Loaded { config: None, warnings: reader.warnings };
     }
     let traces = target(&mut reader, Kind::Traces, url);
     let metrics = target(&mut reader, Kind::Metrics, url);
@@ -169,21 +231,22 @@ pub fn load(env: &dyn Env, url: Option<&str>) -> Loaded {
         metric_interval: reader.millis("OTEL_METRIC_EXPORT_INTERVAL").unwrap_or(default.metric_interval),
         metric_timeout: reader.millis("OTEL_METRIC_EXPORT_TIMEOUT").unwrap_or(default.metric_timeout),
         temporality: temporality(&mut reader),
+        aggregation: aggregation(&mut reader),
+        span_limits: span_limits(&mut reader),
         resource,
         ..OtlpConfig { traces, metrics, ..default }
     };
     let on = config.traces.is_some() || config.metrics.is_some();
-    Loaded { config: on.then_some(config), service_name, warnings: reader.warnings }
+    Loaded { config: on.then_some(config), warnings: reader.warnings }
 }
 
-fn resource(reader: &mut Reader<'_>) -> (Vec<(String, String)>, Option<String>) {
+fn resource(reader: &mut Reader<'_>) -> Vec<(String, String)> {
     const NAME: &str = "OTEL_RESOURCE_ATTRIBUTES";
     let text = reader.text(NAME).unwrap_or_default();
     let mut attributes = reader.pairs(NAME, &text).unwrap_or_default();
-    let named = attributes.iter().find(|(key, _)| key == "service.name").map(|(_, value)| value.clone());
     // Who the observer is says nothing about who the observed service is.
     attributes.retain(|(key, _)| !key.starts_with("service.") && !key.starts_with("process."));
-    (attributes, reader.text("OTEL_SERVICE_NAME").or(named))
+    attributes
 }
 
 fn batch(reader: &mut Reader<'_>) -> Batch {
@@ -202,11 +265,32 @@ fn batch(reader: &mut Reader<'_>) -> Batch {
     }
 }
 
-fn temporality(reader: &mut Reader<'_>) -> Temporality {
-    const AGGREGATION: &str = "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION";
-    if reader.text(AGGREGATION).is_some_and(|word| !word.eq_ignore_ascii_case("explicit_bucket_histogram")) {
-        reader.warn(AGGREGATION, "only explicit_bucket_histogram is known, and used");
+fn span_limits(reader: &mut Reader<'_>) -> SpanLimits {
+    let default = SpanLimits::default();
+    let mut limit = |name| reader.number(name, |_: &usize| true);
+    let length = limit("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT");
+    let count = limit("OTEL_ATTRIBUTE_COUNT_LIMIT");
+    SpanLimits {
+        value_chars: limit("OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT").or(length).unwrap_or(default.value_chars),
+        attributes: limit("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT").or(count).unwrap_or(default.attributes),
+        events: limit("OTEL_SPAN_EVENT_COUNT_LIMIT").unwrap_or(default.events),
+        event_attributes: limit("OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT").or(count).unwrap_or(default.event_attributes),
     }
+}
+
+fn aggregation(reader: &mut Reader<'_>) -> Aggregation {
+    const NAME: &str = "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION";
+    match reader.text(NAME).map(|word| word.to_ascii_lowercase()).as_deref() {
+        None | Some("explicit_bucket_histogram") => Aggregation::Explicit,
+        Some("base2_exponential_bucket_histogram") => Aggregation::Exponential,
+        Some(_) => {
+            reader.warn(NAME, "neither explicit_bucket_histogram nor base2_exponential_bucket_histogram, ignored");
+            Aggregation::Explicit
+        }
+    }
+}
+
+fn temporality(reader: &mut Reader<'_>) -> Temporality {
     const NAME: &str = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE";
     match reader.text(NAME).map(|word| word.to_ascii_lowercase()).as_deref() {
         None | Some("cumulative") => Temporality::Cumulative,
@@ -255,11 +339,11 @@ fn target(reader: &mut Reader<'_>, kind: Kind, url: Option<&str>) -> Option<Targ
     }
     match target.protocol {
         Protocol::Grpc => target.url.set_path(""),
-        Protocol::Http if endpoint.is_base => {
+        Protocol::Http | Protocol::HttpJson if endpoint.is_base => {
             let base = target.url.path().trim_end_matches('/').to_owned();
             target.url.set_path(&format!("{base}/{}", kind.path()));
         }
-        Protocol::Http => {}
+        Protocol::Http | Protocol::HttpJson => {}
     }
     Some(target)
 }
@@ -348,18 +432,14 @@ fn explicit_protocol(reader: &Reader<'_>, kind: Kind) -> Option<Protocol> {
     match own_or_general(reader, kind, "PROTOCOL")?.1.to_ascii_lowercase().as_str() {
         "grpc" => Some(Protocol::Grpc),
         "http/protobuf" => Some(Protocol::Http),
+        "http/json" => Some(Protocol::HttpJson),
         _ => None,
     }
 }
 
 fn protocol(reader: &mut Reader<'_>, kind: Kind) -> Protocol {
-    if let (None, Some((name, value))) = (explicit_protocol(reader, kind), own_or_general(reader, kind, "PROTOCOL")) {
-        let what = if value.eq_ignore_ascii_case("http/json") {
-            "http/json is not supported; http/protobuf is used, which every OTLP receiver takes on the same port"
-        } else {
-            "neither grpc nor http/protobuf, ignored"
-        };
-        let warning = format!("{name}: {what}");
+    if let (None, Some((name, _))) = (explicit_protocol(reader, kind), own_or_general(reader, kind, "PROTOCOL")) {
+        let warning = format!("{name}: neither grpc, http/protobuf nor http/json, ignored");
         if !reader.warnings.contains(&warning) {
             reader.warnings.push(warning);
         }

@@ -61,6 +61,8 @@ fn grpc_by_name_or_by_port_and_its_scheme_by_insecure() {
     let said = [("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")];
     let want = [some("http://c:4317/v1/traces", Http), some("http://c:4317/v1/metrics", Http)];
     assert_eq!(targets(&said, Some("http://c:4317")), want);
+    let json = [("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")];
+    assert_eq!(targets(&json, Some("http://c"))[0], some("http://c/v1/traces", Protocol::HttpJson));
     let mixed = [grpc, ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "http/protobuf")];
     assert_eq!(targets(&mixed, Some("http://c:9")), [some("http://c:9/", Grpc), some("http://c:9/v1/metrics", Http)]);
 }
@@ -129,11 +131,12 @@ fn what_makes_no_sense_is_ignored_with_one_warning_each() {
         ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "4096"),
         ("OTEL_METRIC_EXPORT_INTERVAL", "1.5"),
         ("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "zip"),
-        ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json"),
         ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "carrier-pigeon"),
         ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "k k=v"),
         ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "weekly"),
         ("OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE", "/only.pem"),
+        ("OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION", "linear"),
+        ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "-1"),
         ("OTEL_RESOURCE_ATTRIBUTES", "a=b,broken"),
         ("OTEL_TRACES_EXPORTER", "zipkin"),
     ] {
@@ -185,7 +188,108 @@ fn resource_attributes_are_shared_but_not_the_observers_identity() {
     )];
     let read = loaded(&env, Some("http://c"));
     assert_eq!(read.config.unwrap().resource, [("deployment.environment.name".into(), "prod".into())]);
-    assert_eq!(read.service_name.as_deref(), Some("obs"));
-    let both = [env[0], ("OTEL_SERVICE_NAME", "me")];
-    assert_eq!(loaded(&both, None).service_name.as_deref(), Some("me"));
+}
+
+/// The variables of the specification that speak of exporting spans and metrics, each with a value that is not its default.
+const VARIABLES: [(&str, &str); 20] = [
+    ("OTEL_SDK_DISABLED", "true"),
+    ("OTEL_RESOURCE_ATTRIBUTES", "a=b"),
+    ("OTEL_TRACES_EXPORTER", "none"),
+    ("OTEL_METRICS_EXPORTER", "none"),
+    ("OTEL_BSP_SCHEDULE_DELAY", "1"),
+    ("OTEL_BSP_EXPORT_TIMEOUT", "1"),
+    ("OTEL_BSP_MAX_QUEUE_SIZE", "600"),
+    ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "1"),
+    ("OTEL_METRIC_EXPORT_INTERVAL", "1"),
+    ("OTEL_METRIC_EXPORT_TIMEOUT", "1"),
+    ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta"),
+    ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "lowmemory"),
+    ("OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION", "base2_exponential_bucket_histogram"),
+    ("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", "5"),
+    ("OTEL_ATTRIBUTE_COUNT_LIMIT", "5"),
+    ("OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT", "5"),
+    ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "5"),
+    ("OTEL_SPAN_EVENT_COUNT_LIMIT", "5"),
+    ("OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT", "5"),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://other"),
+];
+
+/// The rest of the names `OTEL_EXPORTER_OTLP_*`, which exist for both signals together and for each.
+const OF_A_SIGNAL: [(&str, &str); 7] = [
+    ("PROTOCOL", "grpc"),
+    ("HEADERS", "a=b"),
+    ("COMPRESSION", "gzip"),
+    ("TIMEOUT", "1"),
+    ("CERTIFICATE", "/ca.pem"),
+    ("CLIENT_CERTIFICATE", "/c.pem"),
+    ("CLIENT_KEY", "/k.pem"),
+];
+
+#[test]
+fn each_variable_of_the_specification_changes_what_it_speaks_of() {
+    let of = |pairs: &[(&str, &str)]| {
+        let base = [
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c"),
+            ("OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY", "/key.pem"),
+            ("OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE", "/cert.pem"),
+            ("OTEL_EXPORTER_OTLP_METRICS_CLIENT_KEY", "/key.pem"),
+            ("OTEL_EXPORTER_OTLP_METRICS_CLIENT_CERTIFICATE", "/cert.pem"),
+        ];
+        loaded(&[&base, pairs].concat(), None)
+    };
+    let base = of(&[]);
+    assert_eq!(base.warnings, [""; 0]);
+    for (name, value) in VARIABLES {
+        let with = of(&[(name, value)]);
+        assert_eq!(with.warnings, [""; 0], "{name}");
+        assert_ne!(with.config, base.config, "{name}");
+    }
+    for (what, value) in OF_A_SIGNAL {
+        let plain = loaded(&[], Some("http://c"));
+        assert_ne!(loaded(&[(&format!("OTEL_EXPORTER_OTLP_{what}"), value)], Some("http://c")), plain, "{what}");
+        let (traces, metrics) = (
+            of(&[(&format!("OTEL_EXPORTER_OTLP_TRACES_{what}"), value)]).config.unwrap(),
+            of(&[(&format!("OTEL_EXPORTER_OTLP_METRICS_{what}"), value)]).config.unwrap(),
+        );
+        let base = base.config.clone().unwrap();
+        assert!(traces.traces != base.traces && traces.metrics == base.metrics, "traces: {what}");
+        assert!(metrics.traces == base.traces && metrics.metrics != base.metrics, "metrics: {what}");
+    }
+    let own = [("OTEL_ATTRIBUTE_COUNT_LIMIT", "5"), ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "7")];
+    let limits = of(&own).config.unwrap().span_limits;
+    assert_eq!((limits.attributes, limits.event_attributes), (7, 5), "a span's own beats the general one");
+    let length = of(&[("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", "0")]).config.unwrap().span_limits;
+    assert_eq!(length, SpanLimits { value_chars: 0, ..SpanLimits::default() });
+}
+
+#[test]
+fn the_documentation_names_every_variable() {
+    let config = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/config.md");
+    let docs = format!("{}{}", crate::telemetry::docs::text(), std::fs::read_to_string(config).unwrap());
+    let own = [
+        "OTEL_SERVICE_NAME",
+        "OTEL_LOG_LEVEL",
+        "OTEL_TRACES_SAMPLER",
+        "OTEL_TRACES_SAMPLER_ARG",
+        "OTEL_EXPORTER_PROMETHEUS_HOST",
+        "OTEL_EXPORTER_PROMETHEUS_PORT",
+        "OTEL_SEMCONV_STABILITY_OPT_IN",
+        "OTEL_PROPAGATORS",
+        "OTEL_CONFIG_FILE",
+        "OTEL_EXPORTER_OTLP_INSECURE",
+        "OTEL_METRICS_EXEMPLAR_FILTER",
+        "JAEGER_ENDPOINT",
+    ];
+    for name in VARIABLES.iter().map(|(name, _)| *name).chain(own) {
+        // A row may name the rest of its variables by their endings.
+        let short = |at: usize| docs.contains(&format!("`{}`", &name[at..]));
+        let found = docs.contains(&format!("`{name}`")) || name.match_indices('_').skip(1).any(|(at, _)| short(at));
+        assert!(found, "docs lack {name}");
+    }
+    for (what, _) in OF_A_SIGNAL {
+        assert!(
+            docs.contains(&format!("OTEL_EXPORTER_OTLP_{what}`")) || docs.contains(&format!("`_{what}`")),
+            "{what}"
+        );
+    }
 }

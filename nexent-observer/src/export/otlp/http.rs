@@ -1,4 +1,4 @@
-//! OTLP/HTTP with protobuf bodies (OTLP specification, "OTLP/HTTP").
+//! OTLP/HTTP with protobuf or JSON bodies (OTLP specification, "OTLP/HTTP").
 
 use std::{
     io::Write,
@@ -15,9 +15,10 @@ use reqwest::{
     header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, RETRY_AFTER},
     redirect,
 };
+use serde_json::Value;
 
 use super::{
-    config::Target,
+    config::{Protocol, Target},
     transport::{Accepted, Failure, OtlpError, Request, USER_AGENT, read_pem},
 };
 
@@ -29,6 +30,7 @@ pub(super) struct Http {
     client: Client,
     url: Url,
     gzip: bool,
+    json: bool,
 }
 
 impl Http {
@@ -51,15 +53,20 @@ impl Http {
             pem.extend(read_pem(key)?);
             client = client.identity(Identity::from_pem(&pem).map_err(setup)?);
         }
-        Ok(Self { client: client.build().map_err(setup)?, url: target.url.clone(), gzip: target.gzip })
+        let json = target.protocol == Protocol::HttpJson;
+        Ok(Self { client: client.build().map_err(setup)?, url: target.url.clone(), gzip: target.gzip, json })
     }
 
     pub(super) async fn send(&self, request: &Request) -> Result<Accepted, Failure> {
-        let body = match request {
-            Request::Spans(request) => request.encode_to_vec(),
-            Request::Metrics(request) => request.encode_to_vec(),
+        // These types give serde no cause to refuse; should it, the receiver refuses an empty body.
+        let body = match (request, self.json) {
+            (Request::Spans(request), false) => request.encode_to_vec(),
+            (Request::Metrics(request), false) => request.encode_to_vec(),
+            (Request::Spans(request), true) => serde_json::to_vec(request).unwrap_or_default(),
+            (Request::Metrics(request), true) => serde_json::to_vec(request).unwrap_or_default(),
         };
-        let mut post = self.client.post(self.url.clone()).header(CONTENT_TYPE, "application/x-protobuf");
+        let content_type = if self.json { "application/json" } else { "application/x-protobuf" };
+        let mut post = self.client.post(self.url.clone()).header(CONTENT_TYPE, content_type);
         post = if self.gzip { post.header(CONTENT_ENCODING, "gzip").body(compress(&body)) } else { post.body(body) };
         // Nothing came back: the receiver is down, slow or far away, which passes.
         let no_answer = |error: reqwest::Error| Failure { retry: true, after: None, text: chain(&error.without_url()) };
@@ -72,6 +79,9 @@ impl Http {
         }
         let answer = read(response).await.map_err(no_answer)?;
         // The data was taken; an answer that does not parse takes nothing back.
+        if self.json {
+            return Ok(accepted(&answer));
+        }
         Ok(match request {
             Request::Spans(_) => ExportTraceServiceResponse::decode(answer.as_slice()).unwrap_or_default().into(),
             Request::Metrics(_) => ExportMetricsServiceResponse::decode(answer.as_slice()).unwrap_or_default().into(),
@@ -95,6 +105,19 @@ async fn read(mut response: Response) -> Result<Vec<u8>, reqwest::Error> {
         body.extend_from_slice(&chunk);
     }
     Ok(body)
+}
+
+/// `partialSuccess` of an answer in JSON, where a 64-bit number is a text (ProtoJSON) or a number.
+fn accepted(answer: &[u8]) -> Accepted {
+    let answer: Value = serde_json::from_slice(answer).unwrap_or_default();
+    let partial = answer.get("partialSuccess");
+    let count =
+        ["rejectedSpans", "rejectedDataPoints"].into_iter().find_map(|key| partial?.get(key)).and_then(|count| {
+            let text = count.as_str().and_then(|text| text.parse().ok());
+            count.as_u64().or(text)
+        });
+    let message = partial.and_then(|partial| partial.get("errorMessage")?.as_str()).unwrap_or_default();
+    Accepted { rejected: count.unwrap_or_default(), message: message.to_owned() }
 }
 
 fn compress(body: &[u8]) -> Vec<u8> {
@@ -127,6 +150,46 @@ fn chain(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::export::{
+        clock, fixture,
+        ids::{SpanId, SpanIds, TraceId},
+        otlp::{Finished, OtlpConfig, span},
+        policy::Kept,
+    };
+
+    #[test]
+    fn json_is_written_as_the_specification_wants_it() {
+        // OTLP specification, "JSON Protobuf Encoding": ids in hex, 64-bit numbers as text, enums as numbers, lowerCamelCase.
+        let finished = Finished {
+            observed: fixture::observed(fixture::completed()),
+            ids: SpanIds { trace: TraceId([0xab; 16]), span: SpanId([0xcd; 8]), parent: None },
+            kept: Kept::default(),
+            offset: clock::Offset(1_700_000_000_000_000_000),
+        };
+        let request = span::request(&[finished], &OtlpConfig::default());
+        let json = serde_json::to_value(&request).unwrap();
+        let span = &json["resourceSpans"][0]["scopeSpans"][0]["spans"][0];
+        assert_eq!((&span["traceId"], &span["spanId"]), (&"ab".repeat(16).into(), &"cd".repeat(8).into()));
+        assert_eq!(span["kind"], 3);
+        assert_eq!(span["startTimeUnixNano"], (1_700_000_000_000_000_000 + fixture::START).to_string());
+        let attributes = span["attributes"].as_array().unwrap();
+        let status = attributes.iter().find(|a| a["key"] == "http.response.status_code").unwrap();
+        assert_eq!(status["value"]["intValue"], "200", "{status}");
+    }
+
+    #[test]
+    fn a_partial_success_in_json_is_read_and_anything_else_takes_nothing_back() {
+        let of = |text: &str| {
+            let Accepted { rejected, message } = accepted(text.as_bytes());
+            (rejected, message)
+        };
+        let no_room = |rejected| (rejected, "no room".to_owned());
+        assert_eq!(of(r#"{"partialSuccess":{"rejectedSpans":"3","errorMessage":"no room"}}"#), no_room(3));
+        assert_eq!(of(r#"{"partialSuccess":{"rejectedDataPoints":4,"errorMessage":"no room"}}"#), no_room(4));
+        for text in ["", "{}", "[]", "null", r#"{"partialSuccess":{"rejectedSpans":-1}}"#, r#"{"partialSuccess":7}"#] {
+            assert_eq!(of(text), (0, String::new()), "{text}");
+        }
+    }
 
     #[test]
     fn retry_after_in_seconds_and_as_a_date() {

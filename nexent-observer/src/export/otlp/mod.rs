@@ -25,14 +25,18 @@ use tokio::{
 use super::{
     Observed, clock,
     ids::SpanIds,
+    policy::Kept,
     queue::{ByteBudget, Held},
 };
 use crate::telemetry::{Channel, DropCause, Exporter, Health, Signal};
 
 mod config;
+mod exponential;
 mod grpc;
 mod histogram;
 mod http;
+mod instruments;
+mod limits;
 mod metrics;
 mod resource;
 mod retry;
@@ -42,7 +46,7 @@ mod tasks;
 mod tests;
 mod transport;
 
-pub use config::{Batch, Loaded, OtlpConfig, Protocol, Target, Temporality, load};
+pub use config::{Aggregation, Batch, Loaded, Names, OtlpConfig, Protocol, SpanLimits, Target, Temporality, load};
 #[cfg(test)]
 pub(crate) use http::ensure_tls_provider;
 pub use transport::OtlpError;
@@ -57,6 +61,8 @@ pub struct Finished {
     pub observed: Observed,
     /// Identity of its span.
     pub ids: SpanIds,
+    /// Why it is kept although spans are sampled.
+    pub kept: Kept,
     /// From its clock to wall-clock time: one offset for all times of the span.
     pub offset: clock::Offset,
 }
@@ -106,7 +112,7 @@ impl Otlp {
         });
         let metrics = config.metrics.as_ref().map(|target| {
             let transport = transport::Transport::new(target)?;
-            let aggregates = Arc::<Mutex<metrics::Aggregates>>::default();
+            let aggregates = Arc::new(Mutex::new(metrics::Aggregates::new(config.names, config.aggregation)));
             let (stop, stopped) = watch::channel(false);
             let channel = health.channel(Exporter::Otlp, Signal::Metrics);
             let task = tasks::Metrics {

@@ -5,10 +5,14 @@ use opentelemetry_proto::tonic::{
     resource::v1::Resource,
 };
 
+use super::config::Names;
 use crate::export::Service;
 
-/// Schema of the attribute names: the GenAI conventions as of v1.41.
-pub(super) const SCHEMA_URL: &str = "https://opentelemetry.io/schemas/1.41.0";
+/// Schema of the names. Those of 2026 have none that is published.
+pub(super) fn schema_url(names: Names) -> &'static str {
+    if names.has_v1_41() { "https://opentelemetry.io/schemas/1.41.0" } else { "" }
+}
+
 const DISTRO: &str = "nexent-observer";
 
 /// The resource of `service`; `shared` are the attributes that every resource gets unless the service says otherwise.

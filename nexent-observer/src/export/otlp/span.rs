@@ -1,4 +1,5 @@
-//! An exchange as a CLIENT span by the GenAI conventions v1.41.
+//! An exchange as a CLIENT span by the GenAI conventions, v1.41 or those of 2026: of what is known here they differ in
+//! `gen_ai.response.finish_reasons` only.
 //!
 //! `gen_ai.*`, `server.*`, `http.*`, `error.type` mean what OpenTelemetry says. What it has no name for is under
 //! `nexent.*`. Only counts of the provider become `gen_ai.usage.*`. What was not seen has no attribute.
@@ -7,8 +8,9 @@ use std::{collections::HashMap, sync::Arc};
 
 use nexent_observer_core::{
     event::{Address, MonoNs, Role},
+    limits::FINISH_REASONS,
     llm::{Call, RequestFacts, ResponseFacts},
-    timing::Exchange,
+    timing::{Exchange, Outcome},
 };
 use opentelemetry_proto::tonic::{
     collector::trace::v1::ExportTraceServiceRequest,
@@ -18,9 +20,11 @@ use opentelemetry_proto::tonic::{
 
 use super::{
     Finished,
-    resource::{SCHEMA_URL, array, boolean, float, int, resource, scope, text},
+    config::{Names, OtlpConfig},
+    limits,
+    resource::{array, boolean, float, int, resource, schema_url, scope, text},
 };
-use crate::export::{Service, clock::Offset, view};
+use crate::export::{Service, breakdown::Breakdown, clock::Offset, view};
 
 /// Chunks of the timeline that go into one span; the JSON line has all of them.
 const CHUNKS: usize = 1024;
@@ -31,21 +35,22 @@ const SAMPLED: u32 = 1;
 
 /// Spans of one request, grouped by service: an SDK binds one resource to its provider, an observer of many services
 /// needs one per service in the same request.
-pub(super) fn request(batch: &[Finished], shared: &[(String, String)]) -> ExportTraceServiceRequest {
+pub(super) fn request(batch: &[Finished], config: &OtlpConfig) -> ExportTraceServiceRequest {
+    let schema_url = schema_url(config.names);
     let mut by_service: HashMap<&Arc<Service>, usize> = HashMap::new();
     let mut resource_spans: Vec<ResourceSpans> = Vec::new();
     for finished in batch {
-        let Some(span) = span(finished) else { continue };
+        let Some(span) = span(finished, config) else { continue };
         let service = &finished.observed.service;
         let at = *by_service.entry(service).or_insert_with(|| {
             resource_spans.push(ResourceSpans {
-                resource: Some(resource(service, shared)),
+                resource: Some(resource(service, &config.resource)),
                 scope_spans: vec![ScopeSpans {
                     scope: Some(scope()),
                     spans: Vec::new(),
-                    schema_url: SCHEMA_URL.into(),
+                    schema_url: schema_url.into(),
                 }],
-                schema_url: SCHEMA_URL.into(),
+                schema_url: schema_url.into(),
             });
             resource_spans.len() - 1
         });
@@ -72,22 +77,25 @@ fn bounds(exchange: &Exchange) -> Option<(MonoNs, MonoNs)> {
     Some((start, end.max(start)))
 }
 
-fn span(finished: &Finished) -> Option<Span> {
-    let Finished { observed, ids, offset } = finished;
+fn span(finished: &Finished, config: &OtlpConfig) -> Option<Span> {
+    let Finished { observed, ids, kept, offset } = finished;
     let exchange = &observed.exchange;
     let (start, end) = bounds(exchange)?;
     let mut attributes = Vec::with_capacity(48);
     call_attributes(&mut attributes, exchange);
     peer_attributes(&mut attributes, exchange);
     request_attributes(&mut attributes, &exchange.request, view::is_stream(exchange));
-    response_attributes(&mut attributes, exchange);
+    response_attributes(&mut attributes, exchange, config.names);
     time_attributes(&mut attributes, exchange);
+    phase_attributes(&mut attributes, exchange);
+    let reasons: Vec<_> = kept.reasons().map(|reason| Value::StringValue(reason.into())).collect();
+    attributes.extend((!reasons.is_empty()).then(|| array("nexent.kept.reasons", reasons)));
     chunk_attributes(&mut attributes, exchange, start);
     attributes.extend(observed.endpoint.as_deref().map(|endpoint| text("nexent.endpoint", endpoint)));
     attributes.extend(exchange.tid.map(|tid| int("thread.id", u64::from(tid))));
     let operation = view::operation(exchange);
     let failed = view::error_type(exchange).is_some();
-    Some(Span {
+    let mut span = Span {
         trace_id: ids.trace.0.to_vec(),
         span_id: ids.span.0.to_vec(),
         parent_span_id: ids.parent.map(|parent| parent.0.to_vec()).unwrap_or_default(),
@@ -109,7 +117,9 @@ fn span(finished: &Finished) -> Option<Span> {
         // Unset, not Ok, on success: Ok is the application's word (OpenTelemetry, "Set status").
         status: failed.then(|| Status { message: String::new(), code: status::StatusCode::Error.into() }),
         ..Span::default()
-    })
+    };
+    limits::apply(&mut span, &config.span_limits);
+    Some(span)
 }
 
 fn call_attributes(out: &mut Vec<KeyValue>, exchange: &Exchange) {
@@ -121,10 +131,9 @@ fn call_attributes(out: &mut Vec<KeyValue>, exchange: &Exchange) {
         out.push(text("server.address", address));
         out.extend(port.map(|port| int("server.port", u64::from(port))));
     }
-    if !method.is_empty() {
-        out.push(text("http.request.method", method));
-        out.push(text("url.path", path));
-    }
+    // Of an HTTP/2 connection joined mid-life either may be unknown by itself.
+    out.extend((!method.is_empty()).then(|| text("http.request.method", method)));
+    out.extend((!path.is_empty()).then(|| text("url.path", path)));
     out.extend(retry_count.filter(|n| *n > 0).map(|n| int("http.request.resend_count", u64::from(n))));
     out.extend(view::error_type(exchange).map(|error_type| text("error.type", error_type)));
 }
@@ -143,7 +152,6 @@ fn peer_attributes(out: &mut Vec<KeyValue>, exchange: &Exchange) {
     }
     out.push(text("network.peer.address", &address));
     out.push(int("network.peer.port", u64::from(remote.port())));
-    out.extend(exchange.connect_ns().map(|ns| float("nexent.connect_seconds", ns as f64 / 1e9)));
 }
 
 fn request_attributes(out: &mut Vec<KeyValue>, request: &RequestFacts, is_stream: bool) {
@@ -157,7 +165,7 @@ fn request_attributes(out: &mut Vec<KeyValue>, request: &RequestFacts, is_stream
     out.extend(choices.filter(|n| *n != 1).map(|n| int("gen_ai.request.choice.count", u64::from(n))));
 }
 
-fn response_attributes(out: &mut Vec<KeyValue>, exchange: &Exchange) {
+fn response_attributes(out: &mut Vec<KeyValue>, exchange: &Exchange, names: Names) {
     let ResponseFacts { status, stream: _, provider: _, request_id, processing_ms, rate_limit } = &exchange.response;
     out.extend(status.map(|status| int("http.response.status_code", u64::from(status))));
     out.extend(request_id.as_deref().map(|id| text("nexent.provider.request_id", id)));
@@ -167,10 +175,11 @@ fn response_attributes(out: &mut Vec<KeyValue>, exchange: &Exchange) {
     }
     out.extend(exchange.response_model.as_deref().map(|model| text("gen_ai.response.model", model)));
     out.extend(exchange.response_id.as_deref().map(|id| text("gen_ai.response.id", id)));
-    if !exchange.finish_reasons.is_empty() {
-        let reasons = exchange.finish_reasons.iter().map(|reason| Value::StringValue(reason.clone()));
-        out.push(array("gen_ai.response.finish_reasons", reasons));
+    let mut reasons: Vec<_> = exchange.finish_reasons.iter().map(|r| Value::StringValue(r.clone())).collect();
+    if reasons.is_empty() && names.has_v2026() {
+        reasons = vec![Value::StringValue("error".into()); unfinished_choices(exchange)];
     }
+    out.extend((!reasons.is_empty()).then(|| array("gen_ai.response.finish_reasons", reasons)));
     let usage = exchange.usage;
     out.extend(usage.input.map(|n| int("gen_ai.usage.input_tokens", n)));
     out.extend(usage.output.map(|n| int("gen_ai.usage.output_tokens", n)));
@@ -183,6 +192,24 @@ fn response_attributes(out: &mut Vec<KeyValue>, exchange: &Exchange) {
     out.push(text("nexent.outcome", exchange.outcome.as_str()));
     // Absent: some were lost, and nobody knows how many.
     out.extend(exchange.bytes_lost.map(|n| int("nexent.bytes_lost", n)));
+}
+
+/// Choices of an answer that had begun and was cut off before any of them was finished: the names of 2026 have the finish
+/// reason `error` for each. Where some were finished, which ones were not is not known any more.
+fn unfinished_choices(exchange: &Exchange) -> usize {
+    let begun = exchange.first_token.is_some() || !exchange.chunks.is_empty();
+    let cut_off = matches!(exchange.outcome, Outcome::ClientAbort | Outcome::ServerAbort | Outcome::Error);
+    let choices = exchange.request.choices.map_or(1, |n| n as usize).min(FINISH_REASONS);
+    if begun && cut_off { choices } else { 0 }
+}
+
+/// Where the time went.
+fn phase_attributes(out: &mut Vec<KeyValue>, exchange: &Exchange) {
+    let breakdown = Breakdown::of(exchange);
+    for (part, seconds) in breakdown.named() {
+        out.extend(seconds.map(|seconds| float(&format!("nexent.phase.{part}"), seconds)));
+    }
+    out.extend(breakdown.largest.map(|part| text("nexent.phase.largest", part)));
 }
 
 fn time_attributes(out: &mut Vec<KeyValue>, exchange: &Exchange) {
@@ -232,6 +259,7 @@ mod tests {
     use crate::export::{
         Observed, fixture,
         ids::{SpanId, SpanIds, TraceId},
+        policy::{Kept, Slow},
     };
     use nexent_observer_core::timing::Timeline;
 
@@ -240,11 +268,17 @@ mod tests {
     const MS: u64 = 1_000_000;
 
     fn finished(exchange: Exchange) -> Finished {
-        Finished { observed: fixture::observed(exchange), ids: IDS, offset: OFFSET }
+        Finished { observed: fixture::observed(exchange), ids: IDS, kept: Kept::default(), offset: OFFSET }
     }
 
     fn only_span(exchange: Exchange) -> Span {
-        span(&finished(exchange)).unwrap()
+        span(&finished(exchange), &OtlpConfig::default()).unwrap()
+    }
+
+    fn texts_of(span: &Span, key: &str) -> Vec<String> {
+        let Some(Value::ArrayValue(array)) = get(span, key) else { return Vec::new() };
+        let text = |v: &Value| if let Value::StringValue(s) = v { s.clone() } else { panic!("{v:?}") };
+        array.values.iter().filter_map(|v| v.value.as_ref()).map(text).collect()
     }
 
     fn get<'a>(span: &'a Span, key: &str) -> Option<&'a Value> {
@@ -351,13 +385,87 @@ mod tests {
         full.chunks = fixture::timeline((0..2000).map(|i| (MonoNs(fixture::START + i), Some(1))));
         let mut finished = finished(full);
         finished.observed.endpoint = Some("POST /agent/run".into());
-        let span = span(&finished).unwrap();
+        finished.kept.error = true;
+        let exchange = &mut finished.observed.exchange;
+        exchange.stalls = vec![(MonoNs(fixture::START), MonoNs(fixture::START + 1))];
+        (exchange.connect_ns, exchange.tls_ns) = (Some(1), Some(1));
+        let span = span(&finished, &OtlpConfig::default()).unwrap();
         let own: Vec<_> =
             span.attributes.iter().map(|a| a.key.as_str()).filter(|key| key.starts_with("nexent.")).collect();
-        assert!(own.len() >= 18, "{own:?}");
+        assert!(own.len() >= 28, "{own:?}");
         for key in own.iter().chain(&["nexent.stall", "nexent.stall.seconds"]) {
             assert!(crate::telemetry::docs::text().contains(&format!("`{key}`")), "docs/metrics.md lacks {key}");
         }
+    }
+
+    #[test]
+    fn a_slow_call_says_why_it_is_kept_and_where_its_time_went() {
+        let mut exchange = fixture::completed();
+        let at = |ms: u64| MonoNs(fixture::START + ms * MS);
+        (exchange.last_token, exchange.end) = (Some(at(7_250)), Some(at(7_260)));
+        exchange.stalls = vec![(at(1_000), at(5_000))];
+        let slow = Slow { duration: true, token_rate: true };
+        let finished = Finished { kept: Kept { error: false, stall: true, slow }, ..finished(exchange) };
+        let span = span(&finished, &OtlpConfig::default()).unwrap();
+        assert_eq!(texts_of(&span, "nexent.kept.reasons"), ["stall", "duration", "token_rate"]);
+        assert_eq!(str_of(&span, "nexent.phase.largest").as_deref(), Some("stalls"));
+        for (part, seconds) in [
+            ("connect", None),
+            ("tls", None),
+            ("upload", Some(0.001)),
+            ("first_byte_wait", Some(0.189)),
+            ("first_token_wait", Some(0.06)),
+            ("decode", Some(3.0)),
+            ("stalls", Some(4.0)),
+            ("rest", Some(0.01)),
+        ] {
+            assert_eq!(float_of(&span, &format!("nexent.phase.{part}")), seconds, "{part}");
+        }
+        assert_eq!(
+            texts_of(&only_span(fixture::completed()), "nexent.kept.reasons"),
+            [""; 0],
+            "only where there is one"
+        );
+    }
+
+    #[test]
+    fn an_answer_that_was_cut_off_has_the_finish_reason_error_under_the_names_of_2026() {
+        let reasons = |names, exchange: &Exchange| {
+            let config = OtlpConfig { names, ..OtlpConfig::default() };
+            texts_of(&span(&finished(exchange.clone()), &config).unwrap(), "gen_ai.response.finish_reasons")
+        };
+        let mut exchange = fixture::completed();
+        assert_eq!(reasons(Names::V2026, &exchange), ["stop"]);
+        exchange.outcome = Outcome::ClientAbort;
+        assert_eq!(reasons(Names::Both, &exchange), ["stop"], "said is said");
+        exchange.finish_reasons.clear();
+        assert_eq!(reasons(Names::V1_41, &exchange), [""; 0]);
+        assert_eq!(reasons(Names::V2026, &exchange), ["error"]);
+        exchange.request.choices = Some(2);
+        assert_eq!(reasons(Names::Both, &exchange), ["error", "error"]);
+        exchange.request.choices = Some(u32::MAX);
+        assert_eq!(reasons(Names::V2026, &exchange).len(), FINISH_REASONS);
+        assert_eq!(reasons(Names::V2026, &fixture::failed()), [""; 0], "nothing had begun");
+        assert_eq!(reasons(Names::V2026, &fixture::joined()), [""; 0], "nobody knows");
+    }
+
+    #[test]
+    fn the_schema_is_that_of_the_names() {
+        let url = |names| {
+            let config = OtlpConfig { names, ..OtlpConfig::default() };
+            request(&[finished(fixture::completed())], &config).resource_spans.remove(0).schema_url
+        };
+        assert_eq!(url(Names::V1_41), "https://opentelemetry.io/schemas/1.41.0");
+        assert_eq!(url(Names::V2026), "");
+    }
+
+    #[test]
+    fn a_path_that_is_not_known_has_no_attribute_beside_a_method_that_is() {
+        let mut exchange = fixture::completed();
+        exchange.call.path.clear();
+        let span = only_span(exchange);
+        assert_eq!(str_of(&span, "http.request.method").as_deref(), Some("POST"));
+        assert_eq!(get(&span, "url.path"), None);
     }
 
     #[test]
@@ -414,7 +522,7 @@ mod tests {
     #[test]
     fn a_caller_that_gave_up_is_no_error() {
         let mut exchange = fixture::completed();
-        exchange.outcome = nexent_observer_core::timing::Outcome::ClientAbort;
+        exchange.outcome = Outcome::ClientAbort;
         let span = only_span(exchange);
         assert_eq!(span.status, None);
         assert_eq!(str_of(&span, "nexent.outcome").as_deref(), Some("client_abort"));
@@ -446,11 +554,12 @@ mod tests {
         (timeless.first_token, timeless.last_token, timeless.end) = (None, None, None);
         timeless.chunks = Timeline::default();
         assert!(!has_time(&timeless));
-        let finished_of = |observed: Observed| Finished { observed, ids: IDS, offset: OFFSET };
+        let finished_of = |observed: Observed| Finished { observed, ids: IDS, kept: Kept::default(), offset: OFFSET };
         let batch =
             [finished(fixture::completed()), finished_of(other), finished(fixture::joined()), finished(timeless)];
         let shared = [("host.name".to_owned(), "h".to_owned()), ("process.executable.name".to_owned(), "x".to_owned())];
-        let request = request(&batch, &shared);
+        let config = OtlpConfig { resource: shared.into(), ..OtlpConfig::default() };
+        let request = request(&batch, &config);
         let spans: Vec<_> = request.resource_spans.iter().map(|r| r.scope_spans[0].spans.len()).collect();
         assert_eq!(spans, [2, 1]);
         let resource = request.resource_spans[0].resource.as_ref().unwrap();

@@ -48,7 +48,7 @@ impl Spans {
             // The memory of a batch in flight stays in the budget until it is gone.
             let (finished, held): (Vec<Finished>, Vec<_>) = batch.drain(..).map(|q| (q.finished, q.held)).unzip();
             let spans = finished.len();
-            let request = Request::Spans(span::request(&finished, &config.resource));
+            let request = Request::Spans(span::request(&finished, &config));
             drop(finished);
             delivery.deliver(&request, spans as u64, config.batch.export_timeout).await;
             drop(held);

@@ -83,7 +83,14 @@ async fn http(State(got): State<Arc<Got>>, headers: HeaderMap, uri: axum::http::
     } else {
         body.to_vec()
     };
-    if uri.path() == "/v1/traces" {
+    let json = headers.get("content-type").is_some_and(|v| v == "application/json");
+    if json && uri.path() == "/v1/traces" {
+        let answer = got.take_traces(serde_json::from_slice(&body).unwrap());
+        serde_json::to_vec(&answer).unwrap().into_response()
+    } else if json {
+        got.metrics.lock().unwrap().push(serde_json::from_slice(&body).unwrap());
+        b"{}".into_response()
+    } else if uri.path() == "/v1/traces" {
         let request = ExportTraceServiceRequest::decode(body.as_slice()).unwrap();
         got.take_traces(request).encode_to_vec().into_response()
     } else {
@@ -134,7 +141,7 @@ impl Receiver {
         let got = Arc::clone(got);
         let task = tokio::spawn(async move {
             match protocol {
-                Protocol::Http => {
+                Protocol::Http | Protocol::HttpJson => {
                     let router =
                         Router::new().route("/v1/traces", post(http)).route("/v1/metrics", post(http)).with_state(got);
                     axum::serve(listener, router).await.unwrap();
@@ -163,6 +170,7 @@ impl Receiver {
 fn config(addr: SocketAddr, protocol: Protocol, more: &[(&str, &str)]) -> OtlpConfig {
     let name = match protocol {
         Protocol::Http => "http/protobuf",
+        Protocol::HttpJson => "http/json",
         Protocol::Grpc => "grpc",
     };
     let mut env: HashMap<String, String> = HashMap::from([
@@ -189,7 +197,7 @@ fn send(otlp: &Otlp, n: usize) {
         let observed = fixture::observed(fixture::completed());
         otlp.measure(&observed);
         let ids = SpanIds::of_call(&observed.exchange.call);
-        otlp.span(Finished { observed, ids, offset: clock::Offset(0) });
+        otlp.span(Finished { observed, ids, kept: Kept::default(), offset: clock::Offset(0) });
     }
 }
 
@@ -206,8 +214,8 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
 const SECOND: Duration = Duration::from_secs(1);
 
 #[tokio::test]
-async fn spans_and_metrics_arrive_over_both_protocols_compressed_and_with_headers() {
-    for protocol in [Protocol::Http, Protocol::Grpc] {
+async fn spans_and_metrics_arrive_over_every_protocol_compressed_and_with_headers() {
+    for protocol in [Protocol::Http, Protocol::HttpJson, Protocol::Grpc] {
         let got = Arc::<Got>::default();
         let receiver = Receiver::start(protocol, None, &got).await;
         let more = [("OTEL_EXPORTER_OTLP_HEADERS", "x-key=s3cret"), ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip")];
@@ -366,7 +374,7 @@ async fn huge_exchanges_are_bounded_by_bytes_not_only_by_number() {
         let mut observed = fixture::observed(fixture::completed());
         observed.exchange.output_text = Some("x".repeat(1 << 20));
         let ids = SpanIds::of_call(&observed.exchange.call);
-        otlp.span(Finished { observed, ids, offset: clock::Offset(0) });
+        otlp.span(Finished { observed, ids, kept: Kept::default(), offset: clock::Offset(0) });
     }
     assert!(spans.depth.get() < 32, "{}", spans.depth.get());
     assert!(spans.dropped_so_far(DropCause::QueueFull) > 68);

@@ -68,7 +68,7 @@ pub(super) enum Transport {
 impl Transport {
     pub(super) fn new(target: &Target) -> Result<Self, OtlpError> {
         Ok(match target.protocol {
-            Protocol::Http => Self::Http(Http::new(target)?),
+            Protocol::Http | Protocol::HttpJson => Self::Http(Http::new(target)?),
             Protocol::Grpc => Self::Grpc(Box::new(Grpc::new(target)?)),
         })
     }
