@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::{checked, dashboards, files, need_prometheus, prometheus::Prometheus};
+use super::{checked, dashboards, files, need_prometheus, prometheus::Prometheus, script};
 use crate::{
     clients::{Driver, clock_dir},
     observer::Observer,
@@ -129,17 +129,13 @@ pub fn run(root: &Path, binary: &Path, python: &Path, dir: &Path) -> Result<Repo
 
 /// The observer with the capabilities that it is deployed with, and no other.
 fn confined(binary: &Path, dir: &Path) -> Result<PathBuf> {
-    let script = dir.join("observer.sh");
     let capabilities: String =
         super::containers::CAPABILITIES.iter().map(|name| format!(",+{}", name.to_lowercase())).collect();
     let text = format!(
-        "#!/bin/sh\nexec setpriv --no-new-privs --inh-caps=-all --bounding-set=-all{capabilities} '{}' \"$@\"\n",
+        "exec setpriv --no-new-privs --inh-caps=-all --bounding-set=-all{capabilities} '{}' \"$@\"\n",
         binary.display()
     );
-    fs::write(&script, text).with_context(|| format!("cannot write {}", script.display()))?;
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    fs::set_permissions(&script, mode).with_context(|| format!("cannot make {} executable", script.display()))?;
-    Ok(script)
+    script(dir, "observer.sh", &text)
 }
 
 /// Configuration and rules of `deploy/prometheus`, with this observer and shorter times.

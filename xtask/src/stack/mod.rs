@@ -11,9 +11,11 @@ pub mod files;
 pub mod live;
 pub mod prometheus;
 pub mod promql;
+pub mod traces;
 
 use std::{
-    path::Path,
+    fs,
+    path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
 
@@ -49,6 +51,15 @@ fn checked(command: &mut Command) -> Result<String> {
         bail!("{} refuses: {status}\n{said}", sh::shown(command));
     }
     Ok(said)
+}
+
+/// A shell script in `dir`, for what must start with other variables or fewer privileges.
+fn script(dir: &Path, name: &str, text: &str) -> Result<PathBuf> {
+    let path = dir.join(name);
+    fs::write(&path, format!("#!/bin/sh\n{text}")).with_context(|| format!("cannot write {}", path.display()))?;
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(&path, mode).with_context(|| format!("cannot make {} executable", path.display()))?;
+    Ok(path)
 }
 
 /// A relative path of the checkout as a string.
