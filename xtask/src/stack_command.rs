@@ -64,7 +64,10 @@ fn run_part(root: &Path, part: Part, binary: &Path, slow: bool) -> Result<()> {
         Part::Traces => {
             println!("{}", traces::run(root, binary, &python::clients()?, &dir("rotel"), traces::Backend::Rotel)?);
             if slow {
-                println!("{}", traces::run(root, binary, &python::clients()?, &dir("phoenix"), traces::Backend::Phoenix)?);
+                println!(
+                    "{}",
+                    traces::run(root, binary, &python::clients()?, &dir("phoenix"), traces::Backend::Phoenix)?
+                );
             }
         }
     }

@@ -54,7 +54,8 @@ pub fn run(root: &Path, binary: &Path, python: &Path, dir: &Path, backend: Backe
         Backend::Phoenix => Receiver::phoenix(root, dir)?,
     };
     let server = LlmServer::start(Kind::Simulated, dir, 1)?;
-    let observer_with: String = receiver.variables.iter().map(|(name, value)| format!("export {name}='{value}'\n")).collect();
+    let observer_with: String =
+        receiver.variables.iter().map(|(name, value)| format!("export {name}='{value}'\n")).collect();
     let start = script(dir, "observer.sh", &format!("{observer_with}exec '{}' \"$@\"\n", binary.display()))?;
 
     let mut drivers = Vec::new();
@@ -80,13 +81,18 @@ pub fn run(root: &Path, binary: &Path, python: &Path, dir: &Path, backend: Backe
     // Ending it sends what is left.
     observer.stop()?;
     let spans = receiver.spans(dir)?;
+    compare(dir, backend, &spans)
+}
+
+/// Holds spans against the logs of the clients of a run in `dir`. What was seen, in one line; the error says what does not agree.
+pub fn compare(dir: &Path, backend: Backend, spans: &Path) -> Result<String> {
     let mut compare = Command::new(python::stack()?);
-    compare.arg(sh::fixture("stack/spans.py")?).arg("--spans").arg(&spans);
+    compare.arg(sh::fixture("stack/spans.py")?).arg("--spans").arg(spans);
     if backend == Backend::Phoenix {
         compare.arg("--no-resources");
     }
-    for driver in &drivers {
-        compare.arg("--calls").arg(&driver.log);
+    for name in SERVICES {
+        compare.arg("--calls").arg(dir.join(format!("{name}.jsonl")));
     }
     Ok(format!("{backend:?}: {}", checked(&mut compare)?.trim()))
 }
@@ -108,7 +114,11 @@ impl Receiver {
         let log = dir.join("spans.jsonl");
         let sink = Guarded::talking(
             "the reader behind the collector",
-            Command::new(&python).arg(sh::fixture("stack/otlp_sink.py")?).arg("--log").arg(&log).stderr(errors(dir, "sink")?),
+            Command::new(&python)
+                .arg(sh::fixture("stack/otlp_sink.py")?)
+                .arg("--log")
+                .arg(&log)
+                .stderr(errors(dir, "sink")?),
         )?;
         let listening = sink.event("listening", Duration::from_secs(30))?;
         let port = listening["port"].as_u64().context("the reader did not say its port")?;
@@ -116,12 +126,19 @@ impl Receiver {
             (format!("{OLD_COLLECTOR}:4318").parse()?, format!("{OLD_COLLECTOR}:4317").parse()?);
         let said = checked(Command::new(&python).args(["-c", "import rotel; print(rotel.__path__[0])"]))?;
         let mut command = Command::new(Path::new(said.trim()).join("rotel-agent"));
-        command.arg("start").args(["--otlp-http-endpoint", &http.to_string(), "--otlp-grpc-endpoint", &grpc.to_string()]);
+        command.arg("start").args([
+            "--otlp-http-endpoint",
+            &http.to_string(),
+            "--otlp-grpc-endpoint",
+            &grpc.to_string(),
+        ]);
         command.args(["--exporter", "otlp", "--otlp-exporter-protocol", "http", "--otlp-exporter-compression", "none"]);
         command.args(["--otlp-exporter-endpoint", &format!("http://127.0.0.1:{port}")]);
         command.arg("--pid-file").arg(dir.join("rotel.pid")).arg("--log-file").arg(dir.join("rotel.log"));
-        let mut rotel =
-            Guarded::spawn("rotel", command.stdin(Stdio::null()).stdout(errors(dir, "rotel")?).stderr(errors(dir, "rotel")?))?;
+        let mut rotel = Guarded::spawn(
+            "rotel",
+            command.stdin(Stdio::null()).stdout(errors(dir, "rotel")?).stderr(errors(dir, "rotel")?),
+        )?;
         wait_for(http, &mut rotel, Duration::from_secs(30))?;
         let variables = vec![
             ("JAEGER_ENDPOINT", format!("http://{OLD_COLLECTOR}:14268/api/traces")),
@@ -145,7 +162,8 @@ impl Receiver {
             command.stdin(Stdio::null()).stdout(errors(dir, "phoenix")?).stderr(errors(dir, "phoenix")?),
         )?;
         wait_for(address, &mut phoenix, Duration::from_secs(180))?;
-        let variables = vec![("NEXENT_OBSERVER_OTLP", format!("http://{address}")), ("OTEL_METRICS_EXPORTER", "none".to_owned())];
+        let variables =
+            vec![("NEXENT_OBSERVER_OTLP", format!("http://{address}")), ("OTEL_METRICS_EXPORTER", "none".to_owned())];
         Ok(Self { backend: Backend::Phoenix, address, variables, _processes: vec![phoenix] })
     }
 
@@ -165,7 +183,12 @@ impl Receiver {
                 thread::sleep(Duration::from_secs(1));
                 return Ok(path);
             }
-            ensure!(Instant::now() < until, "{:?} has {count} spans, not {SPANS}; logs: {}", self.backend, dir.display());
+            ensure!(
+                Instant::now() < until,
+                "{:?} has {count} spans, not {SPANS}; logs: {}",
+                self.backend,
+                dir.display()
+            );
             thread::sleep(Duration::from_millis(500));
         }
     }
@@ -174,7 +197,11 @@ impl Receiver {
 /// A file for what a process says.
 fn errors(dir: &Path, name: &str) -> Result<fs::File> {
     let path = dir.join(format!("{name}.stderr"));
-    fs::OpenOptions::new().create(true).append(true).open(&path).with_context(|| format!("cannot write {}", path.display()))
+    fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&path)
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Waits until something listens.
