@@ -16,7 +16,9 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::{checked, dashboards, files, need_prometheus, prometheus::Prometheus, script};
+use super::{
+    alertmanager::Alertmanager, checked, dashboards, files, need, need_prometheus, prometheus::Prometheus, script,
+};
 use crate::{
     clients::{Driver, clock_dir},
     observer::Observer,
@@ -76,6 +78,7 @@ pub struct Report {
 /// Runs it with the observer `binary` and the clients' interpreter `python`; all logs go to `dir`, which is emptied.
 pub fn run(root: &Path, binary: &Path, python: &Path, dir: &Path) -> Result<Report> {
     need_prometheus()?;
+    need(&[("prometheus-alertmanager", "prometheus-alertmanager")], "it is told of the alerts")?;
     if dir.exists() {
         fs::remove_dir_all(dir).with_context(|| format!("cannot empty {}", dir.display()))?;
     }
@@ -89,7 +92,9 @@ pub fn run(root: &Path, binary: &Path, python: &Path, dir: &Path) -> Result<Repo
     let mut observer = Observer::start(&confined(binary, dir)?, &targets, dir, listen, None)?;
     observer.attached(calm.pids.len(), Duration::from_secs(30))?;
     let began = Instant::now();
-    let prometheus = Prometheus::start(&configuration(root, dir, listen)?, dir, truth::free_address()?)?;
+    let alertmanager = Alertmanager::start(dir, truth::free_address()?)?;
+    let prometheus =
+        Prometheus::start(&configuration(root, dir, listen, alertmanager.address)?, dir, truth::free_address()?)?;
     // From the second window on, the rules know that a new series really is one.
     thread::sleep(MINUTE * 6);
 
@@ -105,6 +110,7 @@ pub fn run(root: &Path, binary: &Path, python: &Path, dir: &Path) -> Result<Repo
 
     // A thirtieth of the calm phase's errors may still be in the window: only what comes after its end counts.
     silent(&prometheus, &mut report)?;
+    alertmanager.forget();
     for (name, flags, alerts) in [
         ("slow", SLOW, &["LLMSlowTokenRate", "LLMSlowRequests"][..]),
         ("stalling", STALLING, &["LLMStreamStalls"]),
@@ -115,7 +121,7 @@ pub fn run(root: &Path, binary: &Path, python: &Path, dir: &Path) -> Result<Repo
         // The new process is found at its exec; its probes are there before it is through with its imports.
         client.go()?;
         client.done(LONGEST)?;
-        fire_and_end(&prometheus, name, alerts, &mut report)?;
+        fire_and_end((&prometheus, &alertmanager), name, alerts, &mut report)?;
     }
     observer.check()?;
     fires(&prometheus, "NexentObserverNotAttached")?;
@@ -138,8 +144,9 @@ fn confined(binary: &Path, dir: &Path) -> Result<PathBuf> {
     script(dir, "observer.sh", &text)
 }
 
-/// Configuration and rules of `deploy/prometheus`, with this observer and shorter times.
-fn configuration(root: &Path, dir: &Path, observer: SocketAddr) -> Result<PathBuf> {
+/// Configuration and rules of `deploy/prometheus`, with this observer and shorter times. The part on Alertmanager, which is
+/// commented out there, is used.
+fn configuration(root: &Path, dir: &Path, observer: SocketAddr, alertmanager: SocketAddr) -> Result<PathBuf> {
     let from = root.join("deploy/prometheus");
     let rules = dir.join("rules");
     fs::create_dir_all(&rules).with_context(|| format!("cannot make {}", rules.display()))?;
@@ -154,6 +161,12 @@ fn configuration(root: &Path, dir: &Path, observer: SocketAddr) -> Result<PathBu
         .replace("scrape_timeout: 4s", "scrape_timeout: 400ms")
         .replace("evaluation_interval: 15s", "evaluation_interval: 500ms")
         .replace("nexent-observer:9464", &observer.to_string());
+    for line in ["alerting:", "  alertmanagers:", "    - static_configs:", "        - targets: [alertmanager:9093]"] {
+        let commented = format!("\n# {line}\n");
+        ensure!(here.contains(&commented), "prometheus.yml does not have {line:?} as a comment");
+        here = here.replace(&commented, &format!("\n{line}\n"));
+    }
+    here = here.replace("alertmanager:9093", &alertmanager.to_string());
     // There is no Jaeger here, and this Prometheus has another port.
     here.truncate(here.find("\n  - job_name: prometheus").context("prometheus.yml has no job prometheus")?);
     ensure!(
@@ -274,24 +287,30 @@ fn silent(prometheus: &Prometheus, report: &mut Report) -> Result<()> {
     }
 }
 
-/// Waits until all of `alerts` have fired and until none fires any more.
-fn fire_and_end(prometheus: &Prometheus, phase: &str, alerts: &[&str], report: &mut Report) -> Result<()> {
+/// Waits until all of `alerts` have fired and none fires any more, in Prometheus and to whom Alertmanager told it.
+fn fire_and_end(
+    (prometheus, alertmanager): (&Prometheus, &Alertmanager),
+    phase: &str,
+    alerts: &[&str],
+    report: &mut Report,
+) -> Result<()> {
     let began = Instant::now();
     let mut fired = BTreeSet::new();
     loop {
         let firing = on_calls(prometheus)?;
         fired.extend(firing.iter().cloned());
-        let all = alerts.iter().all(|alert| fired.contains(*alert));
-        if all && firing.is_empty() {
+        let told = alertmanager.fired_and_resolved();
+        if alerts.iter().all(|alert| fired.contains(*alert) && told.contains(*alert)) && firing.is_empty() {
             break;
         }
         ensure!(
             began.elapsed() < ALERT,
-            "{phase}: {alerts:?} should fire and end; {fired:?} fired, {firing:?} fire still"
+            "{phase}: {alerts:?} should fire and end; {fired:?} fired, {firing:?} fire still; Alertmanager told of {told:?}"
         );
         thread::sleep(Duration::from_millis(250));
     }
-    report.lines.push(format!("{phase}: {fired:?} fired and ended"));
+    report.lines.push(format!("{phase}: {fired:?} fired and ended, and Alertmanager told so"));
+    alertmanager.forget();
     Ok(())
 }
 

@@ -4,6 +4,7 @@
 //! There is no Docker daemon, Grafana, Jaeger or Kubernetes in it: Prometheus is the real one, the others are stood for by their
 //! schemas (`tests/fixtures/stack`).
 
+pub mod alertmanager;
 pub mod containers;
 pub mod dashboards;
 pub mod documents;
