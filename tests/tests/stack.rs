@@ -12,7 +12,7 @@ use xtask::{
     python, sh,
     stack::{
         files::{self, Part},
-        live,
+        image, live,
         traces::{self, Backend},
     },
 };
@@ -268,4 +268,13 @@ fn a_collector_receives_spans_and_metrics_that_say_what_the_clients_did() {
     let lines: Vec<&str> = spans.lines().filter(|line| line.contains("\"t\": \"span\"")).skip(1).collect();
     fs::write(&altered, lines.join("\n")).unwrap();
     assert!(traces::compare(&dir, Backend::Rotel, &altered).is_err(), "a span that is missing is not found");
+}
+
+#[test]
+fn the_image_runs_confined_and_observes_a_container_and_the_host() {
+    let store = scratch("containers");
+    assert_eq!(image::unavailable(&store).unwrap(), None, "no containers can be run here");
+    let python = python::clients().unwrap();
+    let seen = image::run(&sh::root().unwrap(), &observer(), &python, &scratch("image"), &store);
+    seen.unwrap_or_else(|error| panic!("{error:#}"));
 }

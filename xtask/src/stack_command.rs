@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result};
 use xtask::{
     python, sh,
-    stack::{files, live, traces},
+    stack::{files, image, live, traces},
 };
 
 use crate::build::{self, Source};
@@ -37,13 +37,15 @@ enum Part {
     Live,
     /// Spans and metrics by OTLP
     Traces,
+    /// The image in a container
+    Image,
 }
 
 /// Runs the checks.
 pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     let binary = options.observer.clone().map_or_else(|| build::all(root, Source::Auto), Ok)?;
     let binary = binary.canonicalize().with_context(|| format!("there is no {}", binary.display()))?;
-    for part in [Part::Files, Part::Live, Part::Traces] {
+    for part in [Part::Files, Part::Live, Part::Traces, Part::Image] {
         if options.only.is_empty() || options.only.contains(&part) {
             let start = Instant::now();
             run_part(root, part, &binary, options.slow)?;
@@ -70,6 +72,13 @@ fn run_part(root: &Path, part: Part, binary: &Path, slow: bool) -> Result<()> {
                 );
             }
         }
+        Part::Image => match image::unavailable(&dir("containers"))? {
+            Some(why) => println!("THE IMAGE WAS NOT RUN: no containers here: {why}"),
+            None => println!(
+                "{}",
+                image::run(root, binary, &python::clients()?, &dir("image"), &dir("containers"))?.join("\n")
+            ),
+        },
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ pub mod containers;
 pub mod dashboards;
 pub mod documents;
 pub mod files;
+pub mod image;
 pub mod live;
 pub mod prometheus;
 pub mod promql;
