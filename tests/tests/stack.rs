@@ -125,6 +125,7 @@ const MISTAKES: &[(Part, [&str; 4])] = &[
             "is not mounted",
         ],
     ),
+    (Part::Grafana, ["deploy/grafana/provisioning/datasources/datasources.yaml", "isDefault:", "default:", "default"]),
     (Part::Kubernetes, ["deploy/kubernetes/daemonset.yaml", "hostPID: true", "hostPid: true", "hostPid"]),
     (Part::Kubernetes, ["deploy/kubernetes/daemonset.yaml", "path: /readyz", "path: /ready", "readinessProbe"]),
     (

@@ -17,7 +17,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::{
-    alertmanager::Alertmanager, checked, dashboards, files, need, need_prometheus, prometheus::Prometheus, script,
+    alertmanager::Alertmanager, checked, dashboards, documents, files, need, need_prometheus, prometheus::Prometheus,
+    script,
 };
 use crate::{
     clients::{Driver, clock_dir},
@@ -120,6 +121,9 @@ pub fn run(root: &Path, binary: &Path, python: &Path, dir: &Path) -> Result<Repo
         observer.attached(1, Duration::from_secs(30))?;
         // The new process is found at its exec; its probes are there before it is through with its imports.
         client.go()?;
+        if name == "slow" {
+            moving(root, &prometheus, &mut report)?;
+        }
         client.done(LONGEST)?;
         fire_and_end((&prometheus, &alertmanager), name, alerts, &mut report)?;
     }
@@ -127,9 +131,9 @@ pub fn run(root: &Path, binary: &Path, python: &Path, dir: &Path) -> Result<Repo
     fires(&prometheus, "NexentObserverNotAttached")?;
     observer.stop()?;
     fires(&prometheus, "NexentObserverDown")?;
-    report
-        .lines
-        .push("NexentObserverNotAttached fires without a client, NexentObserverDown without the observer".to_owned());
+    let answered = documents::addresses(root, binary, dir)?;
+    let alone = "NexentObserverNotAttached fires without a client, NexentObserverDown without the observer";
+    report.lines.extend([alone.to_owned(), answered]);
     Ok(report)
 }
 
@@ -226,6 +230,33 @@ fn headlines(root: &Path, prometheus: &Prometheus, dir: &Path, range: &str, repo
         report.lines.push(format!("{panel}: {seen:.4}, the clients read {was:.4}"));
     }
     Ok(())
+}
+
+/// The panels that move while streams are open, during the slow phase: three streams with a chunk every 350 ms.
+fn moving(root: &Path, prometheus: &Prometheus, report: &mut Report) -> Result<()> {
+    let boards = dashboards::all(root)?;
+    let performance =
+        boards.iter().find(|board| board.path.ends_with("llm-performance.json")).context("no dashboard")?;
+    let value = |panel: &str| -> Result<f64> {
+        let expr = performance.query(panel, 0).with_context(|| format!("there is no panel {panel}"))?;
+        prometheus.value(&format!("sum ({})", super::promql::filled(&expr, "10s", "10s")))
+    };
+    let until = Instant::now() + Duration::from_secs(8);
+    loop {
+        let (active, rate) = (value("Active streams")?, value("Live token rate")?);
+        // 3 / 0.35 s, give or take a chunk at the edges of the window that the rate is of.
+        if active == 3.0 && (6.0..=11.0).contains(&rate) {
+            report.lines.push(format!(
+                "while 3 slow streams of 8.6 chunks/s are open: {active} active, {rate:.1} tokens/s live"
+            ));
+            return Ok(());
+        }
+        ensure!(
+            Instant::now() < until,
+            "3 streams of 8.6 chunks/s are open; the panels say {active} and {rate} tokens/s"
+        );
+        thread::sleep(Duration::from_millis(250));
+    }
 }
 
 /// Every expression of every dashboard has a series; every metric of every alert, too (an alert itself is empty while it is silent).
