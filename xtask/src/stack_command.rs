@@ -20,7 +20,7 @@ pub(crate) struct Options {
     /// Only these parts; `files` needs no root
     #[arg(long, value_enum)]
     only: Vec<Part>,
-    /// Also what takes minutes and a download of 850 MB: a tracing backend with a query API
+    /// Also what takes minutes: a tracing backend with a query API (a download of 850 MB), all stages of the Dockerfile
     #[arg(long)]
     slow: bool,
     /// Use this executable instead of building one
@@ -74,10 +74,13 @@ fn run_part(root: &Path, part: Part, binary: &Path, slow: bool) -> Result<()> {
         }
         Part::Image => match image::unavailable(&dir("containers"))? {
             Some(why) => println!("THE IMAGE WAS NOT RUN: no containers here: {why}"),
-            None => println!(
-                "{}",
-                image::run(root, binary, &python::clients()?, &dir("image"), &dir("containers"))?.join("\n")
-            ),
+            None => {
+                let seen = image::run(root, binary, &python::clients()?, &dir("image"), &dir("containers"))?;
+                println!("{}", seen.join("\n"));
+                if slow {
+                    println!("{}", image::compile(root, &dir("compile"), &dir("containers"))?);
+                }
+            }
         },
     }
     Ok(())

@@ -1,8 +1,9 @@
 //! The image in a container runtime: podman builds it from the Dockerfile, runs it with the compose file's privileges, and it
 //! observes curl in another container and a Python of the host.
 //!
-//! No registry is asked. The image's base is made by debootstrap from Debian's packages, as Debian's own image is, and the
-//! Dockerfile's first stage, which compiles, is replaced by the executable that is already there.
+//! No registry of images is asked. The image's base is made by debootstrap from Debian's packages, as Debian's own image is, and
+//! the Dockerfile's first stage, which compiles, is replaced by the executable that is already there, or, slowly, runs on a stand-in
+//! for the image of Rust: the same base with Debian's gcc and this machine's toolchain.
 
 use std::{
     fs,
@@ -117,6 +118,24 @@ pub fn run(root: &Path, binary: &Path, python: &Path, dir: &Path, store: &Path) 
     ])
 }
 
+/// Builds the image with all stages of the Dockerfile, unoptimised, and asks the result for its configuration. Minutes.
+pub fn compile(root: &Path, dir: &Path, store: &Path) -> Result<String> {
+    fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let podman = Podman::new(store)?;
+    let file = root.join("deploy/docker/Dockerfile");
+    podman.base(&file)?;
+    let rust = podman.rust_image(&file, dir)?;
+    let tag = "localhost/nexent-stack-compiled:1";
+    let mut build = podman.command(&["build", "--pull=never", "--isolation", "chroot", "--layers=false", "--tag", tag]);
+    build.arg("--file").arg(&file).arg("--ignorefile").arg(file.with_extension("dockerignore")).arg(root);
+    checked(&mut build)?;
+    let said = checked(podman.container("nexent-stack-compiled").args([tag, "config"]))?;
+    ensure!(said.contains("0.0.0.0:9464"), "its configuration is not the image's: {said}");
+    Ok(format!(
+        "podman built all stages of the Dockerfile, on {rust} made here, and the image prints its configuration"
+    ))
+}
+
 /// podman with its storage below the target directory.
 #[derive(Debug)]
 struct Podman {
@@ -184,6 +203,42 @@ impl Podman {
             self.command(&["build", "--pull=never", "--isolation", "chroot", "--layers=false", "--tag", &tag]);
         checked(build.arg("--file").arg(&file).arg(dir))?;
         Ok(tag)
+    }
+
+    /// The base with Debian's gcc and this machine's Rust, under the name that the Dockerfile's first stage has it by; the name.
+    fn rust_image(&self, dockerfile: &Path, dir: &Path) -> Result<String> {
+        let text = fs::read_to_string(dockerfile).context("cannot read the Dockerfile")?;
+        let first = text.lines().find_map(|line| line.strip_prefix("FROM ")).context("no FROM")?;
+        let first = first.split(' ').next().unwrap_or_default();
+        let version = first.strip_prefix("rust:").and_then(|tag| tag.split('-').next()).context("no image of Rust")?;
+        let said = checked(Command::new("rustc").arg("--version"))?;
+        ensure!(said.starts_with(&format!("rustc {version} ")), "the Dockerfile wants Rust {version}, here is {said}");
+        let name = format!("docker.io/library/{first}");
+        if sh::succeeds(&mut self.command(&["image", "exists", &name])) {
+            return Ok(first.to_owned());
+        }
+        let sysroot = checked(Command::new("rustc").args(["--print", "sysroot"]))?;
+        let file = dir.join("rust.Dockerfile");
+        // This machine's certificates: it may reach crates.io through a proxy with one of its own.
+        let text = format!(
+            "FROM {}\nRUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev\n\
+             COPY --from=toolchain bin /usr/local/bin\nCOPY --from=toolchain lib /usr/local/lib\n\
+             COPY --from=certificates ca-certificates.crt /etc/ssl/certs/ca-certificates.crt\n\
+             ENV CARGO_HOME=/usr/local/cargo CARGO_HTTP_CAINFO=/etc/ssl/certs/ca-certificates.crt\n\
+             ENV CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_DEBUG=0\n",
+            self.base(dockerfile)?
+        );
+        fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
+        let mut build =
+            self.command(&["build", "--pull=never", "--isolation", "chroot", "--layers=false", "--tag", &name]);
+        build.args([
+            "--build-context",
+            &format!("toolchain={}", sysroot.trim()),
+            "--build-context",
+            "certificates=/etc/ssl/certs",
+        ]);
+        checked(build.arg("--file").arg(&file).arg(dir))?;
+        Ok(first.to_owned())
     }
 
     /// Debian under the name that the Dockerfile's last stage has it by; the name.
