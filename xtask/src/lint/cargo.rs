@@ -96,7 +96,7 @@ pub(super) fn clippy(tree: &Tree) -> Result<Outcome> {
 /// The cargo-deny that `--ci` installs.
 const CARGO_DENY: &str = "0.20.2";
 
-/// Installs cargo-deny (crates.io) into the cache where neither PATH nor the cache has it: three to four minutes on two cores.
+/// Installs cargo-deny (crates.io) into the cache where neither PATH nor the cache has it: 270 s of processor time.
 pub(super) fn install_deny(root: &Path) -> Result<()> {
     if cargo_deny(root)?.is_some() {
         return Ok(());
