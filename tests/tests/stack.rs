@@ -12,7 +12,8 @@ use xtask::{
     python, sh,
     stack::{
         files::{self, Part},
-        live,
+        image, live,
+        traces::{self, Backend},
     },
 };
 
@@ -124,6 +125,7 @@ const MISTAKES: &[(Part, [&str; 4])] = &[
             "is not mounted",
         ],
     ),
+    (Part::Grafana, ["deploy/grafana/provisioning/datasources/datasources.yaml", "isDefault:", "default:", "default"]),
     (Part::Kubernetes, ["deploy/kubernetes/daemonset.yaml", "hostPID: true", "hostPid: true", "hostPid"]),
     (Part::Kubernetes, ["deploy/kubernetes/daemonset.yaml", "path: /readyz", "path: /ready", "readinessProbe"]),
     (
@@ -226,4 +228,54 @@ fn dashboards_and_alerts_tell_what_the_clients_read() {
     let python = python::clients().unwrap();
     let report = live::run(&sh::root().unwrap(), &observer(), &python, &scratch("live"));
     report.unwrap_or_else(|error| panic!("{error:#}"));
+}
+
+/// What stands in the spans that came back, what is put there, what the error has to name.
+const FALSE_SPANS: &[[&str; 3]] = &[
+    [
+        "\"parent_span_id\": null",
+        "\"parent_span_id\": \"00f067aa0ba902b7\"",
+        "its parent is 00f067aa0ba902b7, not None",
+    ],
+    ["\"service.name\": \"shop\"", "\"service.name\": \"search\"", "its resource is"],
+    [
+        "\"gen_ai.request.model\": \"sim-tool\"",
+        "\"gen_ai.request.model\": \"sim-plain\"",
+        "gen_ai.request.model is 'sim-plain'",
+    ],
+    ["\"nexent.stall\"", "\"nexent.pause\"", "it has 0 stalls"],
+    ["\"status\": \"ERROR\"", "\"status\": \"UNSET\"", "its status is UNSET"],
+    [
+        "\"name\": \"gen_ai.client.token.usage\"",
+        "\"name\": \"gen_ai.client.tokens\"",
+        "the metrics have 0 input tokens",
+    ],
+];
+
+#[test]
+fn a_collector_receives_spans_and_metrics_that_say_what_the_clients_did() {
+    let (root, dir) = (sh::root().unwrap(), scratch("rotel"));
+    let python = python::clients().unwrap();
+    traces::run(&root, &observer(), &python, &dir, Backend::Rotel).unwrap_or_else(|error| panic!("{error:#}"));
+    let spans = fs::read_to_string(dir.join("spans.jsonl")).unwrap();
+    let altered = dir.join("altered.jsonl");
+    for [from, to, named] in FALSE_SPANS {
+        assert!(spans.contains(from), "no span has {from}");
+        fs::write(&altered, spans.replace(from, to)).unwrap();
+        let error = traces::compare(&dir, Backend::Rotel, &altered).expect_err(&format!("{to} is not found"));
+        assert!(format!("{error:#}").contains(named), "{to} is found as {error:#}");
+    }
+    // Spans without their end are too few.
+    let lines: Vec<&str> = spans.lines().filter(|line| line.contains("\"t\": \"span\"")).skip(1).collect();
+    fs::write(&altered, lines.join("\n")).unwrap();
+    assert!(traces::compare(&dir, Backend::Rotel, &altered).is_err(), "a span that is missing is not found");
+}
+
+#[test]
+fn the_image_runs_confined_and_observes_a_container_and_the_host() {
+    let store = scratch("containers");
+    assert_eq!(image::unavailable(&store).unwrap(), None, "no containers can be run here");
+    let python = python::clients().unwrap();
+    let seen = image::run(&sh::root().unwrap(), &observer(), &python, &scratch("image"), &store);
+    seen.unwrap_or_else(|error| panic!("{error:#}"));
 }

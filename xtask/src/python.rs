@@ -33,6 +33,11 @@ pub fn stack() -> Result<PathBuf> {
     environment("venv-stack", &sh::fixture("stack/requirements.txt")?, &[])
 }
 
+/// Interpreter of the environment with a tracing backend that has a query API.
+pub fn phoenix() -> Result<PathBuf> {
+    environment("venv-phoenix", &sh::fixture("stack/requirements-phoenix.txt")?, &[])
+}
+
 /// Makes the environment `name` if it is not there, and installs `requirements` if they changed.
 fn environment(name: &str, requirements: &Path, pip_flags: &[&str]) -> Result<PathBuf> {
     let dir = sh::target_dir(&sh::root()?).join(name);

@@ -92,7 +92,7 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
 fn run_part(root: &Path, part: Part, ci: bool) -> Result<Tally> {
     let one = Tally { passed: 1, ..Tally::default() };
     match part {
-        Part::Lint => lint::run(root, &lint::Options { rules: Vec::new() }).map(|()| one),
+        Part::Lint => lint::run(root, &lint::Options { rules: Vec::new(), ci }).map(|()| one),
         Part::Prebuilt => build::check_prebuilt(root).map(|()| one),
         Part::Unit => {
             let object = build::object(root)?;

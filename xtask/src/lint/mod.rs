@@ -25,6 +25,9 @@ pub(crate) struct Options {
     /// Run only the rules named.
     #[arg(long = "rule", value_name = "NAME")]
     pub(crate) rules: Vec<String>,
+    /// Install cargo-deny if it is not there: minutes, once.
+    #[arg(long)]
+    pub(crate) ci: bool,
 }
 
 /// A rule: its name and what it does.
@@ -56,6 +59,9 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     if let Some(unknown) = options.rules.iter().find(|name| RULES.iter().all(|(rule, _)| rule != name)) {
         let known: Vec<&str> = RULES.iter().map(|(rule, _)| *rule).collect();
         bail!("there is no rule {unknown}; the rules are {}", known.join(", "));
+    }
+    if options.ci {
+        cargo::install_deny(root)?;
     }
     let tree = Tree::of_checkout(root)?;
     let mut failed = Vec::new();

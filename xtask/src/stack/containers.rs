@@ -171,15 +171,12 @@ impl DryRun {
     pub fn new(script: &Path, dir: &Path) -> Result<Self> {
         let (bin, log) = (dir.join("bin"), dir.join("docker.log"));
         fs::create_dir_all(&bin).with_context(|| format!("cannot make {}", bin.display()))?;
-        let docker = "#!/bin/sh\nif [ -n \"$DOCKER_IS_DOWN\" ]; then exit 1; fi\n\
+        let docker = "if [ -n \"$DOCKER_IS_DOWN\" ]; then exit 1; fi\n\
              echo \"pid=$NEXENT_OBSERVER_PID exe=$NEXENT_OBSERVER_EXE $*\" >>\"$DOCKER_LOG\"\n\
              case \"$*\" in *--quiet*) echo 0123456789ab ;; esac\n";
-        let curl = "#!/bin/sh\ncase \"$*\" in *\"${CURL_FAILS:-nothing fails}\"*) exit 7 ;; esac\n";
+        let curl = "case \"$*\" in *\"${CURL_FAILS:-nothing fails}\"*) exit 7 ;; esac\n";
         for (name, text) in [("docker", docker), ("curl", curl)] {
-            let file = bin.join(name);
-            fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
-            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-            fs::set_permissions(&file, mode).with_context(|| format!("cannot make {} executable", file.display()))?;
+            super::script(&bin, name, text)?;
         }
         let path = format!("{}:{}", bin.display(), env::var("PATH").unwrap_or_default());
         Ok(Self { script: script.to_owned(), path, log })

@@ -1,11 +1,16 @@
 //! The commands in the documents on monitoring: each is run, against stand-ins where it would start something, or held against the
-//! files and ports that it names.
+//! files and ports that it names. What `curl` asks is answered by a real observer.
 
-use std::{collections::BTreeSet, fs, path::Path, process::Command};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+    process::Command,
+};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{checked, containers::DryRun, promql};
+use super::{checked, containers::DryRun, need, promql, script};
 
 /// Documents whose commands people copy.
 const DOCUMENTS: [&str; 2] = ["docs/monitoring.md", "docs/troubleshooting.md"];
@@ -33,6 +38,48 @@ pub fn check(root: &Path, observer: &Path, dir: &Path, known: &BTreeSet<String>)
     }
     Ok(())
 }
+
+/// Runs the documents' `curl` lines as they stand there, against an observer on the port that each names: its own, or the one that
+/// `PROMETHEUS_PORT` gives it. In a network namespace of its own, where every port is free. Needs root and eBPF.
+pub fn addresses(root: &Path, observer: &Path, dir: &Path) -> Result<String> {
+    need(&[("curl", "curl"), ("unshare", "util-linux")], "the documents' commands are run")?;
+    let mut by_port: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for name in DOCUMENTS {
+        let text = fs::read_to_string(root.join(name)).with_context(|| format!("cannot read {name}"))?;
+        for (_, line) in code(&text).into_iter().filter(|(_, line)| line.starts_with("curl http://localhost:")) {
+            let port = line.split(['/', ':']).find(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()));
+            by_port.entry(port.context("no port")?.to_owned()).or_default().insert(line);
+        }
+    }
+    ensure!(by_port.contains_key("8000") && by_port.contains_key("9464"), "the documents ask {:?}", by_port.keys());
+    let mut asked = 0;
+    for (port, lines) in by_port {
+        let variable = if port == "9464" { String::new() } else { format!("PROMETHEUS_PORT={port} ") };
+        let mut text = format!(
+            "set -eu\n{LOOPBACK_UP}\n{variable}'{}' run --exe /bin/sh 2>observer-{port}.stderr &\nobserver=$!\n\
+             trap 'kill $observer' EXIT\n\
+             for try in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do curl -s -o answer-{port} http://localhost:{port}/healthz && break; sleep 1; done\n",
+            observer.display()
+        );
+        for line in &lines {
+            // Shown, so that an answer of the wrong kind is seen.
+            text += &format!("{line} --silent --show-error >answer-{port}\ntest -s answer-{port}\n");
+            if line.ends_with("/metrics") {
+                text += &format!("grep -q '^nexent_observer_attached_processes ' answer-{port}\n");
+            }
+        }
+        let path = script(dir, &format!("curl-{port}.sh"), &text)?;
+        checked(Command::new("unshare").arg("--net").arg(path).current_dir(dir))?;
+        asked += lines.len();
+    }
+    Ok(format!(
+        "{asked} curl commands of the documents were answered, those with port 8000 because of PROMETHEUS_PORT=8000"
+    ))
+}
+
+/// Brings up the loopback device of a new network namespace: SIOCSIFFLAGS with IFF_UP.
+const LOOPBACK_UP: &str = "python3 -c 'import fcntl, socket, struct; \
+     fcntl.ioctl(socket.socket(socket.AF_INET, socket.SOCK_DGRAM), 0x8914, struct.pack(\"16sh\", b\"lo\", 1))'";
 
 /// Lines of fenced blocks.
 fn code(text: &str) -> Vec<Line> {

@@ -16,6 +16,12 @@ use crate::{python, sh};
 /// Labels that Prometheus itself adds.
 const OF_PROMETHEUS: [&str; 3] = ["job", "instance", "le"];
 
+/// Keys that Grafana reads in provisioned data sources and providers, as far as they are used; others it passes over in silence.
+const PROVISIONED: [&[&str]; 2] = [
+    &["name", "uid", "type", "access", "url", "isDefault", "editable", "jsonData"],
+    &["name", "folder", "type", "disableDeletion", "allowUiUpdates", "updateIntervalSeconds", "options"],
+];
+
 /// Files that a check has read.
 pub type Read = BTreeSet<PathBuf>;
 
@@ -253,6 +259,17 @@ fn grafana(root: &Path, read: &mut Read) -> Result<()> {
     let dir = root.join("deploy/grafana/provisioning");
     let (sources, providers) = (dir.join("datasources/datasources.yaml"), dir.join("dashboards/dashboards.yaml"));
     let compose = yaml(&root.join("deploy/docker/docker-compose.yml"))?;
+    for (path, list, known) in [(&sources, "datasources", PROVISIONED[0]), (&providers, "providers", PROVISIONED[1])] {
+        let file = yaml(path)?;
+        let top = file.as_object().into_iter().flatten().map(|(key, _)| key);
+        let inner =
+            file[list].as_array().into_iter().flatten().filter_map(Value::as_object).flatten().map(|(key, _)| key);
+        let unknown: Vec<&String> = top
+            .filter(|key| *key != "apiVersion" && *key != list)
+            .chain(inner.filter(|key| !known.contains(&key.as_str())))
+            .collect();
+        ensure!(unknown.is_empty() && file["apiVersion"] == 1, "{}: {unknown:?} is not known", shown(root, path));
+    }
     let mut uids = BTreeSet::new();
     for source in yaml(&sources)?["datasources"].as_array().into_iter().flatten() {
         let uid = source["uid"].as_str().context("a data source without a uid")?;

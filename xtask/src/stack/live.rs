@@ -16,7 +16,10 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::{checked, dashboards, files, need_prometheus, prometheus::Prometheus};
+use super::{
+    alertmanager::Alertmanager, checked, dashboards, documents, files, need, need_prometheus, prometheus::Prometheus,
+    script,
+};
 use crate::{
     clients::{Driver, clock_dir},
     observer::Observer,
@@ -76,6 +79,7 @@ pub struct Report {
 /// Runs it with the observer `binary` and the clients' interpreter `python`; all logs go to `dir`, which is emptied.
 pub fn run(root: &Path, binary: &Path, python: &Path, dir: &Path) -> Result<Report> {
     need_prometheus()?;
+    need(&[("prometheus-alertmanager", "prometheus-alertmanager")], "it is told of the alerts")?;
     if dir.exists() {
         fs::remove_dir_all(dir).with_context(|| format!("cannot empty {}", dir.display()))?;
     }
@@ -89,7 +93,9 @@ pub fn run(root: &Path, binary: &Path, python: &Path, dir: &Path) -> Result<Repo
     let mut observer = Observer::start(&confined(binary, dir)?, &targets, dir, listen, None)?;
     observer.attached(calm.pids.len(), Duration::from_secs(30))?;
     let began = Instant::now();
-    let prometheus = Prometheus::start(&configuration(root, dir, listen)?, dir, truth::free_address()?)?;
+    let alertmanager = Alertmanager::start(dir, truth::free_address()?)?;
+    let prometheus =
+        Prometheus::start(&configuration(root, dir, listen, alertmanager.address)?, dir, truth::free_address()?)?;
     // From the second window on, the rules know that a new series really is one.
     thread::sleep(MINUTE * 6);
 
@@ -105,6 +111,7 @@ pub fn run(root: &Path, binary: &Path, python: &Path, dir: &Path) -> Result<Repo
 
     // A thirtieth of the calm phase's errors may still be in the window: only what comes after its end counts.
     silent(&prometheus, &mut report)?;
+    alertmanager.forget();
     for (name, flags, alerts) in [
         ("slow", SLOW, &["LLMSlowTokenRate", "LLMSlowRequests"][..]),
         ("stalling", STALLING, &["LLMStreamStalls"]),
@@ -114,36 +121,36 @@ pub fn run(root: &Path, binary: &Path, python: &Path, dir: &Path) -> Result<Repo
         observer.attached(1, Duration::from_secs(30))?;
         // The new process is found at its exec; its probes are there before it is through with its imports.
         client.go()?;
+        if name == "slow" {
+            moving(root, &prometheus, &mut report)?;
+        }
         client.done(LONGEST)?;
-        fire_and_end(&prometheus, name, alerts, &mut report)?;
+        fire_and_end((&prometheus, &alertmanager), name, alerts, &mut report)?;
     }
     observer.check()?;
     fires(&prometheus, "NexentObserverNotAttached")?;
     observer.stop()?;
     fires(&prometheus, "NexentObserverDown")?;
-    report
-        .lines
-        .push("NexentObserverNotAttached fires without a client, NexentObserverDown without the observer".to_owned());
+    let answered = documents::addresses(root, binary, dir)?;
+    let alone = "NexentObserverNotAttached fires without a client, NexentObserverDown without the observer";
+    report.lines.extend([alone.to_owned(), answered]);
     Ok(report)
 }
 
 /// The observer with the capabilities that it is deployed with, and no other.
 fn confined(binary: &Path, dir: &Path) -> Result<PathBuf> {
-    let script = dir.join("observer.sh");
     let capabilities: String =
         super::containers::CAPABILITIES.iter().map(|name| format!(",+{}", name.to_lowercase())).collect();
     let text = format!(
-        "#!/bin/sh\nexec setpriv --no-new-privs --inh-caps=-all --bounding-set=-all{capabilities} '{}' \"$@\"\n",
+        "exec setpriv --no-new-privs --inh-caps=-all --bounding-set=-all{capabilities} '{}' \"$@\"\n",
         binary.display()
     );
-    fs::write(&script, text).with_context(|| format!("cannot write {}", script.display()))?;
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    fs::set_permissions(&script, mode).with_context(|| format!("cannot make {} executable", script.display()))?;
-    Ok(script)
+    script(dir, "observer.sh", &text)
 }
 
-/// Configuration and rules of `deploy/prometheus`, with this observer and shorter times.
-fn configuration(root: &Path, dir: &Path, observer: SocketAddr) -> Result<PathBuf> {
+/// Configuration and rules of `deploy/prometheus`, with this observer and shorter times. The part on Alertmanager, which is
+/// commented out there, is used.
+fn configuration(root: &Path, dir: &Path, observer: SocketAddr, alertmanager: SocketAddr) -> Result<PathBuf> {
     let from = root.join("deploy/prometheus");
     let rules = dir.join("rules");
     fs::create_dir_all(&rules).with_context(|| format!("cannot make {}", rules.display()))?;
@@ -158,6 +165,12 @@ fn configuration(root: &Path, dir: &Path, observer: SocketAddr) -> Result<PathBu
         .replace("scrape_timeout: 4s", "scrape_timeout: 400ms")
         .replace("evaluation_interval: 15s", "evaluation_interval: 500ms")
         .replace("nexent-observer:9464", &observer.to_string());
+    for line in ["alerting:", "  alertmanagers:", "    - static_configs:", "        - targets: [alertmanager:9093]"] {
+        let commented = format!("\n# {line}\n");
+        ensure!(here.contains(&commented), "prometheus.yml does not have {line:?} as a comment");
+        here = here.replace(&commented, &format!("\n{line}\n"));
+    }
+    here = here.replace("alertmanager:9093", &alertmanager.to_string());
     // There is no Jaeger here, and this Prometheus has another port.
     here.truncate(here.find("\n  - job_name: prometheus").context("prometheus.yml has no job prometheus")?);
     ensure!(
@@ -219,6 +232,33 @@ fn headlines(root: &Path, prometheus: &Prometheus, dir: &Path, range: &str, repo
     Ok(())
 }
 
+/// The panels that move while streams are open, during the slow phase: three streams with a chunk every 350 ms.
+fn moving(root: &Path, prometheus: &Prometheus, report: &mut Report) -> Result<()> {
+    let boards = dashboards::all(root)?;
+    let performance =
+        boards.iter().find(|board| board.path.ends_with("llm-performance.json")).context("no dashboard")?;
+    let value = |panel: &str| -> Result<f64> {
+        let expr = performance.query(panel, 0).with_context(|| format!("there is no panel {panel}"))?;
+        prometheus.value(&format!("sum ({})", super::promql::filled(&expr, "10s", "10s")))
+    };
+    let until = Instant::now() + Duration::from_secs(8);
+    loop {
+        let (active, rate) = (value("Active streams")?, value("Live token rate")?);
+        // 3 / 0.35 s, give or take a chunk at the edges of the window that the rate is of.
+        if active == 3.0 && (6.0..=11.0).contains(&rate) {
+            report.lines.push(format!(
+                "while 3 slow streams of 8.6 chunks/s are open: {active} active, {rate:.1} tokens/s live"
+            ));
+            return Ok(());
+        }
+        ensure!(
+            Instant::now() < until,
+            "3 streams of 8.6 chunks/s are open; the panels say {active} and {rate} tokens/s"
+        );
+        thread::sleep(Duration::from_millis(250));
+    }
+}
+
 /// Every expression of every dashboard has a series; every metric of every alert, too (an alert itself is empty while it is silent).
 fn every_expression(root: &Path, prometheus: &Prometheus, range: &str, report: &mut Report) -> Result<()> {
     let mut empty = Vec::new();
@@ -278,24 +318,30 @@ fn silent(prometheus: &Prometheus, report: &mut Report) -> Result<()> {
     }
 }
 
-/// Waits until all of `alerts` have fired and until none fires any more.
-fn fire_and_end(prometheus: &Prometheus, phase: &str, alerts: &[&str], report: &mut Report) -> Result<()> {
+/// Waits until all of `alerts` have fired and none fires any more, in Prometheus and to whom Alertmanager told it.
+fn fire_and_end(
+    (prometheus, alertmanager): (&Prometheus, &Alertmanager),
+    phase: &str,
+    alerts: &[&str],
+    report: &mut Report,
+) -> Result<()> {
     let began = Instant::now();
     let mut fired = BTreeSet::new();
     loop {
         let firing = on_calls(prometheus)?;
         fired.extend(firing.iter().cloned());
-        let all = alerts.iter().all(|alert| fired.contains(*alert));
-        if all && firing.is_empty() {
+        let told = alertmanager.fired_and_resolved();
+        if alerts.iter().all(|alert| fired.contains(*alert) && told.contains(*alert)) && firing.is_empty() {
             break;
         }
         ensure!(
             began.elapsed() < ALERT,
-            "{phase}: {alerts:?} should fire and end; {fired:?} fired, {firing:?} fire still"
+            "{phase}: {alerts:?} should fire and end; {fired:?} fired, {firing:?} fire still; Alertmanager told of {told:?}"
         );
         thread::sleep(Duration::from_millis(250));
     }
-    report.lines.push(format!("{phase}: {fired:?} fired and ended"));
+    report.lines.push(format!("{phase}: {fired:?} fired and ended, and Alertmanager told so"));
+    alertmanager.forget();
     Ok(())
 }
 

@@ -4,16 +4,20 @@
 //! There is no Docker daemon, Grafana, Jaeger or Kubernetes in it: Prometheus is the real one, the others are stood for by their
 //! schemas (`tests/fixtures/stack`).
 
+pub mod alertmanager;
 pub mod containers;
 pub mod dashboards;
 pub mod documents;
 pub mod files;
+pub mod image;
 pub mod live;
 pub mod prometheus;
 pub mod promql;
+pub mod traces;
 
 use std::{
-    path::Path,
+    fs,
+    path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
 
@@ -49,6 +53,15 @@ fn checked(command: &mut Command) -> Result<String> {
         bail!("{} refuses: {status}\n{said}", sh::shown(command));
     }
     Ok(said)
+}
+
+/// A shell script in `dir`, for what must start with other variables or fewer privileges.
+fn script(dir: &Path, name: &str, text: &str) -> Result<PathBuf> {
+    let path = dir.join(name);
+    fs::write(&path, format!("#!/bin/sh\n{text}")).with_context(|| format!("cannot write {}", path.display()))?;
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(&path, mode).with_context(|| format!("cannot make {} executable", path.display()))?;
+    Ok(path)
 }
 
 /// A relative path of the checkout as a string.
