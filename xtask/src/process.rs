@@ -1,7 +1,7 @@
 //! Child processes that never outlive their owner, and the JSON lines they print.
 
 use std::{
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Write},
     os::unix::process::CommandExt,
     process::{Child, ChildStdin, Command, ExitStatus, Stdio},
     sync::mpsc::{self, Receiver, RecvTimeoutError},
@@ -57,6 +57,13 @@ impl Guarded {
     /// Standard input, if it is a pipe that is still open.
     pub fn stdin(&mut self) -> Option<&mut ChildStdin> {
         self.child.stdin.as_mut()
+    }
+
+    /// Writes a line to standard input.
+    pub fn say(&mut self, line: &str) -> Result<()> {
+        let name = self.name.clone();
+        let stdin = self.stdin().with_context(|| format!("the standard input of {name} is closed"))?;
+        writeln!(stdin, "{line}").and_then(|()| stdin.flush()).with_context(|| format!("cannot write to {name}"))
     }
 
     /// Closes standard input: what was started with [`Self::talking`] takes that as the sign to end.

@@ -59,11 +59,15 @@ pub enum Kind {
     Simulated,
     /// A real small model (`real_model_server.py`).
     RealModel,
+    /// Every dialect, HTTP/1.1 and HTTP/2 (`dialects/server.py`).
+    Dialects,
 }
 
 /// A running server; ended when dropped.
 #[derive(Debug)]
 pub struct LlmServer {
+    /// `https://localhost:PORT`.
+    pub origin: String,
     /// `https://localhost:PORT/v1`.
     pub base_url: String,
     /// Its own log: one JSON line per request.
@@ -82,6 +86,7 @@ impl LlmServer {
             // The standard library is all it needs, so any interpreter will do.
             Kind::Simulated => (PathBuf::from("python3"), "server/llm_server.py"),
             Kind::RealModel => (python::model()?, "server/real_model_server.py"),
+            Kind::Dialects => (python::dialects()?, "dialects/server.py"),
         };
         let errors = fs::File::create(dir.join("server.stderr")).context("cannot write the server's log")?;
         let process = Guarded::talking(
@@ -99,12 +104,20 @@ impl LlmServer {
         )?;
         let listening = process.event("listening", Duration::from_secs(60))?;
         let port = listening["port"].as_u64().context("the server did not say its port")?;
-        Ok(Self { base_url: format!("https://localhost:{port}/v1"), log, certificate, process })
+        let origin = format!("https://localhost:{port}");
+        Ok(Self { base_url: format!("{origin}/v1"), origin, log, certificate, process })
     }
 
     /// Process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.process.pid()
+    }
+
+    /// Asks it to end, so that its log is complete: of the connections that are still open, too.
+    pub fn stop(&mut self) -> Result<()> {
+        let status = self.process.interrupt()?;
+        anyhow::ensure!(status.success(), "the LLM server ended with {status}");
+        Ok(())
     }
 }
