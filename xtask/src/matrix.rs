@@ -78,6 +78,8 @@ pub struct Client {
     script: &'static str,
     flags: &'static [&'static str],
     http: Http,
+    /// Whom it believes to talk to: all names lead it to the local server. `localhost` tells nothing of the provider.
+    host: &'static str,
     /// Part of the name of the library that must be hooked.
     hook: &'static str,
     /// It notes the time of its own reads and writes; else the server's times are the ground, with more tolerance.
@@ -86,23 +88,23 @@ pub struct Client {
 
 /// All clients. Each makes every kind of call that it has, again and again over connections that it keeps.
 pub const CLIENTS: &[Client] = &[
-    python("openai", "OpenAI", "openai_sdk.py", &[], Http::H1),
-    python("openai-async", "OpenAI", "openai_sdk.py", &["--async"], Http::H1),
-    python("openai-h2", "OpenAI", "openai_sdk.py", &["--http2"], Http::H2),
+    python("openai", "OpenAI", "openai_sdk.py", &[]),
+    python("openai-async", "OpenAI", "openai_sdk.py", &["--async"]).at("api.openai.com"),
+    python("openai-h2", "OpenAI", "openai_sdk.py", &["--http2"]).over(Http::H2).at("api.openai.com"),
     // Ten streams at a time, interleaved on one connection.
-    python("openai-async-h2", "OpenAI", "openai_sdk.py", &["--async", "--http2", "--at-once", "10"], Http::H2),
-    python("anthropic", "Anthropic", "anthropic_sdk.py", &[], Http::H1),
-    python("anthropic-async", "Anthropic", "anthropic_sdk.py", &["--async"], Http::H1),
-    python("google-genai", "Gemini", "genai_sdk.py", &[], Http::H1),
-    python("google-genai-async", "Gemini", "genai_sdk.py", &["--async"], Http::H1),
-    python("ollama", "Ollama", "ollama_sdk.py", &[], Http::H1),
-    python("ollama-async", "Ollama", "ollama_sdk.py", &["--async"], Http::H1),
-    python("mistralai", "Mistral", "mistral_sdk.py", &[], Http::H1),
-    python("mistralai-async", "Mistral", "mistral_sdk.py", &["--async"], Http::H1),
-    python("cohere", "Cohere", "cohere_sdk.py", &[], Http::H1),
-    python("cohere-async", "Cohere", "cohere_sdk.py", &["--async"], Http::H1),
-    python("requests", "all", "by_hand.py", &[], Http::H1),
-    python("aiohttp", "all", "by_hand.py", &["--async"], Http::H1),
+    python("openai-async-h2", "OpenAI", "openai_sdk.py", &["--async", "--http2", "--at-once", "10"]).over(Http::H2),
+    python("anthropic", "Anthropic", "anthropic_sdk.py", &[]),
+    python("anthropic-async", "Anthropic", "anthropic_sdk.py", &["--async"]).at("api.anthropic.com"),
+    python("google-genai", "Gemini", "genai_sdk.py", &[]),
+    python("google-genai-async", "Gemini", "genai_sdk.py", &["--async"]).at("generativelanguage.googleapis.com"),
+    python("ollama", "Ollama", "ollama_sdk.py", &[]),
+    python("ollama-async", "Ollama", "ollama_sdk.py", &["--async"]),
+    python("mistralai", "Mistral", "mistral_sdk.py", &[]),
+    python("mistralai-async", "Mistral", "mistral_sdk.py", &["--async"]).at("api.mistral.ai"),
+    python("cohere", "Cohere", "cohere_sdk.py", &[]),
+    python("cohere-async", "Cohere", "cohere_sdk.py", &["--async"]).at("api.cohere.com"),
+    python("requests", "all", "by_hand.py", &[]),
+    python("aiohttp", "all", "by_hand.py", &["--async"]),
 ];
 
 const fn python(
@@ -110,9 +112,19 @@ const fn python(
     dialects: &'static str,
     script: &'static str,
     flags: &'static [&'static str],
-    http: Http,
 ) -> Client {
-    Client { name, dialects, runtime: Runtime::Python, script, flags, http, hook: "libssl", clock: true }
+    let (runtime, http, host, hook, clock) = (Runtime::Python, Http::H1, "localhost", "libssl", true);
+    Client { name, dialects, runtime, script, flags, http, host, hook, clock }
+}
+
+impl Client {
+    const fn over(self, http: Http) -> Self {
+        Self { http, ..self }
+    }
+
+    const fn at(self, host: &'static str) -> Self {
+        Self { host, ..self }
+    }
 }
 
 /// A client that runs.
@@ -124,7 +136,8 @@ struct Running<'a> {
 }
 
 /// Runs `clients` one after the other, all with one observer `binary`; all logs go to `dir`, which is emptied. The matrix is printed.
-pub fn run(clients: &[Client], binary: &Path, dir: &Path) -> Result<Verdict> {
+/// `fault` is what the observer is to do wrong, for a test that must see that.
+pub fn run(clients: &[Client], binary: &Path, dir: &Path, fault: Option<&str>) -> Result<Verdict> {
     if dir.exists() {
         fs::remove_dir_all(dir).with_context(|| format!("cannot empty {}", dir.display()))?;
     }
@@ -141,7 +154,7 @@ pub fn run(clients: &[Client], binary: &Path, dir: &Path) -> Result<Verdict> {
     }
     let targets: Vec<String> =
         running.iter().flat_map(|one| ["--pid".to_owned(), one.process.pid().to_string()]).collect();
-    let mut observer = Observer::start(binary, &targets, dir, free_address()?, None)?;
+    let mut observer = Observer::start(binary, &targets, dir, free_address()?, fault)?;
     observer.attached(running.len(), Duration::from_secs(30))?;
     let mut facts = Vec::new();
     for mut one in running {
@@ -178,7 +191,11 @@ impl<'a> Running<'a> {
         let errors = fs::File::create(log.with_extension("stderr")).context("cannot write the client's log")?;
         let mut command = Command::new(client.runtime.install()?);
         command.arg(sh::fixture("sdks")?.join(client.script)).args(client.flags);
-        command.args(["--base-url", &server.origin, "--name", client.name]).arg("--log").arg(&log);
+        command.args(["--base-url", &format!("https://{}:{}", client.host, server.port), "--name", client.name]);
+        command.arg("--log").arg(&log);
+        if client.host != "localhost" {
+            command.arg("--all-names-here");
+        }
         if client.clock {
             command.arg("--clock-dir").arg(clock_dir(dir));
         }

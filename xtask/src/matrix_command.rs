@@ -27,7 +27,7 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     let binary = options.observer.clone().map_or_else(|| build::all(root, Source::Auto), Ok)?;
     let wanted = |client: &Client| options.clients.is_empty() || options.clients.iter().any(|name| name == client.name);
     let clients: Vec<Client> = CLIENTS.iter().copied().filter(wanted).collect();
-    match matrix::run(&clients, &binary, &sh::target_dir(root).join("matrix"))? {
+    match matrix::run(&clients, &binary, &sh::target_dir(root).join("matrix"), None)? {
         Verdict::Agree => Ok(()),
         Verdict::Disagree => bail!("the observer is wrong: see the violated checks above"),
     }

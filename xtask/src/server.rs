@@ -11,6 +11,16 @@ use anyhow::{Context, Result};
 
 use crate::{process::Guarded, python, sh};
 
+/// Names that the certificate is for: some clients believe that they talk to a provider, whose name leads them to loopback.
+const NAMES: [&str; 6] = [
+    "localhost",
+    "api.openai.com",
+    "api.anthropic.com",
+    "generativelanguage.googleapis.com",
+    "api.mistral.ai",
+    "api.cohere.com",
+];
+
 /// A certificate for localhost that signs itself; clients trust it by `SSL_CERT_FILE`.
 #[derive(Debug, Clone)]
 pub struct Certificate {
@@ -28,6 +38,8 @@ impl Certificate {
             sh::say("installing the Debian package openssl: the local server needs a certificate");
             sh::apt_install(&["openssl"])?;
         }
+        let names: Vec<String> = NAMES.iter().map(|name| format!("DNS:{name}")).collect();
+        let names = names.join(",");
         sh::run(
             Command::new("openssl")
                 .args([
@@ -41,7 +53,7 @@ impl Certificate {
                     "-days",
                     "2",
                 ])
-                .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"])
+                .args(["-subj", "/CN=localhost", "-addext", &format!("subjectAltName={names},IP:127.0.0.1")])
                 .arg("-keyout")
                 .arg(&this.key)
                 .arg("-out")
@@ -66,8 +78,8 @@ pub enum Kind {
 /// A running server; ended when dropped.
 #[derive(Debug)]
 pub struct LlmServer {
-    /// `https://localhost:PORT`.
-    pub origin: String,
+    /// Where it listens on loopback.
+    pub port: u16,
     /// `https://localhost:PORT/v1`.
     pub base_url: String,
     /// Its own log: one JSON line per request.
@@ -103,9 +115,9 @@ impl LlmServer {
                 .stderr(errors),
         )?;
         let listening = process.event("listening", Duration::from_secs(60))?;
-        let port = listening["port"].as_u64().context("the server did not say its port")?;
-        let origin = format!("https://localhost:{port}");
-        Ok(Self { base_url: format!("{origin}/v1"), origin, log, certificate, process })
+        let port = listening["port"].as_u64().and_then(|port| port.try_into().ok());
+        let port: u16 = port.context("the server did not say its port")?;
+        Ok(Self { port, base_url: format!("https://localhost:{port}/v1"), log, certificate, process })
     }
 
     /// Process id.
