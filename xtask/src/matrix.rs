@@ -37,13 +37,22 @@ const LONGEST: Duration = Duration::from_secs(90);
 pub enum Runtime {
     /// CPython with the packages of `tests/fixtures/sdks/requirements.txt`.
     Python,
+    /// The system's `curl`; any interpreter runs the program that starts it.
+    Curl,
 }
 
 impl Runtime {
-    /// Installs it if it is not there; the program to run.
+    /// Installs it if it is not there; what runs the client's script.
     fn install(self) -> Result<PathBuf> {
         match self {
             Self::Python => python::sdks(),
+            Self::Curl => {
+                if !sh::succeeds(Command::new("curl").arg("--version")) {
+                    sh::say("installing the Debian package curl: it is one of the clients");
+                    sh::apt_install(&["curl"])?;
+                }
+                Ok(PathBuf::from("python3"))
+            }
         }
     }
 }
@@ -105,6 +114,8 @@ pub const CLIENTS: &[Client] = &[
     python("cohere-async", "Cohere", "cohere_sdk.py", &["--async"]).at("api.cohere.com"),
     python("requests", "all", "by_hand.py", &[]),
     python("aiohttp", "all", "by_hand.py", &["--async"]),
+    curl("curl", &[]),
+    curl("curl-h2", &["--http2"]).over(Http::H2),
 ];
 
 const fn python(
@@ -115,6 +126,10 @@ const fn python(
 ) -> Client {
     let (runtime, http, host, hook, clock) = (Runtime::Python, Http::H1, "localhost", "libssl", true);
     Client { name, dialects, runtime, script, flags, http, host, hook, clock }
+}
+
+const fn curl(name: &'static str, flags: &'static [&'static str]) -> Client {
+    Client { runtime: Runtime::Curl, clock: false, ..python(name, "all", "curl_cli.py", flags) }
 }
 
 impl Client {
@@ -131,6 +146,8 @@ impl Client {
 struct Running<'a> {
     client: &'a Client,
     log: PathBuf,
+    /// The process to observe: the program itself, or what it started.
+    pid: u64,
     versions: Value,
     process: Guarded,
 }
@@ -150,17 +167,17 @@ pub fn run(clients: &[Client], binary: &Path, dir: &Path, fault: Option<&str>) -
         running.push(Running::start(client, &server, dir)?);
     }
     for one in &mut running {
-        one.versions = one.process.event("ready", IMPORT)?["versions"].take();
+        let mut ready = one.process.event("ready", IMPORT)?;
+        one.pid = ready["pid"].as_u64().context("the client did not say its pid")?;
+        one.versions = ready["versions"].take();
     }
-    let targets: Vec<String> =
-        running.iter().flat_map(|one| ["--pid".to_owned(), one.process.pid().to_string()]).collect();
+    let targets: Vec<String> = running.iter().flat_map(|one| ["--pid".to_owned(), one.pid.to_string()]).collect();
     let mut observer = Observer::start(binary, &targets, dir, free_address()?, fault)?;
     observer.attached(running.len(), Duration::from_secs(30))?;
     let mut facts = Vec::new();
     for mut one in running {
         let name = one.client.name;
-        let pid = one.process.pid();
-        let hooks = observer.hooks(pid);
+        let hooks = observer.hooks(one.pid);
         ensure!(
             hooks.iter().any(|line| line.contains(one.client.hook)),
             "{name} is not hooked at {}: {hooks:?}",
@@ -175,7 +192,7 @@ pub fn run(clients: &[Client], binary: &Path, dir: &Path, fault: Option<&str>) -
         };
         facts.push(json!({
             "name": name, "http": one.client.http.name(), "hook": one.client.hook, "clock": one.client.clock,
-            "pids": [pid], "log": one.log, "versions": one.versions, "requests": requests,
+            "pids": [one.pid], "log": one.log, "versions": one.versions, "requests": requests,
         }));
     }
     thread::sleep(SETTLE);
@@ -203,7 +220,7 @@ impl<'a> Running<'a> {
             command.env(variable, &server.certificate.cert);
         }
         let process = Guarded::talking(client.name, command.stderr(errors))?;
-        Ok(Self { client, log, versions: Value::Null, process })
+        Ok(Self { client, log, pid: 0, versions: Value::Null, process })
     }
 }
 

@@ -85,7 +85,7 @@ impl Observer {
     }
 
     /// The lines of its log that tell where it attached to a process.
-    pub fn hooks(&self, pid: u32) -> Vec<String> {
+    pub fn hooks(&self, pid: u64) -> Vec<String> {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         let pid = format!(" pid={pid} ");
         log.lines().filter(|line| line.contains("Attached.") && line.contains(&pid)).map(str::to_owned).collect()
