@@ -103,7 +103,7 @@ pub const CLIENTS: &[Client] = &[
     // Ten streams at a time, interleaved on one connection.
     python("openai-async-h2", "OpenAI", "openai_sdk.py", &["--async", "--http2", "--at-once", "10"]).over(Http::H2),
     python("anthropic", "Anthropic", "anthropic_sdk.py", &[]),
-    python("anthropic-async", "Anthropic", "anthropic_sdk.py", &["--async"]).at("api.anthropic.com"),
+    python("anthropic-async", "Anthropic", "anthropic_sdk.py", &["--async", "--at-once", "3"]).at("api.anthropic.com"),
     python("google-genai", "Gemini", "genai_sdk.py", &[]),
     python("google-genai-async", "Gemini", "genai_sdk.py", &["--async"]).at("generativelanguage.googleapis.com"),
     python("ollama", "Ollama", "ollama_sdk.py", &[]),
@@ -113,7 +113,7 @@ pub const CLIENTS: &[Client] = &[
     python("cohere", "Cohere", "cohere_sdk.py", &[]),
     python("cohere-async", "Cohere", "cohere_sdk.py", &["--async"]).at("api.cohere.com"),
     python("requests", "all", "by_hand.py", &[]),
-    python("aiohttp", "all", "by_hand.py", &["--async"]),
+    python("aiohttp", "all", "by_hand.py", &["--async", "--at-once", "4"]),
     curl("curl", &[]),
     curl("curl-h2", &["--http2"]).over(Http::H2),
 ];
