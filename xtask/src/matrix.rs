@@ -114,6 +114,7 @@ pub const CLIENTS: &[Client] = &[
     python("cohere-async", "Cohere", "cohere_sdk.py", &["--async"]).at("api.cohere.com"),
     python("requests", "all", "by_hand.py", &[]),
     python("aiohttp", "all", "by_hand.py", &["--async", "--at-once", "4"]),
+    python("h2", "all", "h2_by_hand.py", &[]).over(Http::H2),
     curl("curl", &[]),
     curl("curl-h2", &["--http2"]).over(Http::H2),
 ];
