@@ -50,7 +50,7 @@ fn heads(turns: &[Value], record: usize) -> (Vec<Vec<Field>>, Stats) {
             now += 1;
             let at = Stamp { entry: MonoNs(now), ret: MonoNs(now) };
             conn.feed(&StreamEvent::Data { dir, at, bytes: part }, &mut stats, &mut |event| {
-                seen.extend(fields(&event))
+                seen.extend(fields(&event));
             });
         }
     }
