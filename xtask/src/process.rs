@@ -15,6 +15,8 @@ use serde_json::Value;
 
 /// How long a process has to end after it was asked to.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long it has to end in order: it may have to take probes away, for which a crowded kernel takes its time.
+const ORDERLY: Duration = Duration::from_secs(30);
 
 /// A child process; ended by its pid when this is dropped.
 #[derive(Debug)]
@@ -110,7 +112,7 @@ impl Guarded {
     /// Asks it to end with SIGINT and waits.
     pub fn interrupt(&mut self) -> Result<ExitStatus> {
         self.signal(Signal::INT);
-        self.wait(GRACE)
+        self.wait(ORDERLY)
     }
 
     fn signal(&self, signal: Signal) {
