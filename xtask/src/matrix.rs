@@ -210,7 +210,7 @@ impl<'a> Running<'a> {
         let mut command = Command::new(client.runtime.install()?);
         command.arg(sh::fixture("sdks")?.join(client.script)).args(client.flags);
         command.args(["--base-url", &format!("https://{}:{}", client.host, server.port), "--name", client.name]);
-        command.arg("--log").arg(&log);
+        command.arg("--gzip").arg("--log").arg(&log);
         if client.host != "localhost" {
             command.arg("--all-names-here");
         }
