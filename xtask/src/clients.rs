@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    io::Write,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -64,8 +63,7 @@ impl Driver {
 
     /// Opens the gate.
     pub fn go(&mut self) -> Result<()> {
-        let stdin = self.process.stdin().context("the gate is gone")?;
-        stdin.write_all(b"go\n").and_then(|()| stdin.flush()).context("cannot open the gate")
+        self.process.say("go")
     }
 
     /// Lets it finish the requests under way (endless rounds) or its plan, and waits for its end.

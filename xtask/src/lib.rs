@@ -4,6 +4,7 @@
 pub mod clients;
 pub mod compare;
 pub mod golang;
+pub mod matrix;
 pub mod observer;
 pub mod process;
 pub mod python;

@@ -5,6 +5,7 @@ mod build;
 mod demo;
 mod fuzz;
 mod lint;
+mod matrix_command;
 mod stack_command;
 mod suite;
 mod table;
@@ -32,6 +33,8 @@ enum Command {
     Demo(demo::Options),
     /// Run many real clients at once and compare every number with what they logged.
     Truth(truth_command::Options),
+    /// Run one client of every kind against a server of every dialect, and compare every number.
+    Matrix(matrix_command::Options),
     /// Measure what observing costs, against the budgets of docs/overhead.md.
     Bench(bench::Options),
     /// Check the monitoring stack: read every file below deploy/, and run dashboards and alerts against a real Prometheus.
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Command::Test(options) => suite::run(&root, &options),
         Command::Demo(options) => demo::run(&root, &options),
         Command::Truth(options) => truth_command::run(&root, &options),
+        Command::Matrix(options) => matrix_command::run(&root, &options),
         Command::Bench(options) => bench::run(&root, &options),
         Command::StackTest(options) => stack_command::run(&root, &options),
         Command::Fuzz(options) => fuzz::run(&root, &options),

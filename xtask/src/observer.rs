@@ -84,6 +84,13 @@ impl Observer {
         Ok(())
     }
 
+    /// The lines of its log that tell where it attached to a process.
+    pub fn hooks(&self, pid: u64) -> Vec<String> {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let pid = format!(" pid={pid} ");
+        log.lines().filter(|line| line.contains("Attached.") && line.contains(&pid)).map(str::to_owned).collect()
+    }
+
     /// The last lines of its log.
     fn said(&self) -> String {
         let log = fs::read_to_string(&self.log).unwrap_or_default();

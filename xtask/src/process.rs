@@ -1,7 +1,7 @@
 //! Child processes that never outlive their owner, and the JSON lines they print.
 
 use std::{
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Write},
     os::unix::process::CommandExt,
     process::{Child, ChildStdin, Command, ExitStatus, Stdio},
     sync::mpsc::{self, Receiver, RecvTimeoutError},
@@ -15,6 +15,8 @@ use serde_json::Value;
 
 /// How long a process has to end after it was asked to.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long it has to end in order: it may have to take probes away, for which a crowded kernel takes its time.
+const ORDERLY: Duration = Duration::from_secs(30);
 
 /// A child process; ended by its pid when this is dropped.
 #[derive(Debug)]
@@ -57,6 +59,13 @@ impl Guarded {
     /// Standard input, if it is a pipe that is still open.
     pub fn stdin(&mut self) -> Option<&mut ChildStdin> {
         self.child.stdin.as_mut()
+    }
+
+    /// Writes a line to standard input.
+    pub fn say(&mut self, line: &str) -> Result<()> {
+        let name = self.name.clone();
+        let stdin = self.stdin().with_context(|| format!("the standard input of {name} is closed"))?;
+        writeln!(stdin, "{line}").and_then(|()| stdin.flush()).with_context(|| format!("cannot write to {name}"))
     }
 
     /// Closes standard input: what was started with [`Self::talking`] takes that as the sign to end.
@@ -103,7 +112,7 @@ impl Guarded {
     /// Asks it to end with SIGINT and waits.
     pub fn interrupt(&mut self) -> Result<ExitStatus> {
         self.signal(Signal::INT);
-        self.wait(GRACE)
+        self.wait(ORDERLY)
     }
 
     fn signal(&self, signal: Signal) {

@@ -22,6 +22,16 @@ pub fn golang() -> Result<PathBuf> {
     environment("venv-go", &sh::fixture("clients/go/requirements.txt")?, &[])
 }
 
+/// Interpreter of the environment with the clients of the matrix.
+pub fn sdks() -> Result<PathBuf> {
+    environment("venv-sdks", &sh::fixture("sdks/requirements.txt")?, &[])
+}
+
+/// Interpreter of the environment of the dialect server. Not that of its clients: the observer is told to watch theirs.
+pub fn dialects() -> Result<PathBuf> {
+    environment("venv-dialects", &sh::fixture("dialects/requirements.txt")?, &[])
+}
+
 /// Interpreter of the environment with the real model.
 pub fn model() -> Result<PathBuf> {
     // Without dependencies: what the package of the weights pulls in would have to be compiled, and is not used.

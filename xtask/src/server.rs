@@ -11,6 +11,16 @@ use anyhow::{Context, Result};
 
 use crate::{process::Guarded, python, sh};
 
+/// Names that the certificate is for: some clients believe that they talk to a provider, whose name leads them to loopback.
+const NAMES: [&str; 6] = [
+    "localhost",
+    "api.openai.com",
+    "api.anthropic.com",
+    "generativelanguage.googleapis.com",
+    "api.mistral.ai",
+    "api.cohere.com",
+];
+
 /// A certificate for localhost that signs itself; clients trust it by `SSL_CERT_FILE`.
 #[derive(Debug, Clone)]
 pub struct Certificate {
@@ -28,6 +38,8 @@ impl Certificate {
             sh::say("installing the Debian package openssl: the local server needs a certificate");
             sh::apt_install(&["openssl"])?;
         }
+        let names: Vec<String> = NAMES.iter().map(|name| format!("DNS:{name}")).collect();
+        let names = names.join(",");
         sh::run(
             Command::new("openssl")
                 .args([
@@ -41,7 +53,7 @@ impl Certificate {
                     "-days",
                     "2",
                 ])
-                .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"])
+                .args(["-subj", "/CN=localhost", "-addext", &format!("subjectAltName={names},IP:127.0.0.1")])
                 .arg("-keyout")
                 .arg(&this.key)
                 .arg("-out")
@@ -61,11 +73,15 @@ pub enum Kind {
     Plain,
     /// A real small model (`real_model_server.py`).
     RealModel,
+    /// Every dialect, HTTP/1.1 and HTTP/2 (`dialects/server.py`).
+    Dialects,
 }
 
 /// A running server; ended when dropped.
 #[derive(Debug)]
 pub struct LlmServer {
+    /// Where it listens on loopback.
+    pub port: u16,
     /// `https://localhost:PORT/v1`, or `http://`.
     pub base_url: String,
     /// Its own log: one JSON line per request.
@@ -84,6 +100,7 @@ impl LlmServer {
             // The standard library is all it needs, so any interpreter will do.
             Kind::Simulated | Kind::Plain => (PathBuf::from("python3"), "server/llm_server.py"),
             Kind::RealModel => (python::model()?, "server/real_model_server.py"),
+            Kind::Dialects => (python::dialects()?, "dialects/server.py"),
         };
         let errors = fs::File::create(dir.join("server.stderr")).context("cannot write the server's log")?;
         let mut command = Command::new(python);
@@ -93,18 +110,26 @@ impl LlmServer {
         }
         let process = Guarded::talking("the LLM server", command.arg("--log").arg(&log).stderr(errors))?;
         let listening = process.event("listening", Duration::from_secs(60))?;
-        let port = listening["port"].as_u64().context("the server did not say its port")?;
+        let port = listening["port"].as_u64().and_then(|port| port.try_into().ok());
+        let port: u16 = port.context("the server did not say its port")?;
         let base_url = match kind {
             // By address: `localhost` may be [::1] first, where it does not listen.
             Kind::Plain => format!("http://127.0.0.1:{port}/v1"),
-            Kind::Simulated | Kind::RealModel => format!("https://localhost:{port}/v1"),
+            Kind::Simulated | Kind::RealModel | Kind::Dialects => format!("https://localhost:{port}/v1"),
         };
-        Ok(Self { base_url, log, certificate, process })
+        Ok(Self { port, base_url, log, certificate, process })
     }
 
     /// Process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.process.pid()
+    }
+
+    /// Asks it to end, so that its log is complete: of the connections that are still open, too.
+    pub fn stop(&mut self) -> Result<()> {
+        let status = self.process.interrupt()?;
+        anyhow::ensure!(status.success(), "the LLM server ended with {status}");
+        Ok(())
     }
 }
