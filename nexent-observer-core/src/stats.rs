@@ -22,8 +22,19 @@ pub enum DropReason {
     FrameInvalid,
     /// Text that is not UTF-8.
     Utf8Invalid,
-    /// A content coding that cannot be decoded.
+    /// A content coding that is not known, or bytes that are not of the coding that they are said to be of.
     ContentCoding,
+    /// A compressed body or message over [`crate::limits::DECODED_BYTES`] or [`crate::limits::DECODED_RATIO`], or that wants
+    /// more memory than is allowed.
+    DecodedTooLong,
+    /// The rest of a compressed body, or later messages of a WebSocket: what they refer to was lost.
+    CodingGap,
+    /// A compressed body left alone because [`crate::limits::DECODERS`] were being decoded on its connection.
+    DecodersFull,
+    /// Bytes on a WebSocket that are no frame (RFC 6455 section 5.2).
+    WebSocketInvalid,
+    /// A WebSocket message over [`crate::limits::MESSAGE_BYTES`]: its end was left out.
+    MessageTooLong,
     /// Bytes lost before they reached the core.
     Gap,
     /// A response without a request: joined mid-stream.
@@ -42,7 +53,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// All reasons, in the order of their label values in docs/metrics.md.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 22] = [
         Self::NotHttp,
         Self::HeadTooLong,
         Self::HeadInvalid,
@@ -53,6 +64,11 @@ impl DropReason {
         Self::FrameInvalid,
         Self::Utf8Invalid,
         Self::ContentCoding,
+        Self::DecodedTooLong,
+        Self::CodingGap,
+        Self::DecodersFull,
+        Self::WebSocketInvalid,
+        Self::MessageTooLong,
         Self::Gap,
         Self::Joined,
         Self::ConnectionsFull,
@@ -76,6 +92,11 @@ impl DropReason {
             Self::FrameInvalid => "frame_invalid",
             Self::Utf8Invalid => "utf8_invalid",
             Self::ContentCoding => "content_coding",
+            Self::DecodedTooLong => "decoded_too_long",
+            Self::CodingGap => "coding_gap",
+            Self::DecodersFull => "decoders_full",
+            Self::WebSocketInvalid => "websocket_invalid",
+            Self::MessageTooLong => "message_too_long",
             Self::Gap => "gap",
             Self::Joined => "joined",
             Self::ConnectionsFull => "connections_full",

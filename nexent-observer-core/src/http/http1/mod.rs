@@ -48,6 +48,20 @@ pub(super) struct Http1 {
     noise_counted: bool,
     last: Side,
     tunnel: bool,
+    /// The connection became a WebSocket: there are no more messages on it.
+    websocket: bool,
+    switch: Option<Switch>,
+}
+
+/// An upgrade to HTTP/2 (RFC 7540 section 3.2): the exchange is answered on the new connection's stream 1.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Switch {
+    pub(super) role: Role,
+    pub(super) exchange: ExchangeNo,
+    /// The `End` of its request was given out.
+    pub(super) asked: bool,
+    /// Number of the next exchange.
+    pub(super) next: ExchangeNo,
 }
 
 impl Http1 {
@@ -67,6 +81,8 @@ impl Http1 {
             noise_counted: false,
             last: Side::Request,
             tunnel: false,
+            websocket: false,
+            switch: None,
         }
     }
 
@@ -89,12 +105,24 @@ impl Http1 {
         self.exchanges.next()
     }
 
-    pub(super) fn feed(&mut self, ev: &StreamEvent<'_>, stats: &mut Stats, sink: &mut impl FnMut(HttpEvent<'_>)) {
+    /// The protocol that a response said to go on with, once; what [`Self::feed`] gave back is of it.
+    pub(super) fn take_switch(&mut self) -> Option<Switch> {
+        self.switch.take()
+    }
+
+    /// Takes one event of the connection. Returns the bytes that belong to another protocol.
+    pub(super) fn feed<'b>(
+        &mut self,
+        ev: &StreamEvent<'b>,
+        stats: &mut Stats,
+        sink: &mut impl FnMut(HttpEvent<'_>),
+    ) -> &'b [u8] {
         match *ev {
-            StreamEvent::Data { dir, at, bytes } => self.data(self.side(dir), at, bytes, stats, sink),
+            StreamEvent::Data { dir, at, bytes } => return self.data(self.side(dir), at, bytes, stats, sink),
             StreamEvent::Gap { dir, at, len, cause } => self.gap(self.side(dir), at, len, cause, sink),
             StreamEvent::Close { at, cause } => self.close(at, cause, sink),
         }
+        &[]
     }
 
     fn side(&self, dir: Direction) -> Side {
@@ -111,14 +139,14 @@ impl Http1 {
         }
     }
 
-    fn data(
+    fn data<'b>(
         &mut self,
         side: Side,
         at: Stamp,
-        mut bytes: &[u8],
+        mut bytes: &'b [u8],
         stats: &mut Stats,
         sink: &mut impl FnMut(HttpEvent<'_>),
-    ) {
+    ) -> &'b [u8] {
         if side == Side::Request {
             if self.last == Side::Response {
                 self.noise_counted = false;
@@ -135,14 +163,15 @@ impl Http1 {
                         emit(sink, exchange, side, at, HttpEventKind::Body(data));
                         rest
                     }
-                    Step::More => return,
+                    Step::More => return &[],
                     Step::End(rest) => {
                         self.finish(side, at, sink);
                         rest
                     }
                     Step::Invalid => {
                         stats.count(DropReason::ChunkInvalid);
-                        return self.damage(side, at, Some(bytes.len() as u64), GapCause::Lost, sink);
+                        self.damage(side, at, Some(bytes.len() as u64), GapCause::Lost, sink);
+                        return &[];
                     }
                 },
                 State::Body(Body::Length(left)) => {
@@ -157,7 +186,8 @@ impl Http1 {
                     rest
                 }
                 State::Body(Body::UntilClose) => {
-                    return emit(sink, exchange, side, at, HttpEventKind::Body(bytes));
+                    emit(sink, exchange, side, at, HttpEventKind::Body(bytes));
+                    return &[];
                 }
                 State::Head { synced } => {
                     let synced = *synced;
@@ -165,9 +195,10 @@ impl Http1 {
                 }
                 State::Seek => self.seek(side, at, bytes, stats, sink),
                 State::Resync => self.resync(side, at, bytes, sink),
-                State::Stopped => return,
+                State::Stopped => return bytes,
             };
         }
+        bytes
     }
 
     /// Looks for a head, or for a stream whose head is gone, at the beginning of a record.
@@ -401,7 +432,8 @@ impl Http1 {
 
     fn close(&mut self, at: MonoNs, cause: CloseCause, sink: &mut impl FnMut(HttpEvent<'_>)) {
         let at = Stamp { entry: at, ret: at };
-        if cause == CloseCause::Freed && matches!(self.response.state, State::Body(Body::UntilClose)) {
+        let until_close = matches!(self.response.state, State::Body(Body::UntilClose));
+        if cause == CloseCause::Freed && until_close && !self.websocket {
             self.finish(Side::Response, at, sink);
         }
         let in_step = self.in_step;
