@@ -21,7 +21,7 @@ const JOINT: &str = "pipeline";
 /// only the causes of gaps and ends, which travel downstream unchanged.
 const BORDERS: [(&str, &str, &[&str]); 6] = [
     ("http", "conn", &["StreamEvent", "GapCause", "CloseCause"]),
-    ("llm", "conn", &["GapCause"]),
+    ("llm", "conn", &["GapCause", "CloseCause"]),
     (
         "llm",
         "http",
