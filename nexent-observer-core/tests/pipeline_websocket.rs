@@ -62,7 +62,8 @@ struct Bench {
 }
 
 impl Bench {
-    fn on(path: &str, cut: Cut, deflate: bool) -> Self {
+    /// The handshake is asked for.
+    fn asking(path: &str, cut: Cut, deflate: bool) -> Self {
         let compress = || Compress::new(Compression::default(), false);
         let mut b = Self {
             pipeline: Pipeline::new(Limits::default(), Options { capture_content: true, ..Options::default() }),
@@ -77,6 +78,11 @@ impl Bench {
             "GET {path} HTTP/1.1\r\nHost: api.openai.com\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: x\r\nAuthorization: Bearer k\r\n\r\n"
         );
         b.send(Write, ask.as_bytes());
+        b
+    }
+
+    fn on(path: &str, cut: Cut, deflate: bool) -> Self {
+        let mut b = Self::asking(path, cut, deflate);
         let extension = if deflate { "Sec-WebSocket-Extensions: permessage-deflate\r\n" } else { "" };
         let answer = format!(
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{extension}x-request-id: req_1\r\n\r\n"
@@ -460,11 +466,9 @@ fn a_refused_handshake_and_other_sockets_are_no_calls() {
     b.c(r#"{"topic":"t","event":"phx_join"}"#).s(r#"{"type":"error"}"#).s("[1]").s("no json").s(r#"{"type":7}"#);
     assert_eq!(b.closed().len(), 0);
     // An answer that is not 101: the connection goes on with HTTP.
-    let mut b = Bench::on("/v1/x", Cut::Nowhere, false);
-    b.pipeline = Pipeline::new(Limits::default(), Options::default());
-    b.offsets = [0, 0];
-    b.send(Write, b"GET /v1/realtime HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n");
-    b.send(Read, b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\n{}");
+    let mut b = Bench::asking("/v1/realtime", Cut::Nowhere, false);
+    b.send(Read, b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\n");
+    b.send(Read, b"{}");
     assert_eq!(b.pipeline.poll_output(), Some(Output::NotLlm { conn: ConnId(1), turn: b.turn }));
     let ask = r#"{"model":"m","messages":[]}"#;
     let head = format!("POST /v1/chat/completions HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n{ask}", ask.len());
