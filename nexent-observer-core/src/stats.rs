@@ -10,6 +10,8 @@ pub enum DropReason {
     HeadTooLong,
     /// A message head that does not parse.
     HeadInvalid,
+    /// A message head of a version of HTTP that is not read here (`HTTP/9.9`).
+    HttpVersion,
     /// A chunk-size line that does not parse, or a missing CRLF after a chunk.
     ChunkInvalid,
     /// An event over [`crate::limits::EVENT_BYTES`].
@@ -53,10 +55,11 @@ pub enum DropReason {
 
 impl DropReason {
     /// All reasons, in the order of their label values in docs/metrics.md.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::NotHttp,
         Self::HeadTooLong,
         Self::HeadInvalid,
+        Self::HttpVersion,
         Self::ChunkInvalid,
         Self::EventTooLong,
         Self::BodyTooLong,
@@ -85,6 +88,7 @@ impl DropReason {
             Self::NotHttp => "not_http",
             Self::HeadTooLong => "head_too_long",
             Self::HeadInvalid => "head_invalid",
+            Self::HttpVersion => "http_version",
             Self::ChunkInvalid => "chunk_invalid",
             Self::EventTooLong => "event_too_long",
             Self::BodyTooLong => "body_too_long",

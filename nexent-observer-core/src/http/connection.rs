@@ -290,7 +290,7 @@ impl Undecided {
             (Guess::Request, Direction::Read) | (Guess::Response, Direction::Write) => Decision::Http1(Role::Server),
             (Guess::Http2, _) => Decision::Http2,
             (Guess::Neither | Guess::More, _) => {
-                *self.beginning(dir) = Beginning::default();
+                let Beginning { bytes: mut line, .. } = std::mem::take(self.beginning(dir));
                 if start == StartSeen::No && http2::looks_like_frames(bytes) {
                     return Decision::Http2;
                 }
@@ -299,7 +299,9 @@ impl Undecided {
                     return Decision::Http1(if dir == Direction::Read { Role::Client } else { Role::Server });
                 }
                 if !std::mem::replace(&mut self.counted, true) {
-                    stats.count(DropReason::NotHttp);
+                    line.extend(bytes.iter().take(limits::HEAD_BYTES));
+                    let other = detect::has_other_version(detect::skip_empty_lines(&line));
+                    stats.count(if other { DropReason::HttpVersion } else { DropReason::NotHttp });
                 }
                 match start {
                     StartSeen::Yes => Decision::NotHttp,

@@ -300,7 +300,8 @@ impl Http1 {
             Pushed::Partial => {
                 // What came before was looked at when it came; so many bytes always tell.
                 if had < 64 && !head::may_be_head(lane.head.as_slice(), side) {
-                    return self.bad_head(side, at, again, DropReason::HeadInvalid, synced, stats, sink);
+                    let why = head::why_none(lane.head.as_slice());
+                    return self.bad_head(side, at, again, why, synced, stats, sink);
                 }
                 &[]
             }
@@ -328,7 +329,7 @@ impl Http1 {
     ) -> Result<Option<usize>, DropReason> {
         // The parser takes methods that are given up while the head is not complete: cuts must not tell.
         if !head::may_be_head(bytes, side) {
-            return Err(DropReason::HeadInvalid);
+            return Err(head::why_none(bytes));
         }
         let parsed = match side {
             Side::Request => head::parse_request(bytes, |h, framing| self.on_request(at, h, framing, stats, sink))?,
