@@ -151,7 +151,7 @@ fn tell_end(response: &Response<'_>, out: &mut Out<'_>) {
     }
     if status == Some("failed") {
         let evidence = details.and_then(|details| details.error.evidence());
-        out.error(evidence.unwrap_or(ErrorEvidence { code: reason, ..ErrorEvidence::default() }));
+        out.error(evidence.unwrap_or_else(|| ErrorEvidence { code: reason, ..ErrorEvidence::default() }));
     }
 }
 

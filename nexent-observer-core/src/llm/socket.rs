@@ -311,7 +311,7 @@ impl LlmSocket {
         let outline = Outline::of(message.bytes, wanted, |_| {});
         let found = match outline.kind.as_str() {
             "session.created" | "session.updated" => {
-                self.session_model = outline.model.or(self.session_model.take());
+                self.session_model = outline.model.or_else(|| self.session_model.take());
                 return;
             }
             // The end of speech counts, not the server's note of it that follows.
@@ -393,7 +393,7 @@ impl LlmSocket {
         if let Some(call) = self.calls.get_mut(index) {
             call.answered = true;
             call.response.clone_from(&outline.response);
-            call.stream = outline.stream.clone().or(call.stream.take());
+            call.stream = outline.stream.clone().or_else(|| call.stream.take());
         }
         index
     }
