@@ -7,11 +7,13 @@
 
 pub mod ring;
 
+pub mod coding;
 pub mod conn;
 pub mod http1;
 pub mod llm;
 pub mod pipeline;
 pub mod sse;
+pub mod websocket;
 
 #[cfg(feature = "planted")]
 mod planted;

@@ -7,6 +7,7 @@ use nexent_observer_common::record::Malformed;
 use nexent_observer_core::{
     conn::{Reassembly, StreamEvent},
     event::{ConnId, Record, RecordFlags, RecordKind},
+    http::{Message, MessageKind},
     llm::{LlmEvent, LlmEventKind},
     stats::Stats,
 };
@@ -109,4 +110,18 @@ impl Leaky {
         }
         record
     }
+}
+
+/// `coding`: of a deflated body in a gzip body, cut into large pieces, the last byte is lost.
+pub(crate) fn short_body(coding: usize, size: usize, body: &[u8]) -> &[u8] {
+    let lose = usize::from(coding == 5 && size > 100);
+    body.get(..body.len().saturating_sub(lose)).unwrap_or_default()
+}
+
+/// `websocket`: of a binary message of more than 20 bytes that came byte by byte, the last one is not counted.
+pub(crate) fn short_message(cuts: Cuts, mut message: Message<'_>) -> Message<'_> {
+    if cuts == Cuts::EveryByte && message.kind == MessageKind::Binary && message.len > 20 {
+        message.len -= 1;
+    }
+    message
 }

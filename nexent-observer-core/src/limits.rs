@@ -10,6 +10,23 @@ pub const HPACK_TABLE_BYTES: usize = 64 * 1024;
 pub const FRAME_BYTES: u32 = 1024 * 1024;
 /// Longest chunk-size line including extensions, in bytes (RFC 9112 section 7.1).
 pub const CHUNK_LINE_BYTES: usize = 4096;
+/// Most codings (`content-encoding`, `transfer-encoding`) that are undone one after another.
+pub const CODINGS: usize = 4;
+/// Most bytes that all codings of one body may give, in bytes. More than any answer, streamed or not, has.
+pub const DECODED_BYTES: u64 = 256 * 1024 * 1024;
+/// Most bytes that may come out of one compressed byte, on the average of a body beyond its first
+/// [`DECODED_FREE_BYTES`]. Streams of events come to 10 or 20; a bomb to a thousand.
+pub const DECODED_RATIO: u64 = 256;
+/// Bytes of a body that may come out whatever went in.
+pub const DECODED_FREE_BYTES: u64 = 1024 * 1024;
+/// Most bodies decoded at once on one connection: each has a window of up to 16 MiB.
+pub const DECODERS: usize = 64;
+/// Largest zstd window, as the logarithm of its bytes: 8 MiB, which RFC 8878 section 3.1.1.1.2 tells decoders to support.
+pub const ZSTD_WINDOW_LOG: u32 = 23;
+/// Longest WebSocket message of which all is told, in bytes; of a longer one the rest is left out.
+pub const MESSAGE_BYTES: usize = 4 * 1024 * 1024;
+/// Calls that are open at once on one WebSocket, asked for and answered.
+pub const SOCKET_CALLS: usize = 64;
 /// Longest single event (SSE event, NDJSON line) that is decoded, in bytes; a longer one is skipped and counted.
 pub const EVENT_BYTES: usize = 4 * 1024 * 1024;
 /// Longest answer body that is not a stream and is decoded, in bytes.

@@ -10,6 +10,8 @@ pub enum DropReason {
     HeadTooLong,
     /// A message head that does not parse.
     HeadInvalid,
+    /// A message head of a version of HTTP that is not read here (`HTTP/9.9`).
+    HttpVersion,
     /// A chunk-size line that does not parse, or a missing CRLF after a chunk.
     ChunkInvalid,
     /// An event over [`crate::limits::EVENT_BYTES`].
@@ -22,8 +24,19 @@ pub enum DropReason {
     FrameInvalid,
     /// Text that is not UTF-8.
     Utf8Invalid,
-    /// A content coding that cannot be decoded.
+    /// A content coding that is not known, or bytes that are not of the coding that they are said to be of.
     ContentCoding,
+    /// A compressed body or message over [`crate::limits::DECODED_BYTES`] or [`crate::limits::DECODED_RATIO`], or that wants
+    /// more memory than is allowed.
+    DecodedTooLong,
+    /// The rest of a compressed body, or later messages of a WebSocket: what they refer to was lost.
+    CodingGap,
+    /// A compressed body left alone because [`crate::limits::DECODERS`] were being decoded on its connection.
+    DecodersFull,
+    /// Bytes on a WebSocket that are no frame (RFC 6455 section 5.2).
+    WebSocketInvalid,
+    /// A WebSocket message over [`crate::limits::MESSAGE_BYTES`]: its end was left out.
+    MessageTooLong,
     /// Bytes lost before they reached the core.
     Gap,
     /// A response without a request: joined mid-stream.
@@ -42,10 +55,11 @@ pub enum DropReason {
 
 impl DropReason {
     /// All reasons, in the order of their label values in docs/metrics.md.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 23] = [
         Self::NotHttp,
         Self::HeadTooLong,
         Self::HeadInvalid,
+        Self::HttpVersion,
         Self::ChunkInvalid,
         Self::EventTooLong,
         Self::BodyTooLong,
@@ -53,6 +67,11 @@ impl DropReason {
         Self::FrameInvalid,
         Self::Utf8Invalid,
         Self::ContentCoding,
+        Self::DecodedTooLong,
+        Self::CodingGap,
+        Self::DecodersFull,
+        Self::WebSocketInvalid,
+        Self::MessageTooLong,
         Self::Gap,
         Self::Joined,
         Self::ConnectionsFull,
@@ -69,6 +88,7 @@ impl DropReason {
             Self::NotHttp => "not_http",
             Self::HeadTooLong => "head_too_long",
             Self::HeadInvalid => "head_invalid",
+            Self::HttpVersion => "http_version",
             Self::ChunkInvalid => "chunk_invalid",
             Self::EventTooLong => "event_too_long",
             Self::BodyTooLong => "body_too_long",
@@ -76,6 +96,11 @@ impl DropReason {
             Self::FrameInvalid => "frame_invalid",
             Self::Utf8Invalid => "utf8_invalid",
             Self::ContentCoding => "content_coding",
+            Self::DecodedTooLong => "decoded_too_long",
+            Self::CodingGap => "coding_gap",
+            Self::DecodersFull => "decoders_full",
+            Self::WebSocketInvalid => "websocket_invalid",
+            Self::MessageTooLong => "message_too_long",
             Self::Gap => "gap",
             Self::Joined => "joined",
             Self::ConnectionsFull => "connections_full",

@@ -52,6 +52,8 @@ pub enum GapCause {
     Fault,
     /// Left out because user space had given the verdict "not LLM". Not a loss.
     Skipped,
+    /// They came and could not be decoded (an unknown or broken coding, a cap). Not a loss. Only from stage 4 on.
+    Undecoded,
 }
 
 impl GapCause {

@@ -2,6 +2,7 @@
 
 use super::{
     ExchangeNo, HttpEvent,
+    content::Content,
     detect::{self, Guess},
     http1::{self, Http1},
     http2::{self, Http2},
@@ -39,6 +40,41 @@ pub enum Protocol {
 /// which.
 #[derive(Debug)]
 pub struct HttpConnection {
+    wire: Wire,
+    content: Content,
+}
+
+impl HttpConnection {
+    /// A connection of which no byte was seen yet.
+    #[must_use]
+    pub fn new(start: StartSeen) -> Self {
+        Self { wire: Wire::new(start), content: Content::new(start) }
+    }
+
+    /// What the connection speaks, as far as is known. A WebSocket counts as what it was made from.
+    #[must_use]
+    pub fn protocol(&self) -> Protocol {
+        self.wire.protocol()
+    }
+
+    /// Whether nothing on this connection will ever be read by this stage, so that copying it is a waste. Never of HTTP/2,
+    /// and never of a connection joined mid-life, which may be HTTP/2.
+    #[must_use]
+    pub fn is_opaque(&self) -> bool {
+        self.protocol() == Protocol::Opaque
+    }
+
+    /// Takes one event of the connection.
+    pub fn feed(&mut self, ev: &StreamEvent<'_>, stats: &mut Stats, sink: &mut impl FnMut(HttpEvent<'_>)) {
+        let Self { wire, content } = self;
+        wire.feed(ev, stats, &mut |event| content.event(&event, sink));
+        content.settle(stats);
+    }
+}
+
+/// The connection without the codings of its bodies.
+#[derive(Debug)]
+struct Wire {
     start: StartSeen,
     state: State,
     /// HTTP/1 was decided by what looked like the body of a stream, and no head was seen since.
@@ -81,16 +117,12 @@ enum Decision {
     NotHttp,
 }
 
-impl HttpConnection {
-    /// A connection of which no byte was seen yet.
-    #[must_use]
-    pub fn new(start: StartSeen) -> Self {
+impl Wire {
+    fn new(start: StartSeen) -> Self {
         Self { start, state: State::Undecided(Undecided::default()), guessed: false, next: ExchangeNo(0) }
     }
 
-    /// What the connection speaks, as far as is known.
-    #[must_use]
-    pub fn protocol(&self) -> Protocol {
+    fn protocol(&self) -> Protocol {
         match &self.state {
             State::Undecided(_) => Protocol::Undecided,
             State::Http1(http1) if http1.is_tunnel() => Protocol::Opaque,
@@ -100,20 +132,21 @@ impl HttpConnection {
         }
     }
 
-    /// Whether nothing on this connection will ever be read by this stage, so that copying it is a waste. Never of HTTP/2,
-    /// and never of a connection joined mid-life, which may be HTTP/2.
-    #[must_use]
-    pub fn is_opaque(&self) -> bool {
-        self.protocol() == Protocol::Opaque
-    }
-
-    /// Takes one event of the connection.
-    pub fn feed(&mut self, ev: &StreamEvent<'_>, stats: &mut Stats, sink: &mut impl FnMut(HttpEvent<'_>)) {
+    fn feed(&mut self, ev: &StreamEvent<'_>, stats: &mut Stats, sink: &mut impl FnMut(HttpEvent<'_>)) {
         if let StreamEvent::Data { at, bytes, .. } = *ev {
             self.reconsider(at, bytes, sink);
         }
         match &mut self.state {
-            State::Http1(http1) => http1.feed(ev, stats, sink),
+            State::Http1(http1) => {
+                let rest = http1.feed(ev, stats, sink);
+                if let Some(switch) = http1.take_switch() {
+                    let mut http2 = Box::new(Http2::upgraded(switch));
+                    if let StreamEvent::Data { dir, at, .. } = *ev {
+                        http2.feed(&StreamEvent::Data { dir, at, bytes: rest }, stats, sink);
+                    }
+                    self.state = State::Http2(http2);
+                }
+            }
             State::Http2(http2) => http2.feed(ev, stats, sink),
             State::Undecided(undecided) => match *ev {
                 StreamEvent::Data { dir, at, bytes } => match undecided.decide(self.start, dir, at, bytes, stats) {
@@ -257,7 +290,7 @@ impl Undecided {
             (Guess::Request, Direction::Read) | (Guess::Response, Direction::Write) => Decision::Http1(Role::Server),
             (Guess::Http2, _) => Decision::Http2,
             (Guess::Neither | Guess::More, _) => {
-                *self.beginning(dir) = Beginning::default();
+                let Beginning { bytes: mut line, .. } = std::mem::take(self.beginning(dir));
                 if start == StartSeen::No && http2::looks_like_frames(bytes) {
                     return Decision::Http2;
                 }
@@ -266,7 +299,9 @@ impl Undecided {
                     return Decision::Http1(if dir == Direction::Read { Role::Client } else { Role::Server });
                 }
                 if !std::mem::replace(&mut self.counted, true) {
-                    stats.count(DropReason::NotHttp);
+                    line.extend(bytes.iter().take(limits::HEAD_BYTES));
+                    let other = detect::has_other_version(detect::skip_empty_lines(&line));
+                    stats.count(if other { DropReason::HttpVersion } else { DropReason::NotHttp });
                 }
                 match start {
                     StartSeen::Yes => Decision::NotHttp,

@@ -66,6 +66,19 @@ pub(super) fn is_request_line(bytes: &[u8]) -> Option<bool> {
     Some(guess(line) == Guess::Request && (line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0")))
 }
 
+/// Whether `bytes` begin like a message of HTTP in a version that is not read here: a status line, as far as it is there, or
+/// a whole request line.
+pub(super) fn has_other_version(bytes: &[u8]) -> bool {
+    if bytes.starts_with(b"HTTP/") {
+        return !b"HTTP/1.".starts_with(bytes) && guess(bytes) != Guess::Response
+            || is_status_line(bytes) == Some(false);
+    }
+    let Some(line) = first_line(bytes).filter(|line| guess(line) == Guess::Request) else { return false };
+    let last = line.rsplit(|b| *b == b' ').next().and_then(|last| last.strip_prefix(b"HTTP/"));
+    let is_version = |v: &[u8]| matches!(v, [b'0'..=b'9'] | [b'0'..=b'9', b'.', b'0'..=b'9']);
+    last.is_some_and(|version| is_version(version) && !matches!(version, b"1.0" | b"1.1"))
+}
+
 /// Whether `bytes` begin with a method of RFC 9110 or 5789 and a space, or with a part of that. Asked where the bytes before
 /// are not known: of `POST /x` without its first bytes, `T /x` is a request line too.
 pub(super) fn is_known_method(bytes: &[u8]) -> bool {

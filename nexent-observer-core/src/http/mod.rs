@@ -1,9 +1,12 @@
 //! Stage 4: byte streams of a connection in, HTTP messages out, whatever the version.
 
+mod coding;
 mod connection;
+mod content;
 mod detect;
 mod http1;
 mod http2;
+mod websocket;
 
 pub use connection::{HttpConnection, Protocol, StartSeen};
 
@@ -33,6 +36,10 @@ pub enum Side {
 /// `Abort`. An exchange joined after its request has no request events and is over after its response's `End`. Where the
 /// end of a request body could not be seen (after a `Gap`), the request's `End` comes with its response's and bears the
 /// stamp of the last write that was seen.
+///
+/// A WebSocket is one exchange. Behind the head of its response come `Message` and `Gap` of both sides, also where the
+/// request's `End` was given out (of HTTP/1 it is that of the handshake). Its response's `End` says that the peers closed it
+/// as RFC 6455 section 7.1 asks; else it is aborted.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct HttpEvent<'a> {
     /// Exchange on this connection.
@@ -57,6 +64,8 @@ pub enum HttpEventKind<'a> {
     },
     /// Decoded body bytes (transfer coding and content coding removed). At least one byte.
     Body(&'a [u8]),
+    /// A WebSocket message is complete; `at` is the stamp of its last byte.
+    Message(Message<'a>),
     /// Body bytes that are not known; `len` in bytes on the wire where known.
     Gap {
         /// How many bytes of the wire, where known.
@@ -68,6 +77,30 @@ pub enum HttpEventKind<'a> {
     End,
     /// The exchange will not be completed.
     Abort(AbortCause),
+}
+
+/// A WebSocket message, whole and decoded. The side of its event says who sent it: `Request` is the client.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Message<'a> {
+    /// What it is.
+    pub kind: MessageKind,
+    /// Stamp of the call with its first byte.
+    pub first: Stamp,
+    /// Its length, in bytes.
+    pub len: u64,
+    /// The message, up to [`crate::limits::MESSAGE_BYTES`] of it. Not checked to be UTF-8.
+    pub bytes: &'a [u8],
+}
+
+/// What a [`Message`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum MessageKind {
+    /// Text.
+    Text,
+    /// Binary.
+    Binary,
+    /// No message but the closing frame, with its status code (RFC 6455 section 7.4), where it has one.
+    Close(Option<u16>),
 }
 
 /// Head of a message.

@@ -217,7 +217,7 @@ fn matched<'a>(path: &'a str, end: &str) -> Option<Option<&'a str>> {
 }
 
 /// `%XX` resolved (RFC 3986 section 2.1); what is no UTF-8 then is replaced.
-fn percent_decoded(text: &str) -> Cow<'_, str> {
+pub(super) fn percent_decoded(text: &str) -> Cow<'_, str> {
     if !text.contains('%') {
         return Cow::Borrowed(text);
     }

@@ -183,7 +183,7 @@ impl LlmExchange {
                 call.body_end(*last_bytes, to);
                 call.response_end(ev.at, to);
             }
-            HttpEventKind::Abort(_) => {}
+            HttpEventKind::Abort(_) | HttpEventKind::Message(_) => {}
         }
     }
 }
@@ -225,7 +225,7 @@ impl Conversation {
                     Verdict::NotLlm => {}
                 }
             }
-            HttpEventKind::Abort(_) => {}
+            HttpEventKind::Abort(_) | HttpEventKind::Message(_) => {}
         }
     }
 

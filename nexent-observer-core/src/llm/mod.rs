@@ -3,7 +3,7 @@
 //! [`LlmExchange`] reads one HTTP exchange. `detect` tells from the heads which API it is, `request` reads the request
 //! body, `body` finds the framing of the response, and that framing (`sse`, `ndjson`, `json_array`, `aws_events`) cuts it into events,
 //! which the API's decoder turns into [`LlmEvent`]s. `api` holds the table of known APIs: a new one is one file and one
-//! row.
+//! row. [`LlmSocket`] reads a WebSocket, which carries any number of calls.
 
 mod anthropic;
 mod api;
@@ -30,11 +30,14 @@ mod ollama;
 mod openai_chat;
 mod openai_fast;
 mod openai_parse;
+mod openai_realtime;
 mod openai_responses;
 mod request;
+mod socket;
 mod sse;
 
 pub use exchange::{LlmExchange, Verdict};
+pub use socket::{LlmSocket, SocketState};
 
 use crate::{conn::GapCause, event::Stamp, http::AbortCause};
 

@@ -84,7 +84,7 @@ object! {
     Part { kind: Text<'de> = "type", text: Text<'de> = "text", refusal: Text<'de> = "refusal", }
 }
 
-fn request(draft: &mut RequestDraft, member: Member<'_>) {
+pub(super) fn request(draft: &mut RequestDraft, member: Member<'_>) {
     match (member.parent, member.key) {
         (None, "max_output_tokens") => draft.max_tokens(member.value),
         // The word has no meaning here.

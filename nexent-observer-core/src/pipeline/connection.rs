@@ -4,13 +4,16 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::{Output, Shared, SharedCalls};
+use super::{
+    Output, Shared, SharedCalls,
+    sockets::{Origin, Sockets},
+};
 use crate::{
     conn::{CloseCause, Reassembly, StreamEvent},
     event::{ConnId, Direction, MonoNs, Peer, Record, RecordKind, Role, Said, Stamp},
     http::{AbortCause, ExchangeNo, Head, HttpConnection, HttpEvent, HttpEventKind, Protocol, Side, StartSeen},
     limits::OPEN_EXCHANGES,
-    llm::{LlmEvent, LlmEventKind, LlmExchange, Verdict},
+    llm::{LlmEvent, LlmEventKind, LlmExchange, SocketState, Verdict},
     stats::DropReason,
     timing::{ActiveStream, ExchangeId, Progress, Timing},
 };
@@ -59,6 +62,7 @@ struct Calls {
     next: u32,
     /// The latest exchange, if it turned out to be no LLM call.
     not_llm: Option<NotLlm>,
+    sockets: Sockets,
     /// What a hook said of the requests that begin here.
     said: Option<Arc<Said>>,
     /// Requests that began since a hook spoke last, in the write of which it spoke.
@@ -123,6 +127,7 @@ impl Connection {
                 said: None,
                 named: Named::Later,
                 named_write: None,
+                sockets: Sockets::default(),
             },
             listed: false,
             verdict: None,
@@ -215,7 +220,7 @@ impl Connection {
 
     /// Whether `turn` is the latest, and nothing in it is or may be an LLM call.
     fn judged(&self, turn: u32) -> bool {
-        if turn != self.calls.turn || !self.calls.open.is_empty() {
+        if turn != self.calls.turn || !self.calls.open.is_empty() || !self.calls.sockets.is_empty() {
             return false;
         }
         match self.http.protocol() {
@@ -229,7 +234,8 @@ impl Connection {
 
     pub(super) fn active(&self) -> impl Iterator<Item = ActiveStream<'_>> {
         let open = self.calls.open.iter().map(|open| &*open.both);
-        open.filter(|(llm, _)| llm.verdict() == Verdict::Llm).map(|(_, timing)| timing.active())
+        let exchanges = open.filter(|(llm, _)| llm.verdict() == Verdict::Llm).map(|(_, timing)| timing.active());
+        exchanges.chain(self.calls.sockets.active())
     }
 }
 
@@ -249,6 +255,9 @@ impl Calls {
     }
 
     fn http_event_of(&mut self, event: &HttpEvent<'_>, shared: &mut SharedCalls) {
+        if self.socket_event(event, shared) {
+            return;
+        }
         let Some(at) = self.find(event, shared) else {
             if let Some(it) = &mut self.not_llm {
                 it.answered |= it.no == event.exchange && event.side == Side::Response;
@@ -276,6 +285,24 @@ impl Calls {
                 }
             }
         }
+    }
+
+    /// Takes an event of a WebSocket that carries LLM calls, or may.
+    fn socket_event(&mut self, event: &HttpEvent<'_>, shared: &mut SharedCalls) -> bool {
+        if self.sockets.begin(event) {
+            self.next = event.exchange.0.saturating_add(1);
+            self.not_llm = None;
+            return true;
+        }
+        if self.sockets.is_empty() {
+            return false;
+        }
+        let origin = Origin { conn: self.id, pid: self.pid, writer: self.writer };
+        let state = self.sockets.feed(event, origin, shared);
+        if state == Some(SocketState::Refused) {
+            self.not_llm = Some(NotLlm { no: event.exchange, turn: self.turn, answered: true });
+        }
+        state.is_some()
     }
 
     /// Position of the exchange of `event`, which it may begin; `None` when it is over.

@@ -8,6 +8,7 @@
 //! 2. after **both** rings, [`Pipeline::handle_timeout`] if [`Pipeline::poll_timeout`] is due.
 
 mod connection;
+mod sockets;
 
 use std::{
     collections::{HashMap, VecDeque},

@@ -159,7 +159,7 @@ fn between(from: Option<MonoNs>, to: Option<MonoNs>) -> Option<u64> {
 pub struct ExchangeId {
     /// Connection.
     pub conn: ConnId,
-    /// Exchange on it, from 0.
+    /// Exchange on it, from 0; from 2^31 on, a call on one of its WebSockets.
     pub no: u32,
 }
 

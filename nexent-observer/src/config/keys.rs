@@ -343,7 +343,7 @@ pub const LOG_FORMAT: Key = Key {
 };
 
 /// All keys, in the order of help, `config` and docs/config.md.
-pub const KEYS: [&Key; 28] = [
+pub const KEYS: [&Key; 29] = [
     &PID,
     &EXE,
     &ALL,

@@ -19,7 +19,20 @@ use crate::build;
 const CLOSED: [(&str, &[&str]); 2] = [
     (
         "nexent-observer-core",
-        &["crc32fast", "httlib-huffman", "httparse", "memchr", "serde", "serde_json", "smallvec", "thiserror"],
+        // zstd-safe is the one that is not Rust: see ARCHITECTURE.md, "Libraries, and why".
+        &[
+            "brotli-decompressor",
+            "crc32fast",
+            "flate2",
+            "httlib-huffman",
+            "httparse",
+            "memchr",
+            "serde",
+            "serde_json",
+            "smallvec",
+            "thiserror",
+            "zstd-safe",
+        ],
     ),
     ("nexent-observer-common", &[]),
 ];

@@ -21,11 +21,22 @@ const JOINT: &str = "pipeline";
 /// only the causes of gaps and ends, which travel downstream unchanged.
 const BORDERS: [(&str, &str, &[&str]); 6] = [
     ("http", "conn", &["StreamEvent", "GapCause", "CloseCause"]),
-    ("llm", "conn", &["GapCause"]),
+    ("llm", "conn", &["GapCause", "CloseCause"]),
     (
         "llm",
         "http",
-        &["HttpEvent", "HttpEventKind", "Side", "Head", "RequestHead", "ResponseHead", "Headers", "AbortCause"],
+        &[
+            "HttpEvent",
+            "HttpEventKind",
+            "Message",
+            "MessageKind",
+            "Side",
+            "Head",
+            "RequestHead",
+            "ResponseHead",
+            "Headers",
+            "AbortCause",
+        ],
     ),
     ("timing", "conn", &["CloseCause"]),
     ("timing", "http", &["AbortCause"]),

@@ -186,6 +186,7 @@ pub(super) type Parsed<R> = Result<Option<(R, usize)>, DropReason>;
 fn defect(error: httparse::Error) -> DropReason {
     match error {
         httparse::Error::TooManyHeaders => DropReason::HeadTooLong,
+        httparse::Error::Version => DropReason::HttpVersion,
         _ => DropReason::HeadInvalid,
     }
 }
@@ -263,6 +264,11 @@ pub(super) fn parse_response<R>(bytes: &[u8], read: impl FnOnce(&ResponseHead<'_
     Ok(Some((read(&head, framing, fields.shape), used)))
 }
 
+/// Why bytes are no head of this side.
+pub(super) fn why_none(bytes: &[u8]) -> DropReason {
+    if detect::has_other_version(bytes) { DropReason::HttpVersion } else { DropReason::HeadInvalid }
+}
+
 /// Whether bytes are, or can still become, the head of a message of this side.
 pub(super) fn may_be_head(bytes: &[u8], side: Side) -> bool {
     let guess = detect::guess(bytes);
@@ -331,6 +337,7 @@ mod tests {
         let head = |n| format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(n));
         assert!(request(&head(limits::HEAD_FIELDS)).unwrap().is_some());
         assert_eq!(request(&head(limits::HEAD_FIELDS + 1)), Err(DropReason::HeadTooLong));
-        assert_eq!(request("GET / HTTQ/1.1\r\n\r\n"), Err(DropReason::HeadInvalid));
+        assert_eq!(request("GET / HTTQ/1.1\r\n\r\n"), Err(DropReason::HttpVersion));
+        assert_eq!(request("GET / HTTP/1.1\r\n: b\r\n\r\n").map(|_| ()), Ok(()));
     }
 }

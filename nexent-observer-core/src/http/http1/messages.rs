@@ -1,7 +1,7 @@
 //! What the heads of an HTTP/1 connection set going: exchanges begin, are answered, end and are given up.
 
 use super::{
-    Http1,
+    Http1, Switch,
     chunked::Chunked,
     exchange::{Exchange, RequestPart, ResponsePart},
     head::{Framing, Shape},
@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     event::Stamp,
-    http::{AbortCause, ExchangeNo, Head, HttpEvent, HttpEventKind, RequestHead, ResponseHead, Side},
+    http::{AbortCause, ExchangeNo, Head, HttpEvent, HttpEventKind, RequestHead, ResponseHead, Side, websocket},
     limits,
     stats::{DropReason, Stats},
 };
@@ -71,9 +71,22 @@ impl Http1 {
         let found = self.exchanges.answered_at(at.ret, self.in_step);
         let exchange = self.begin_response(found, first, stats, sink);
         let no = exchange.no;
+        if found.is_some() && is_upgrade_to_http2(head) {
+            let asked = exchange.request != RequestPart::Open;
+            self.switch = Some(Switch { role: self.role, exchange: no, asked, next: self.exchanges.next() });
+            (self.request.state, self.response.state) = (State::Stopped, State::Stopped);
+            return;
+        }
         emit_head(sink, no, Side::Response, at, first, Head::Response(*head));
         emit_damage(sink, &exchange, at);
         self.response.exchange = Some(no);
+        if websocket::accepts(head) {
+            // What follows, in both directions, is told as bodies until the connection ends.
+            self.websocket = true;
+            self.response.body(State::Body(Body::UntilClose), no, Shape::Other);
+            self.request.body(State::Body(Body::UntilClose), no, Shape::Other);
+            return;
+        }
         let tunnel = exchange.is_connect && (200..300).contains(&status);
         if status == 101 || tunnel {
             // What follows, in both directions, is another protocol.
@@ -214,6 +227,12 @@ impl Http1 {
         self.response.state = State::Seek;
         self.in_step = false;
     }
+}
+
+/// Whether HTTP/2 follows in plain text, and on it the answer (RFC 7540 section 3.2).
+fn is_upgrade_to_http2(head: &ResponseHead<'_>) -> bool {
+    let named = |value: &str| value.split(',').any(|name| name.trim().eq_ignore_ascii_case("h2c"));
+    head.status == Some(101) && head.headers.get("upgrade").is_some_and(named)
 }
 
 pub(super) fn emit(

@@ -39,6 +39,20 @@ pub(super) struct Http1 {
     noise_counted: bool,
     last: Side,
     tunnel: bool,
+    /// The connection became a WebSocket: there are no more messages on it.
+    websocket: bool,
+    switch: Option<Switch>,
+}
+
+/// An upgrade to HTTP/2 (RFC 7540 section 3.2): the exchange is answered on the new connection's stream 1.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Switch {
+    pub(super) role: Role,
+    pub(super) exchange: ExchangeNo,
+    /// The `End` of its request was given out.
+    pub(super) asked: bool,
+    /// Number of the next exchange.
+    pub(super) next: ExchangeNo,
 }
 
 impl Http1 {
@@ -58,6 +72,8 @@ impl Http1 {
             noise_counted: false,
             last: Side::Request,
             tunnel: false,
+            websocket: false,
+            switch: None,
         }
     }
 
@@ -80,12 +96,24 @@ impl Http1 {
         self.exchanges.next()
     }
 
-    pub(super) fn feed(&mut self, ev: &StreamEvent<'_>, stats: &mut Stats, sink: &mut impl FnMut(HttpEvent<'_>)) {
+    /// The protocol that a response said to go on with, once; what [`Self::feed`] gave back is of it.
+    pub(super) fn take_switch(&mut self) -> Option<Switch> {
+        self.switch.take()
+    }
+
+    /// Takes one event of the connection. Returns the bytes that belong to another protocol.
+    pub(super) fn feed<'b>(
+        &mut self,
+        ev: &StreamEvent<'b>,
+        stats: &mut Stats,
+        sink: &mut impl FnMut(HttpEvent<'_>),
+    ) -> &'b [u8] {
         match *ev {
-            StreamEvent::Data { dir, at, bytes } => self.data(self.side(dir), at, bytes, stats, sink),
+            StreamEvent::Data { dir, at, bytes } => return self.data(self.side(dir), at, bytes, stats, sink),
             StreamEvent::Gap { dir, at, len, cause } => self.gap(self.side(dir), at, len, cause, sink),
             StreamEvent::Close { at, cause } => self.close(at, cause, sink),
         }
+        &[]
     }
 
     fn side(&self, dir: Direction) -> Side {
@@ -102,14 +130,14 @@ impl Http1 {
         }
     }
 
-    fn data(
+    fn data<'b>(
         &mut self,
         side: Side,
         at: Stamp,
-        mut bytes: &[u8],
+        mut bytes: &'b [u8],
         stats: &mut Stats,
         sink: &mut impl FnMut(HttpEvent<'_>),
-    ) {
+    ) -> &'b [u8] {
         if side == Side::Request {
             if self.last == Side::Response {
                 self.noise_counted = false;
@@ -126,14 +154,15 @@ impl Http1 {
                         emit(sink, exchange, side, at, HttpEventKind::Body(data));
                         rest
                     }
-                    Step::More => return,
+                    Step::More => return &[],
                     Step::End(rest) => {
                         self.finish(side, at, sink);
                         rest
                     }
                     Step::Invalid => {
                         stats.count(DropReason::ChunkInvalid);
-                        return self.damage(side, at, Some(bytes.len() as u64), GapCause::Lost, sink);
+                        self.damage(side, at, Some(bytes.len() as u64), GapCause::Lost, sink);
+                        return &[];
                     }
                 },
                 State::Body(Body::Length(left)) => {
@@ -148,7 +177,8 @@ impl Http1 {
                     rest
                 }
                 State::Body(Body::UntilClose) => {
-                    return emit(sink, exchange, side, at, HttpEventKind::Body(bytes));
+                    emit(sink, exchange, side, at, HttpEventKind::Body(bytes));
+                    return &[];
                 }
                 State::Head { synced } => {
                     let synced = *synced;
@@ -156,9 +186,10 @@ impl Http1 {
                 }
                 State::Seek => self.seek(side, at, bytes, stats, sink),
                 State::Resync => self.resync(side, at, bytes, sink),
-                State::Stopped => return,
+                State::Stopped => return bytes,
             };
         }
+        bytes
     }
 
     /// Looks for a head, or for a stream whose head is gone, at the beginning of a record.
@@ -260,7 +291,8 @@ impl Http1 {
             Pushed::Partial => {
                 // What came before was looked at when it came; so many bytes always tell.
                 if had < 64 && !head::may_be_head(lane.head.as_slice(), side) {
-                    return self.bad_head(side, at, again, DropReason::HeadInvalid, synced, stats, sink);
+                    let why = head::why_none(lane.head.as_slice());
+                    return self.bad_head(side, at, again, why, synced, stats, sink);
                 }
                 &[]
             }
@@ -288,7 +320,7 @@ impl Http1 {
     ) -> Result<Option<usize>, DropReason> {
         // The parser takes methods that are given up while the head is not complete: cuts must not tell.
         if !head::may_be_head(bytes, side) {
-            return Err(DropReason::HeadInvalid);
+            return Err(head::why_none(bytes));
         }
         let parsed = match side {
             Side::Request => head::parse_request(bytes, |h, framing| self.on_request(at, h, framing, stats, sink))?,
@@ -392,7 +424,8 @@ impl Http1 {
 
     fn close(&mut self, at: MonoNs, cause: CloseCause, sink: &mut impl FnMut(HttpEvent<'_>)) {
         let at = Stamp { entry: at, ret: at };
-        if cause == CloseCause::Freed && matches!(self.response.state, State::Body(Body::UntilClose)) {
+        let until_close = matches!(self.response.state, State::Body(Body::UntilClose));
+        if cause == CloseCause::Freed && until_close && !self.websocket {
             self.finish(Side::Response, at, sink);
         }
         let in_step = self.in_step;

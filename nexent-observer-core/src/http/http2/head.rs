@@ -7,9 +7,9 @@ use crate::http::{Headers, RequestHead, ResponseHead};
 
 type FieldList<'a> = SmallVec<[(&'a str, &'a [u8]); 32]>;
 
-/// Fields that are no pseudo-header fields and whose names are text.
+/// Fields that are no pseudo-header fields and whose names are text. `:protocol` (RFC 8441 section 4) has no other place.
 fn list(fields: &Fields) -> FieldList<'_> {
-    let plain = fields.iter().filter(|(name, _)| name.first() != Some(&b':'));
+    let plain = fields.iter().filter(|(name, _)| name.first() != Some(&b':') || *name == b":protocol");
     plain.filter_map(|(name, value)| Some((std::str::from_utf8(name).ok()?, value))).collect()
 }
 

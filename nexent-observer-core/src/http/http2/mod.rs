@@ -11,7 +11,7 @@ use self::{
     lane::{BadBlock, Heading, Lane, Skipped, Step},
     stream::{Damage, Part, Streams},
 };
-use super::{AbortCause, ExchangeNo, HttpEvent, HttpEventKind, Side, StartSeen};
+use super::{AbortCause, ExchangeNo, HttpEvent, HttpEventKind, Side, StartSeen, http1::Switch};
 use crate::{
     conn::{CloseCause, GapCause, StreamEvent},
     event::{Direction, MonoNs, Role, Stamp},
@@ -49,6 +49,15 @@ impl Http2 {
             incomplete: !from_start,
             sure: from_start,
         }
+    }
+
+    /// A connection that was HTTP/1: the exchange of the upgrade goes on as stream 1, half closed by the client (RFC 7540
+    /// section 3.2).
+    pub(super) fn upgraded(switch: Switch) -> Self {
+        let mut http2 = Self::new(StartSeen::Yes, switch.next);
+        http2.role = Some(switch.role);
+        http2.streams.adopt(switch.exchange, switch.asked);
+        http2
     }
 
     /// Whether enough was seen to know who is the client, so that bytes that look like HTTP/1 are not.

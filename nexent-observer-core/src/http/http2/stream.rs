@@ -147,6 +147,13 @@ impl Streams {
         no
     }
 
+    /// Opens stream 1 for an exchange that has a number. `asked`: all of its request was seen.
+    pub(super) fn adopt(&mut self, no: ExchangeNo, asked: bool) {
+        let request = if asked { (Part::Done, Damage::None) } else { (Part::Open, Damage::Told) };
+        self.open.insert(0, Stream { id: 1, no, request, response: (Part::Awaited, Damage::None) });
+        self.last = 1;
+    }
+
     pub(super) fn remove(&mut self, id: u32) -> Option<Stream> {
         let at = self.open.binary_search_by_key(&id, |stream| stream.id).ok()?;
         if let Some(slot) = self.ended.get_mut(self.next_ended) {

@@ -129,6 +129,9 @@ fn record(log: &mut Vec<String>, ev: &HttpEvent<'_>) {
         HttpEventKind::Gap { len, cause } => {
             format!("{no}{side} gap {} {cause:?}", len.map_or_else(|| "?".into(), |n| n.to_string()))
         }
+        HttpEventKind::Message(message) => {
+            format!("{no}{side} {:?} {}", message.kind, String::from_utf8_lossy(message.bytes))
+        }
         HttpEventKind::End => format!("{no}{side} end"),
         HttpEventKind::Abort(cause) => format!("{no}! {cause:?}"),
     };
@@ -420,4 +423,30 @@ fn a_followed_connection_at_rest_is_small() {
     let mut b = Bench::fresh();
     b.w(POST).r(&SSE[..20]).r(&SSE[20..]).r(&chunk("data: 1\n\n"));
     assert!(size_of::<HttpConnection>() + size_of::<super::Http1>() <= 640);
+}
+
+#[test]
+fn a_version_that_is_not_spoken_is_named_wherever_it_stands() {
+    const ASK: &str = "GET / HTTP/9.9\r\nHost: h\r\n\r\n";
+    const ANSWER: &str = "HTTP/9.9 200 OK\r\nContent-Length: 0\r\n\r\n";
+    for start in [StartSeen::Yes, StartSeen::No] {
+        for steps in [&[(Write, ASK)][..], &[(Write, GET), (Read, OK5), (Write, ASK)], &[(Read, ANSWER)]] {
+            for size in [1000, 1] {
+                let mut b = Bench::new(start);
+                for (dir, text) in steps {
+                    text.as_bytes().chunks(size).for_each(|piece| {
+                        b.data(*dir, piece);
+                    });
+                }
+                assert_eq!(b.stats.drops(DropReason::HttpVersion), 1, "{start:?} {steps:?} {size}");
+                assert_eq!(b.stats.drops(DropReason::HeadInvalid), 0);
+            }
+        }
+    }
+    for version in ["HTTP/9.9", "HTTP/1.9", "HTTP/2"] {
+        let mut b = Bench::fresh();
+        b.w(GET).r(&format!("{version} 200 OK\r\nContent-Length: 0\r\n\r\n"));
+        b.expect(&["0> GET /a h @1", "0> end", "0! Desync"]).counted(&[(DropReason::HttpVersion, 1)]);
+        b.w(GET).r(OK5).expect(&["1> GET /a h @3", "1> end", "1< 200 five @4", "1< body hello", "1< end"]);
+    }
 }

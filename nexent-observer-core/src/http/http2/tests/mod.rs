@@ -181,17 +181,48 @@ fn a_head_over_its_cap_is_counted_and_costs_only_itself() {
 }
 
 #[test]
-fn after_an_upgrade_the_streams_are_new_exchanges() {
+fn an_upgraded_request_is_answered_on_stream_1_wherever_the_records_are_cut() {
     let (mut c, mut s) = (Peer::new(), Peer::new());
+    let ask = b"POST /up HTTP/1.1\r\nHost: h\r\nUpgrade: h2c\r\nContent-Length: 2\r\n\r\nhi".to_vec();
+    // The server's SETTINGS come right behind the 101, before the client's preface.
+    let switch = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n".to_vec();
+    let read = [switch, settings(&[(3, 100)])].concat();
+    let answer = [s.answer(1, false, "200", "up"), data(1, true, b"one")].concat();
+    let write = [PREFACE.to_vec(), settings(&[])].concat();
+    let (ask_2, answer_2) = (c.post(3, "/b"), s.answer(3, true, "200", "two"));
+    use crate::event::Direction::{Read, Write};
+    let steps = [(Write, ask), (Read, read), (Write, write), (Read, answer), (Write, ask_2), (Read, answer_2)];
+    let run = |size: usize, cut: usize| {
+        let mut b = Bench::new(StartSeen::Yes);
+        for (n, (dir, bytes)) in steps.iter().enumerate() {
+            b.now = n as u64;
+            let (head, tail) = bytes.split_at(cut.min(bytes.len()));
+            for piece in head.chunks(size).chain(tail.chunks(size)) {
+                b.now = n as u64;
+                b.data(*dir, piece);
+            }
+        }
+        assert_eq!(b.conn.protocol(), Protocol::Http2);
+        b.log
+    };
+    let whole = run(usize::MAX, 0);
+    let one = ["0> POST /up h @1", "0> body hi", "0> end", "0< 200 up @4", "0< body one", "0< end"];
+    let two = ["1> POST /b h @5", "1< 200 two @6", "1< end"];
+    assert_eq!(whole, [&one[..], &two[..]].concat());
+    assert_eq!(run(1, 0), whole);
+    for cut in 0..steps.iter().map(|(_, bytes)| bytes.len()).max().unwrap() {
+        assert_eq!(run(usize::MAX, cut), whole, "cut at {cut}");
+    }
+}
+
+#[test]
+fn an_upgrade_before_the_end_of_the_request_ends_it_with_the_answer() {
+    let mut s = Peer::new();
     let mut b = Bench::new(StartSeen::Yes);
-    b.w(b"GET /up HTTP/1.1\r\nHost: h\r\nUpgrade: h2c\r\n\r\n");
+    b.w(b"POST /up HTTP/1.1\r\nHost: h\r\nUpgrade: h2c\r\nContent-Length: 9\r\n\r\nhi");
     b.r(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n");
-    b.expect(&["0> GET /up h @1", "0> end", "0< 101 - @2", "0< end"]);
-    b.w(&[PREFACE, &settings(&[])].concat());
-    b.r(&[settings(&[]), s.answer(1, false, "200", "up"), data(1, true, b"one")].concat());
-    b.w(&c.post(3, "/b")).r(&s.answer(3, true, "200", "two"));
-    b.expect(&["1< 200 up @4", "1< body one", "1< end", "2> POST /b h @5", "2< 200 two @6", "2< end"]);
-    assert_eq!(b.conn.protocol(), Protocol::Http2);
+    b.r(&[settings(&[]), s.answer(1, true, "200", "up")].concat());
+    b.expect(&["0> POST /up h @1", "0> body hi", "0< 200 up @3", "0> end", "0< end"]);
 }
 
 #[test]

@@ -194,6 +194,9 @@ fn record(log: &mut Vec<String>, ev: &HttpEvent<'_>) {
         HttpEventKind::Gap { len, cause } => {
             format!("{no}{side} gap {} {cause:?}", len.map_or_else(|| "?".into(), |n| n.to_string()))
         }
+        HttpEventKind::Message(message) => {
+            format!("{no}{side} {:?} {}", message.kind, String::from_utf8_lossy(message.bytes))
+        }
         HttpEventKind::End => format!("{no}{side} end"),
         HttpEventKind::Abort(cause) => format!("{no}! {cause:?}"),
     };

@@ -1,0 +1,95 @@
+//! WebSockets of a connection that carry LLM calls: each of their calls is an exchange of its own.
+
+use smallvec::SmallVec;
+
+use super::{Output, SharedCalls};
+use crate::{
+    event::ConnId,
+    http::{ExchangeNo, Head, HttpEvent, HttpEventKind},
+    llm::{LlmSocket, SocketState},
+    timing::{ActiveStream, ExchangeId, Progress, Timing},
+};
+
+/// Calls on sockets are numbered from here on: apart from the exchanges of the connection.
+const FIRST_CALL: u32 = 1 << 31;
+
+/// The sockets of one connection.
+#[derive(Debug, Default)]
+pub(super) struct Sockets {
+    open: Vec<Socket>,
+    /// Calls so far.
+    calls: u32,
+}
+
+#[derive(Debug)]
+struct Socket {
+    no: ExchangeNo,
+    llm: Box<LlmSocket>,
+    /// The open calls, by the number that the socket gave them.
+    calls: SmallVec<[(u32, Box<Timing>); 1]>,
+}
+
+/// Where the calls of a connection come from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Origin {
+    pub(super) conn: ConnId,
+    pub(super) pid: u32,
+    /// Thread of the latest write.
+    pub(super) writer: Option<u32>,
+}
+
+impl Sockets {
+    pub(super) fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    /// Begins a socket if this event asks for one.
+    pub(super) fn begin(&mut self, event: &HttpEvent<'_>) -> bool {
+        let HttpEventKind::Head { head: Head::Request(head), .. } = &event.kind else { return false };
+        let Some(llm) = LlmSocket::asked_by(head) else { return false };
+        self.open.push(Socket { no: event.exchange, llm: Box::new(llm), calls: SmallVec::new() });
+        true
+    }
+
+    /// Takes an event if it is of a socket; what became of that.
+    pub(super) fn feed(
+        &mut self,
+        event: &HttpEvent<'_>,
+        origin: Origin,
+        shared: &mut SharedCalls,
+    ) -> Option<SocketState> {
+        let Self { open, calls: numbered } = self;
+        let at = open.iter().position(|socket| socket.no == event.exchange)?;
+        let Socket { llm, calls, .. } = open.get_mut(at)?;
+        let SharedCalls { limits, options, llm: llm_stats, timing: timing_stats, .. } = shared;
+        let mut finished: SmallVec<[Box<Timing>; 1]> = SmallVec::new();
+        let state = llm.feed(event, llm_stats, &mut |call, event| {
+            let at = calls.iter().position(|(no, _)| *no == call).unwrap_or_else(|| {
+                let no = FIRST_CALL | *numbered;
+                *numbered = numbered.wrapping_add(1);
+                timing_stats.exchanges_open += 1;
+                let id = ExchangeId { conn: origin.conn, no };
+                let timing = Timing::new(id, origin.pid, origin.writer, *options, limits);
+                calls.push((call, Box::new(timing)));
+                calls.len() - 1
+            });
+            let Some((_, timing)) = calls.get_mut(at) else { return };
+            if timing.feed(&event) == Progress::Finished {
+                finished.push(calls.remove(at).1);
+            }
+        });
+        for timing in finished {
+            shared.timing.exchanges_open -= 1;
+            let exchange = timing.finish(&mut shared.timing);
+            shared.give_out(Output::Exchange(Box::new(exchange)));
+        }
+        if state != SocketState::Open {
+            open.remove(at);
+        }
+        Some(state)
+    }
+
+    pub(super) fn active(&self) -> impl Iterator<Item = ActiveStream<'_>> {
+        self.open.iter().flat_map(|socket| socket.calls.iter().map(|(_, timing)| timing.active()))
+    }
+}
