@@ -274,6 +274,8 @@ pub(super) struct Out<'a> {
     pub(super) at: Stamp,
     /// HTTP status, where known.
     pub(super) status: Option<u16>,
+    /// What the response head says about an error.
+    pub(super) error_kind: Option<&'a str>,
     /// An error was reported for this exchange.
     pub(super) errored: &'a mut bool,
     pub(super) stats: &'a mut Stats,
@@ -339,7 +341,9 @@ impl Out<'_> {
     /// Reports an error, the first one of an exchange only: later ones (`[DONE]` loops, a second copy) are echoes.
     pub(super) fn error(&mut self, evidence: ErrorEvidence<'_>) {
         if !std::mem::replace(self.errored, true) {
-            self.emit(LlmEventKind::Error(ErrorFacts { error_type: evidence.error_type(self.status) }));
+            let kind = evidence.kind.or(self.error_kind);
+            let error_type = ErrorEvidence { kind, ..evidence }.error_type(self.status);
+            self.emit(LlmEventKind::Error(ErrorFacts { error_type }));
         }
     }
 }

@@ -13,11 +13,11 @@ use super::{
     api::{
         Api, Decoder, ErrorEvidence, Frame, Identity, JsonBody, Member, Out, RequestDraft, Route, StreamFlag, Value,
     },
+    envelope,
     error_value::Code,
-    lenient::{self, Items, Take, Text, object},
+    lenient::{Items, Take, Text, object},
     openai_parse::RawUsage,
 };
-use crate::stats::DropReason;
 
 /// The row of this API.
 pub(super) static API: Api = Api {
@@ -151,23 +151,15 @@ impl Decoder for DashScope {
 
     fn frame(&mut self, frame: Frame<'_>, out: &mut Out<'_>) {
         let json = out.frame_text(&frame);
-        match lenient::parse::<Option<Box<Event<'_>>>>(&json) {
-            Ok(Some(event)) => self.event(&event, frame.error, out),
-            _ if frame.error => {
-                out.emit(LlmEventKind::Chunk);
-                out.error(ErrorEvidence::default());
-            }
-            _ if frame.whole => out.count(DropReason::JsonInvalid),
-            _ => {}
+        if let Some(event) = envelope::event::<Event<'_>>(&json, &frame, out) {
+            self.event(&event, frame.error, out);
         }
     }
 
     fn body(&mut self, body: &[u8], out: &mut Out<'_>) {
         let json = out.text(body);
-        match lenient::parse::<Option<Box<Event<'_>>>>(&json) {
-            Ok(Some(event)) => self.event(&event, out.failed(), out),
-            _ if out.failed() => {}
-            _ => out.count(DropReason::JsonInvalid),
+        if let Some(event) = envelope::body::<Event<'_>>(&json, out) {
+            self.event(&event, out.failed(), out);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Stage 5: HTTP messages in, LLM events out, whatever the API.
 //!
-//! [`LlmExchange`] reads one HTTP exchange. `detect` tells from the heads which API it is, `request` reads the request
+//! [`LlmExchange`] reads one HTTP exchange. `detect` tells from the request head which API it is, `request` reads the request
 //! body, `body` finds the framing of the response, and that framing (`sse`, `ndjson`, `json_array`, `aws_events`) cuts it into events,
 //! which the API's decoder turns into [`LlmEvent`]s. `api` holds the table of known APIs: a new one is one file and one
 //! row.
@@ -15,6 +15,7 @@ mod cohere;
 mod dashscope;
 mod detect;
 mod embeddings;
+mod envelope;
 mod error_value;
 mod exchange;
 mod gemini;
@@ -32,6 +33,7 @@ mod openai_fast;
 mod openai_parse;
 mod openai_responses;
 mod request;
+mod response_head;
 mod sse;
 
 pub use exchange::{LlmExchange, Verdict};

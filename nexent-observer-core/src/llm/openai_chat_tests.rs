@@ -29,6 +29,7 @@ impl Run {
         f(
             &mut self.chat,
             &mut Out {
+                error_kind: None,
                 at: Stamp::default(),
                 status: self.status,
                 errored: &mut self.errored,

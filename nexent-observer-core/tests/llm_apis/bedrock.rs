@@ -152,7 +152,10 @@ fn a_whole_conversation_is_read() {
         {"reasoningContent":{"reasoningText":{"text":"Hm","signature":"E"}}},{"text":"Yes."},{"toolUse":{"name":"f","toolUseId":"t","input":{"text":"no"}}}]}},
         "stopReason":"end_turn","usage":{"inputTokens":20,"outputTokens":72,"totalTokens":92}});
     let seen = ask.answer(200, JSON, body.to_string().as_bytes());
-    assert_eq!((seen.text.as_str(), seen.reasoning.as_str(), seen.tools.as_str()), ("Yes.", "Hm", "[ToolName 0 f]"));
+    assert_eq!(
+        (seen.text.as_str(), seen.reasoning.as_str(), seen.tools.as_str()),
+        ("Yes.", "Hm", "[ToolName 0 f][ToolArguments 0 {\"text\":\"no\"}]")
+    );
     assert_eq!((seen.usage, seen.finish.as_slice()), (usage(20, 72, None, None), ["end_turn".to_owned()].as_slice()));
     let model = seen.request.unwrap().model.unwrap();
     assert_eq!(model, "arn:aws:bedrock:x:0:inference-profile/us.amazon.nova-pro-v1:0");

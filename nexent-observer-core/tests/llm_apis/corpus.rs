@@ -59,7 +59,9 @@ fn replay(recording: &Value, piece: usize) -> (Seen, Stats) {
 #[test]
 fn recorded_exchanges_are_read_as_the_official_sdks_read_them() {
     let Some(recordings) = recordings() else {
-        println!("SKIPPED: no corpus of recordings found (set NEXENT_OBSERVER_CORPUS to its folder); nothing was checked");
+        println!(
+            "SKIPPED: no corpus of recordings found (set NEXENT_OBSERVER_CORPUS to its folder); nothing was checked"
+        );
         return;
     };
     let rows = sdk::rows("recordings.jsonl");

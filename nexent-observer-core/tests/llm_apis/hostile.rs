@@ -17,14 +17,9 @@ fn calls() -> Vec<(String, String, Fields<'static>, Vec<u8>)> {
         let kind = call.kind();
         (call.host, call.path, kind, fixture(&call.fixture))
     });
-    let unknown = [
-        (SSE, "anthropic/thinking_text_tool.sse"),
-        (LINES, "ollama/chat.ndjson"),
-        (calls::EVENTS, "cohere/chat.sse"),
-    ];
-    known
-        .chain(unknown.map(|(kind, name)| ("h".to_owned(), "/unknown".to_owned(), kind, fixture(name))))
-        .collect()
+    let unknown =
+        [(SSE, "anthropic/thinking_text_tool.sse"), (LINES, "ollama/chat.ndjson"), (calls::EVENTS, "cohere/chat.sse")];
+    known.chain(unknown.map(|(kind, name)| ("h".to_owned(), "/unknown".to_owned(), kind, fixture(name)))).collect()
 }
 
 /// A small deterministic generator: the same damage on every run.

@@ -96,7 +96,10 @@ impl Differences {
 
     /// There are no other differences, and those that are meant of these names are there.
     pub(crate) fn close(mut self, prefix: &str) {
-        let unmet = self.meant.iter().filter(|(difference, met)| !met && difference["of"].as_str().unwrap().starts_with(prefix));
+        let unmet = self
+            .meant
+            .iter()
+            .filter(|(difference, met)| !met && difference["of"].as_str().unwrap().starts_with(prefix));
         self.found.extend(unmet.map(|(difference, _)| format!("{difference} is of nothing that was checked")));
         assert!(self.found.is_empty(), "{}", self.found.join("\n"));
     }
@@ -107,7 +110,8 @@ fn fixtures_are_read_as_the_official_sdks_read_them() {
     let (rows, mut differences) = (rows("fixtures.jsonl"), Differences::read());
     let mut read = 0;
     for call in calls::all() {
-        let seen = call.ask(|ask| ask.answered(call.status, call.kind(), &mut [fixture(&call.fixture).as_slice()].into_iter()).0);
+        let seen = call
+            .ask(|ask| ask.answered(call.status, call.kind(), &mut [fixture(&call.fixture).as_slice()].into_iter()).0);
         println!("{}  {}", line(&seen), call.fixture);
         if let Some(row) = rows.iter().find(|row| row["fixture"] == call.fixture.as_str()) {
             differences.check(&format!("fixture {}", call.fixture), row, &seen);
