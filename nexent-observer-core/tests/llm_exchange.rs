@@ -492,7 +492,8 @@ fn a_failed_call_whose_path_was_not_seen_is_known_by_what_it_asked() {
     let openai = br#"{"error":{"message":"secret","type":"tokens","code":"rate_limit_exceeded"}}"#.as_slice();
     let anthropic = br#"{"type":"error","error":{"type":"overloaded_error","message":"secret"},"request_id":"r"}"#;
     let gemini = br#"{"error":{"code":429,"message":"secret","status":"RESOURCE_EXHAUSTED"}}"#;
-    let cases: [(&[u8], u16, &[u8], &str, Option<&str>); 7] = [
+    type Case<'a> = (&'a [u8], u16, &'a [u8], &'a str, Option<&'a str>);
+    let cases: [Case<'_>; 7] = [
         (ASK, 429, openai, "rate_limit_exceeded", Some("openai_compatible")),
         (ASK, 529, anthropic, "overloaded_error", Some("anthropic")),
         (ASK, 503, b"", "503", Some("openai_compatible")),

@@ -18,6 +18,7 @@ mod embeddings;
 mod envelope;
 mod error_value;
 mod exchange;
+mod finish;
 mod gemini;
 mod json_array;
 mod json_scan;
@@ -37,6 +38,7 @@ mod response_head;
 mod sse;
 
 pub use exchange::{LlmExchange, Verdict};
+pub use finish::well_known_finish_reason;
 
 use crate::{conn::GapCause, event::Stamp, http::AbortCause};
 
