@@ -8,10 +8,17 @@
 pub mod ring;
 
 pub mod conn;
+
 pub mod http1;
-pub mod llm;
-pub mod pipeline;
+pub mod http2;
+
+pub mod framings;
 pub mod sse;
+
+pub mod apis;
+pub mod llm;
+
+pub mod pipeline;
 
 #[cfg(feature = "planted")]
 mod planted;
