@@ -7,7 +7,7 @@ use llm_support::{Bench, Fields, JSON, SSE, Seen};
 use nexent_observer_core::{
     conn::{CloseCause, GapCause},
     event::Stamp,
-    http::{AbortCause, Head, Headers, HttpEventKind, RequestHead, Side},
+    http::{AbortCause, Head, Headers, HttpEventKind, RequestHead, ResponseHead, Side},
     limits::EVENT_BYTES,
     llm::{Usage, Verdict},
     stats::{DropReason, Stats},
@@ -522,6 +522,20 @@ fn a_failed_call_whose_path_was_not_seen_is_known_by_what_it_asked() {
         assert_eq!(bench.seen.response.as_ref().unwrap().provider, Some(provider), "{said}");
         assert!(!format!("{:?}", bench.seen).contains("secret"));
     }
+    // The status could not be resolved either.
+    for (answer, error) in [(openai, Some("rate_limit_exceeded")), (br#"{"ok":1}"#, None)] {
+        let mut bench = Bench::default();
+        let head = RequestHead { method: "POST", path: "", host: None, headers: Headers(&[]) };
+        bench.feed(Side::Request, HttpEventKind::Head { first: Stamp::default(), head: Head::Request(head) });
+        bench.feed(Side::Request, HttpEventKind::Body(ASK));
+        bench.feed(Side::Request, HttpEventKind::End);
+        let head = Head::Response(ResponseHead { status: None, headers: Headers(&[]) });
+        bench.feed(Side::Response, HttpEventKind::Head { first: Stamp::default(), head });
+        bench.body(answer);
+        bench.end();
+        assert_eq!(bench.seen.error.as_deref(), error);
+        assert_eq!(bench.seen.not_llm.is_some(), error.is_none());
+    }
     // A path that was seen and is not known is judged by its answers only.
     let mut bench = Bench::default();
     bench.post("/tickets", "h", ASK);
@@ -560,4 +574,21 @@ fn headers_tell_what_a_body_leaves_out() {
     bench.body(br#"{"message":"secret"}"#);
     bench.end();
     assert_eq!(bench.seen.error.as_deref(), Some("ValidationException"));
+}
+
+/// While it is open whether an exchange is an LLM call, only so many gaps are kept.
+#[test]
+fn gaps_that_are_held_back_are_capped() {
+    let mut bench = Bench::default();
+    bench.post("/unknown", "h", ASK);
+    bench.response_head(200, SSE);
+    for n in 0..1000 {
+        bench.feed(Side::Response, HttpEventKind::Gap { len: Some(n), cause: GapCause::Lost });
+    }
+    assert_eq!((bench.exchange.verdict(), bench.seen.log()), (Verdict::Undecided, String::new()));
+    bench.body(
+        b"data: x\n\ndata: {\"object\":\"chat.completion.chunk\",\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n",
+    );
+    bench.end();
+    assert_eq!((bench.seen.text.as_str(), bench.seen.log.iter().filter(|l| *l == "Gap").count()), ("a", 8));
 }

@@ -347,7 +347,9 @@ impl Conversation {
 
     /// A failed call on an unseen path: what was asked decides.
     fn accept_failed(&mut self, error: Option<&[u8]>, at: Stamp, to: &mut Sinks<'_>) -> bool {
-        let failed = self.status.is_some_and(|s| s >= 400);
+        // Where the head was not seen, the status often was not either.
+        let says_so = || error.is_some_and(|body| std::str::from_utf8(body).is_ok_and(|b| Members::of(b).has("error")));
+        let failed = self.status.map_or_else(says_so, |s| s >= 400);
         let Some(api) = self.asked_unseen(error).filter(|_| failed) else { return false };
         self.accept(api, at, to);
         true
