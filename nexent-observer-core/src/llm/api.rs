@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use super::{
     ErrorFacts, LlmEvent, LlmEventKind, Payload, RequestFacts, Usage, anthropic, bedrock, cohere, dashscope,
-    embeddings, gemini, members::Members, name, native, ollama, openai_chat, openai_responses,
+    embeddings, gemini, members::Members, name, native, ollama, openai_chat, openai_responses, sglang,
 };
 use crate::{
     event::Stamp,
@@ -30,6 +30,7 @@ pub(super) static APIS: &[&Api] = &[
     &ollama::EMBED,
     &native::TGI,
     &native::LLAMA_CPP,
+    &sglang::API,
     &embeddings::API,
 ];
 

@@ -12,6 +12,7 @@ mod base64;
 mod bedrock;
 mod body;
 mod cohere;
+mod cumulative;
 mod dashscope;
 mod detect;
 mod embeddings;
@@ -35,6 +36,7 @@ mod openai_parse;
 mod openai_responses;
 mod request;
 mod response_head;
+mod sglang;
 mod sse;
 
 pub use exchange::{LlmExchange, Verdict};
