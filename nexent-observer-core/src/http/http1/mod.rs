@@ -343,7 +343,10 @@ impl Http1 {
             (State::Seek | State::Head { .. }, _) => {
                 let head = lane.head.take();
                 lane.state = State::Seek;
+                // Left out on purpose, it is the middle of one turn. What was lost may be the rest of one request and the
+                // beginning of the next: then whose answer comes is not known.
                 if side == Side::Request
+                    && cause == GapCause::Capped
                     && let Some(head) = head::up_to_cut(head)
                 {
                     let on = |h: &RequestHead<'_>, _| self.on_request(at, h, Framing::Cut(len, cause), stats, sink);
