@@ -34,7 +34,7 @@ pub fn dialects() -> Result<PathBuf> {
 
 /// Interpreter of the environment with the official SDKs of all APIs.
 pub fn readers() -> Result<PathBuf> {
-    environment("venv-sdk", &sh::fixture("sdk/requirements.txt")?, &[])
+    environment("venv-readers", &sh::fixture("readers/requirements.txt")?, &[])
 }
 
 /// Interpreter of the environment with the real model.

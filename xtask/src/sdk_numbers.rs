@@ -25,7 +25,7 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     let out = if options.check { sh::target_dir(root).join("sdk-numbers") } else { committed.clone() };
     fs::create_dir_all(&out).with_context(|| format!("creating {}", out.display()))?;
     let mut command = Command::new(python);
-    command.arg(sh::fixture("sdk/sdk_numbers.py")?).arg(core.join("llm")).arg(&out);
+    command.arg(sh::fixture("readers/sdk_numbers.py")?).arg(core.join("llm")).arg(&out);
     let mut written = vec!["fixtures.jsonl"];
     match recordings(root) {
         Some(file) => {
