@@ -21,7 +21,7 @@ use crate::planted::{Cut, piece_of_chunked};
 use crate::script::{Op, parse};
 
 /// One step: bytes of one moment, in the pieces that the script cuts them into, or a gap, or the end.
-enum Step<'a> {
+pub(crate) enum Step<'a> {
     Bytes(Direction, Vec<&'a [u8]>),
     Gap(Direction, Option<u64>, GapCause),
     Close(CloseCause),
@@ -67,7 +67,7 @@ fn steps(script: &[u8]) -> Vec<Step<'_>> {
 
 /// How the bytes of a moment are cut.
 #[derive(Clone, Copy, PartialEq)]
-enum Cuts {
+pub(crate) enum Cuts {
     None,
     Marked,
     EveryByte,
@@ -75,12 +75,12 @@ enum Cuts {
 
 /// What a run gave: one line an event, neighbouring bodies joined.
 #[derive(Debug, Default, PartialEq)]
-struct Run {
-    log: Vec<String>,
-    drops: u64,
+pub(crate) struct Run {
+    pub(crate) log: Vec<String>,
+    pub(crate) drops: u64,
 }
 
-fn run(start: StartSeen, steps: &[Step<'_>], cuts: Cuts, mirrored: bool) -> Run {
+pub(crate) fn run(start: StartSeen, steps: &[Step<'_>], cuts: Cuts, mirrored: bool) -> Run {
     let turned = |dir| match dir {
         Direction::Read if mirrored => Direction::Write,
         Direction::Write if mirrored => Direction::Read,

@@ -9,11 +9,18 @@ pub mod ring;
 
 pub mod coding;
 pub mod conn;
+
 pub mod http1;
-pub mod llm;
-pub mod pipeline;
+pub mod http2;
+
+pub mod framings;
 pub mod sse;
 pub mod websocket;
+
+pub mod apis;
+pub mod llm;
+
+pub mod pipeline;
 
 #[cfg(feature = "planted")]
 mod planted;

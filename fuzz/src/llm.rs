@@ -44,7 +44,7 @@ pub(crate) enum Step<'a> {
     Other(Side, HttpEventKind<'a>),
 }
 
-fn steps(script: &[u8]) -> Vec<Step<'_>> {
+pub(crate) fn steps(script: &[u8]) -> Vec<Step<'_>> {
     let (mut steps, mut side, mut ended) = (Vec::new(), Side::Request, false);
     for op in parse(script, b"g") {
         let gap = |len| HttpEventKind::Gap { len, cause: GapCause::Lost };

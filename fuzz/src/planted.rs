@@ -85,12 +85,22 @@ pub(crate) fn split_line_ends(pieces: &[&[u8]], cuts: Cuts) -> Vec<u8> {
     out
 }
 
-/// `llm`: in a body that came in pieces, a loss of unknown size is told as one of no bytes.
+/// `llm`, `apis`, `aws_events`: in a body that came in pieces, a loss of unknown size is told as one of no bytes.
 pub(crate) fn empty_loss(mut event: LlmEvent<'_>) -> LlmEvent<'_> {
     if let LlmEventKind::Gap { len: len @ None, .. } = &mut event.kind {
         *len = Some(0);
     }
     event
+}
+
+/// `ndjson`: between two reads, the line feed after a carriage return is lost. `json_array`: a backslash at the end of a read is.
+pub(crate) fn damaged_by_cut(body: &[u8], kind: &[u8]) -> Vec<u8> {
+    let lost = |i: usize, b: u8| match kind {
+        b"application/x-ndjson" => b == b'\n' && i > 0 && body.get(i - 1) == Some(&b'\r'),
+        b"application/json" => b == b'\\',
+        _ => false,
+    };
+    body.iter().enumerate().filter(|(i, b)| !lost(*i, **b)).map(|(_, b)| *b).collect()
 }
 
 /// `pipeline`: whether bytes were lost is kept for the process, not for the connection.

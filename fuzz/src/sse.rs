@@ -22,6 +22,12 @@ pub fn check(input: &[u8]) {
     for cuts in [Cuts::Marked, Cuts::EveryByte] {
         assert_eq!(whole, run(&pieces, cuts, true), "cuts change nothing");
     }
+    // What is read beyond the standard (errors that servers write without `data:`) has tests of its own.
+    let body = pieces.concat();
+    let mut lines = body.split(|b| matches!(b, b'\r' | b'\n'));
+    if lines.any(|line| line.starts_with(b"{") || line.starts_with(b"[") || line.starts_with(b"error:")) {
+        return;
+    }
     // A comment in front: these bytes are a stream, and its very beginning (byte-order mark, other framings) is over.
     let body = [b":\n", pieces.concat().as_slice()].concat();
     let rewritten = [b":\n", rewrite(&body).as_slice()].concat();

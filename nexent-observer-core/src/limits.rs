@@ -1,4 +1,5 @@
-//! Every cap of the core in one place. A buffer without a cap here is a bug.
+//! Every cap of the core in one place. A buffer without a cap here is a bug. The test that goes over each is named in
+//! `tests/limits.rs`.
 
 /// Longest message head (start line and all fields), in bytes; a longer one is a defect and ends the exchange.
 pub const HEAD_BYTES: usize = 64 * 1024;

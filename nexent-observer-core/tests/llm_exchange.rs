@@ -7,7 +7,7 @@ use llm_support::{Bench, Fields, JSON, SSE, Seen};
 use nexent_observer_core::{
     conn::{CloseCause, GapCause},
     event::Stamp,
-    http::{AbortCause, Head, HttpEventKind, Side},
+    http::{AbortCause, Head, Headers, HttpEventKind, RequestHead, ResponseHead, Side},
     limits::EVENT_BYTES,
     llm::{Usage, Verdict},
     stats::{DropReason, Stats},
@@ -484,4 +484,111 @@ fn any_bytes_in_any_order_do_no_harm() {
 fn an_open_exchange_is_small() {
     // 10,000 open streams have 64 MiB for the whole pipeline.
     assert!(size_of::<nexent_observer_core::llm::LlmExchange>() <= 256);
+}
+
+/// HTTP/2 joined in mid-connection: of the request head nothing but the method can be resolved.
+#[test]
+fn a_failed_call_whose_path_was_not_seen_is_known_by_what_it_asked() {
+    let openai = br#"{"error":{"message":"secret","type":"tokens","code":"rate_limit_exceeded"}}"#.as_slice();
+    let anthropic = br#"{"type":"error","error":{"type":"overloaded_error","message":"secret"},"request_id":"r"}"#;
+    let gemini = br#"{"error":{"code":429,"message":"secret","status":"RESOURCE_EXHAUSTED"}}"#;
+    type Case<'a> = (&'a [u8], u16, &'a [u8], &'a str, Option<&'a str>);
+    let cases: [Case<'_>; 7] = [
+        (ASK, 429, openai, "rate_limit_exceeded", Some("openai_compatible")),
+        (ASK, 529, anthropic, "overloaded_error", Some("anthropic")),
+        (ASK, 503, b"", "503", Some("openai_compatible")),
+        (ASK, 502, b"<html>secret</html>", "502", Some("openai_compatible")),
+        (br#"{"contents":[]}"#, 429, gemini, "RESOURCE_EXHAUSTED", Some("gcp.gen_ai")),
+        (br#"{"name":"x"}"#, 429, openai, "", None),
+        (b"", 429, openai, "", None),
+    ];
+    for (ask, status, answer, error, provider) in cases {
+        let mut bench = Bench::default();
+        let head = RequestHead { method: "POST", path: "", host: None, headers: Headers(&[]) };
+        bench.feed(Side::Request, HttpEventKind::Head { first: Stamp::default(), head: Head::Request(head) });
+        if !ask.is_empty() {
+            bench.feed(Side::Request, HttpEventKind::Body(ask));
+        }
+        bench.feed(Side::Request, HttpEventKind::End);
+        bench.response_head(status, if answer.starts_with(b"<") { &[("content-type", b"text/html")] } else { JSON });
+        answer.chunks(7).for_each(|piece| bench.body(piece));
+        bench.end();
+        let said = String::from_utf8_lossy(ask);
+        let Some(provider) = provider else {
+            assert_eq!(bench.seen.log(), "NotLlm", "{said}");
+            continue;
+        };
+        assert_eq!(bench.seen.error.as_deref(), Some(error), "{said}");
+        assert_eq!(bench.seen.response.as_ref().unwrap().provider, Some(provider), "{said}");
+        assert!(!format!("{:?}", bench.seen).contains("secret"));
+    }
+    // The status could not be resolved either.
+    for (answer, error) in [(openai, Some("rate_limit_exceeded")), (br#"{"ok":1}"#, None)] {
+        let mut bench = Bench::default();
+        let head = RequestHead { method: "POST", path: "", host: None, headers: Headers(&[]) };
+        bench.feed(Side::Request, HttpEventKind::Head { first: Stamp::default(), head: Head::Request(head) });
+        bench.feed(Side::Request, HttpEventKind::Body(ASK));
+        bench.feed(Side::Request, HttpEventKind::End);
+        let head = Head::Response(ResponseHead { status: None, headers: Headers(&[]) });
+        bench.feed(Side::Response, HttpEventKind::Head { first: Stamp::default(), head });
+        bench.body(answer);
+        bench.end();
+        assert_eq!(bench.seen.error.as_deref(), error);
+        assert_eq!(bench.seen.not_llm.is_some(), error.is_none());
+    }
+    // A path that was seen and is not known is judged by its answers only.
+    let mut bench = Bench::default();
+    bench.post("/tickets", "h", ASK);
+    bench.response_head(429, JSON);
+    bench.body(openai);
+    bench.end();
+    assert_eq!(bench.seen.log(), "NotLlm");
+}
+
+#[test]
+fn headers_tell_what_a_body_leaves_out() {
+    let path = "/model/m/invoke";
+    let mut bench = Bench::default();
+    bench.post(path, "bedrock-runtime.us-east-1.amazonaws.com", b"{}");
+    bench.response_head(
+        200,
+        &[
+            ("content-type", b"application/json"),
+            ("x-amzn-bedrock-input-token-count", b"6"),
+            ("x-amzn-bedrock-output-token-count", b"4"),
+            ("x-amzn-bedrock-invocation-latency", b"321"),
+            ("x-amzn-requestid", b"r-1"),
+        ],
+    );
+    bench.body(br#"{"outputs":[{"text":"Ja","stop_reason":"stop"}]}"#);
+    bench.end();
+    assert_eq!((bench.seen.usage, bench.seen.text.as_str()), (usage(6, 4, None, None), "Ja"));
+    let facts = bench.seen.response.unwrap();
+    assert_eq!((facts.processing_ms, facts.request_id.as_deref()), (Some(321.0), Some("r-1")));
+    let mut bench = Bench::default();
+    bench.post(path, "bedrock-runtime.us-east-1.amazonaws.com", b"{}");
+    bench.response_head(
+        400,
+        &[("content-type", b"application/json"), ("x-amzn-errortype", b"ValidationException:http://x/")],
+    );
+    bench.body(br#"{"message":"secret"}"#);
+    bench.end();
+    assert_eq!(bench.seen.error.as_deref(), Some("ValidationException"));
+}
+
+/// While it is open whether an exchange is an LLM call, only so many gaps are kept.
+#[test]
+fn gaps_that_are_held_back_are_capped() {
+    let mut bench = Bench::default();
+    bench.post("/unknown", "h", ASK);
+    bench.response_head(200, SSE);
+    for n in 0..1000 {
+        bench.feed(Side::Response, HttpEventKind::Gap { len: Some(n), cause: GapCause::Lost });
+    }
+    assert_eq!((bench.exchange.verdict(), bench.seen.log()), (Verdict::Undecided, String::new()));
+    bench.body(
+        b"data: x\n\ndata: {\"object\":\"chat.completion.chunk\",\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n",
+    );
+    bench.end();
+    assert_eq!((bench.seen.text.as_str(), bench.seen.log.iter().filter(|l| *l == "Gap").count()), ("a", 8));
 }

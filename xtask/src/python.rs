@@ -32,6 +32,11 @@ pub fn dialects() -> Result<PathBuf> {
     environment("venv-dialects", &sh::fixture("dialects/requirements.txt")?, &[])
 }
 
+/// Interpreter of the environment with the official SDKs of all APIs.
+pub fn readers() -> Result<PathBuf> {
+    environment("venv-readers", &sh::fixture("readers/requirements.txt")?, &[])
+}
+
 /// Interpreter of the environment with the real model.
 pub fn model() -> Result<PathBuf> {
     // Without dependencies: what the package of the weights pulls in would have to be compiled, and is not used.

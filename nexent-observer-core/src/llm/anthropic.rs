@@ -9,10 +9,10 @@ use super::{
     api::{
         Api, Decoder, ErrorEvidence, Frame, Identity, JsonBody, Member, Out, Proof, RequestDraft, Route, StreamFlag,
     },
+    envelope,
     error_value::ErrorValue,
-    lenient::{self, Count, Items, Text, object},
+    lenient::{Count, Items, Json, Text, object},
 };
-use crate::stats::DropReason;
 
 /// The row of this API.
 pub(super) static API: Api = Api {
@@ -34,6 +34,10 @@ pub(super) static API: Api = Api {
         Some("message_start") => members.is_object("message"),
         Some("content_block_start" | "content_block_delta" | "content_block_stop") => members.has("index"),
         Some("message_delta") => members.is_object("usage"),
+        // In a stream of OpenAI's, such an event has a number.
+        Some("error") => {
+            members.has_below("error", "type") && !members.has_below("error", "code") && !members.has("sequence_number")
+        }
         Some("message") => members.is_array("content") && members.is_object("usage"),
         _ => false,
     },
@@ -68,13 +72,15 @@ object! {
 }
 
 object! {
-    /// A content block, a piece of one, or the `delta` of `message_delta`. `data` is that of redacted thinking.
+    /// A content block, a piece of one, or the `delta` of `message_delta`. `data` is that of redacted thinking. In a stream,
+    /// the `input` with which a tool call begins is a placeholder.
     Block {
         kind: Text<'de> = "type",
         text: Text<'de> = "text",
         thinking: Text<'de> = "thinking",
         data: Text<'de> = "data",
         name: Text<'de> = "name",
+        input: Json<'de> = "input",
         partial_json: Text<'de> = "partial_json",
         stop_reason: Text<'de> = "stop_reason",
     }
@@ -124,36 +130,26 @@ impl Decoder for Messages {
             return;
         }
         let json = out.frame_text(&frame);
-        match lenient::parse::<Option<Box<Event<'_>>>>(&json) {
-            Ok(Some(event)) => self.event(&event, frame.error, out),
-            _ if frame.error => {
-                out.emit(LlmEventKind::Chunk);
-                out.error(ErrorEvidence::default());
-            }
-            _ if frame.whole => out.count(DropReason::JsonInvalid),
-            _ => {}
+        if let Some(event) = envelope::event::<Event<'_>>(&json, &frame, out) {
+            self.event(&event, frame.error, out);
         }
     }
 
     fn body(&mut self, body: &[u8], out: &mut Out<'_>) {
         let json = out.text(body);
-        match lenient::parse::<Option<Box<Message<'_>>>>(&json) {
-            Ok(Some(message)) => {
-                out.emit(LlmEventKind::Chunk);
-                self.identity.tell(message.id.non_empty(), message.model.non_empty(), out);
-                let mut any = false;
-                for block in &message.content.items {
-                    any |= block.tell(out);
-                }
-                out.count_output(any);
-                out.finish(0, message.stop_reason.non_empty());
-                self.usage(message.usage.as_deref(), true, out);
-                if let Some(evidence) = message.error.evidence() {
-                    out.error(evidence);
-                }
-            }
-            _ if out.failed() => {}
-            _ => out.count(DropReason::JsonInvalid),
+        let Some(message) = envelope::body::<Message<'_>>(&json, out) else { return };
+        out.emit(LlmEventKind::Chunk);
+        self.identity.tell(message.id.non_empty(), message.model.non_empty(), out);
+        let mut any = false;
+        for block in &message.content.items {
+            any |= block.tell(out);
+            any |= out.delta(Payload::ToolArguments, 0, block.input.0.non_empty().unwrap_or_default());
+        }
+        out.count_output(any);
+        out.finish(0, message.stop_reason.non_empty());
+        self.usage(message.usage.as_deref(), true, out);
+        if let Some(evidence) = message.error.evidence() {
+            out.error(evidence);
         }
     }
 }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use super::{
     ErrorFacts, LlmEvent, LlmEventKind, Payload, RequestFacts, Usage, anthropic, bedrock, cohere, dashscope,
-    embeddings, gemini, members::Members, name, native, ollama, openai_chat, openai_responses,
+    embeddings, gemini, members::Members, name, native, ollama, openai_chat, openai_responses, sglang,
 };
 use crate::{
     event::Stamp,
@@ -30,6 +30,7 @@ pub(super) static APIS: &[&Api] = &[
     &ollama::EMBED,
     &native::TGI,
     &native::LLAMA_CPP,
+    &sglang::API,
     &embeddings::API,
 ];
 
@@ -274,6 +275,8 @@ pub(super) struct Out<'a> {
     pub(super) at: Stamp,
     /// HTTP status, where known.
     pub(super) status: Option<u16>,
+    /// What the response head says about an error.
+    pub(super) error_kind: Option<&'a str>,
     /// An error was reported for this exchange.
     pub(super) errored: &'a mut bool,
     pub(super) stats: &'a mut Stats,
@@ -339,7 +342,9 @@ impl Out<'_> {
     /// Reports an error, the first one of an exchange only: later ones (`[DONE]` loops, a second copy) are echoes.
     pub(super) fn error(&mut self, evidence: ErrorEvidence<'_>) {
         if !std::mem::replace(self.errored, true) {
-            self.emit(LlmEventKind::Error(ErrorFacts { error_type: evidence.error_type(self.status) }));
+            let kind = evidence.kind.or(self.error_kind);
+            let error_type = ErrorEvidence { kind, ..evidence }.error_type(self.status);
+            self.emit(LlmEventKind::Error(ErrorFacts { error_type }));
         }
     }
 }

@@ -7,8 +7,8 @@
 use super::{
     LlmEventKind, Payload, Usage, anthropic,
     api::{Api, Decoder, ErrorEvidence, Frame, JsonBody, Member, Out, RequestDraft, Route, StreamFlag},
-    base64, embeddings,
-    lenient::{self, Count, Items, Text, object},
+    base64, embeddings, envelope,
+    lenient::{self, Count, Items, Json, Text, object},
     openai_chat,
 };
 use crate::stats::DropReason;
@@ -98,7 +98,7 @@ object! {
 
 object! {
     /// A tool call or a piece of one.
-    Tool { name: Text<'de> = "name", input: Text<'de> = "input", }
+    Tool { name: Text<'de> = "name", input: Json<'de> = "input", }
 }
 
 object! {
@@ -188,28 +188,20 @@ impl Decoder for Converse {
             return;
         }
         let json = out.frame_text(&frame);
-        match lenient::parse::<Option<Box<Event<'_>>>>(&json) {
-            Ok(Some(event)) => {
-                out.emit(LlmEventKind::Chunk);
-                event.tell(out);
-                if frame.name == b"metadata" {
-                    self.done = true;
-                    out.emit(LlmEventKind::Done);
-                }
-            }
-            _ => out.count(DropReason::JsonInvalid),
+        let Some(event) = envelope::event::<Event<'_>>(&json, &frame, out) else { return };
+        out.emit(LlmEventKind::Chunk);
+        event.tell(out);
+        if frame.name == b"metadata" {
+            self.done = true;
+            out.emit(LlmEventKind::Done);
         }
     }
 
     fn body(&mut self, body: &[u8], out: &mut Out<'_>) {
         let json = out.text(body);
-        match lenient::parse::<Option<Box<Answer<'_>>>>(&json) {
-            Ok(Some(answer)) => {
-                out.emit(LlmEventKind::Chunk);
-                whole(answer.output.as_deref(), &answer.stop_reason, answer.usage.as_deref(), out);
-            }
-            _ if out.failed() => {}
-            _ => out.count(DropReason::JsonInvalid),
+        if let Some(answer) = envelope::body::<Answer<'_>>(&json, out) {
+            out.emit(LlmEventKind::Chunk);
+            whole(answer.output.as_deref(), &answer.stop_reason, answer.usage.as_deref(), out);
         }
     }
 }
@@ -256,14 +248,7 @@ fn first(
     with: impl FnOnce(&mut dyn Decoder, &mut Out<'_>),
 ) -> Option<Box<dyn Decoder>> {
     let text = out.text(json);
-    let native = match lenient::parse::<Option<Box<Native<'_>>>>(&text) {
-        Ok(Some(native)) => native,
-        _ if out.failed() => return None,
-        _ => {
-            out.count(DropReason::JsonInvalid);
-            return None;
-        }
-    };
+    let native = envelope::body::<Native<'_>>(&text, out)?;
     let mut vendor = if native.kind.non_empty().is_some() {
         (anthropic::API.decoder)()
     } else if native.choices.present {
@@ -323,7 +308,7 @@ impl Block<'_> {
         tell(Payload::Text, &self.text);
         if let Some(tool) = &self.tool {
             tell(Payload::ToolName, &tool.name);
-            tell(Payload::ToolArguments, &tool.input);
+            tell(Payload::ToolArguments, &tool.input.0);
         }
         any
     }

@@ -9,10 +9,9 @@ use serde::de::{MapAccess, SeqAccess};
 use super::{
     LlmEventKind, Payload, Usage,
     api::{Api, Decoder, ErrorEvidence, Frame, Identity, JsonBody, Member, Out, Proof, RequestDraft, Route},
-    embeddings,
-    lenient::{self, Count, Items, Take, Text, object},
+    embeddings, envelope,
+    lenient::{Count, Items, Take, Text, object},
 };
-use crate::stats::DropReason;
 
 /// The row of chats.
 pub(super) static CHAT: Api = Api {
@@ -151,39 +150,29 @@ impl Decoder for Cohere {
             return;
         }
         let json = out.frame_text(&frame);
-        match lenient::parse::<Option<Box<Event<'_>>>>(&json) {
-            Ok(Some(event)) => {
-                out.emit(LlmEventKind::Chunk);
-                self.identity.tell(event.id.non_empty(), None, out);
-                if let Some(delta) = &event.delta {
-                    delta.tell(out);
-                }
-                if frame.error {
-                    out.error(ErrorEvidence::default());
-                }
-                if event.kind.0.as_deref() == Some("message-end") {
-                    self.done = true;
-                    out.emit(LlmEventKind::Done);
-                }
-            }
-            _ if frame.whole => out.count(DropReason::JsonInvalid),
-            _ => {}
+        let Some(event) = envelope::event::<Event<'_>>(&json, &frame, out) else { return };
+        out.emit(LlmEventKind::Chunk);
+        self.identity.tell(event.id.non_empty(), None, out);
+        if let Some(delta) = &event.delta {
+            delta.tell(out);
+        }
+        if frame.error {
+            out.error(ErrorEvidence::default());
+        }
+        if event.kind.0.as_deref() == Some("message-end") {
+            self.done = true;
+            out.emit(LlmEventKind::Done);
         }
     }
 
     fn body(&mut self, body: &[u8], out: &mut Out<'_>) {
         let json = out.text(body);
-        match lenient::parse::<Option<Box<Answer<'_>>>>(&json) {
-            Ok(Some(answer)) => {
-                out.emit(LlmEventKind::Chunk);
-                if !out.failed() {
-                    self.identity.tell(answer.id.non_empty(), None, out);
-                }
-                answer.tell(out);
-            }
-            _ if out.failed() => {}
-            _ => out.count(DropReason::JsonInvalid),
+        let Some(answer) = envelope::body::<Answer<'_>>(&json, out) else { return };
+        out.emit(LlmEventKind::Chunk);
+        if !out.failed() {
+            self.identity.tell(answer.id.non_empty(), None, out);
         }
+        answer.tell(out);
     }
 }
 

@@ -13,11 +13,12 @@ use super::{
     api::{
         Api, Decoder, ErrorEvidence, Frame, Identity, JsonBody, Member, Out, RequestDraft, Route, StreamFlag, Value,
     },
+    cumulative::Cumulative,
+    envelope,
     error_value::Code,
-    lenient::{self, Items, Take, Text, object},
+    lenient::{Items, Take, Text, object},
     openai_parse::RawUsage,
 };
-use crate::stats::DropReason;
 
 /// The row of this API.
 pub(super) static API: Api = Api {
@@ -40,9 +41,6 @@ const SSE: StreamFlag = StreamFlag::Header("x-dashscope-sse");
 
 /// Most choices, tool calls and content parts that are looked at.
 const ITEMS: usize = 32;
-
-/// Longest beginning of a first piece that is kept, in bytes.
-const FIRST_BYTES: usize = 256;
 
 object! {
     /// One event of a stream, a whole answer, or an error body.
@@ -130,44 +128,25 @@ fn request(draft: &mut RequestDraft, member: Member<'_>) {
 #[derive(Debug, Default)]
 struct DashScope {
     identity: Identity,
-    /// Each event brings only what is new; `None` while that is not known.
-    incremental: Option<bool>,
-    /// Texts told so far, in the order in which an event holds them.
-    told: Vec<Told>,
-}
-
-/// What was told of one text that grows from event to event.
-#[derive(Debug, Default)]
-struct Told {
-    bytes: usize,
-    /// The beginning of the first piece, to tell whether the next one repeats it.
-    first: String,
+    texts: Cumulative,
 }
 
 impl Decoder for DashScope {
     fn asked(&mut self, draft: &RequestDraft) {
-        self.incremental = draft.incremental;
+        self.texts.incremental = draft.incremental;
     }
 
     fn frame(&mut self, frame: Frame<'_>, out: &mut Out<'_>) {
         let json = out.frame_text(&frame);
-        match lenient::parse::<Option<Box<Event<'_>>>>(&json) {
-            Ok(Some(event)) => self.event(&event, frame.error, out),
-            _ if frame.error => {
-                out.emit(LlmEventKind::Chunk);
-                out.error(ErrorEvidence::default());
-            }
-            _ if frame.whole => out.count(DropReason::JsonInvalid),
-            _ => {}
+        if let Some(event) = envelope::event::<Event<'_>>(&json, &frame, out) {
+            self.event(&event, frame.error, out);
         }
     }
 
     fn body(&mut self, body: &[u8], out: &mut Out<'_>) {
         let json = out.text(body);
-        match lenient::parse::<Option<Box<Event<'_>>>>(&json) {
-            Ok(Some(event)) => self.event(&event, out.failed(), out),
-            _ if out.failed() => {}
-            _ => out.count(DropReason::JsonInvalid),
+        if let Some(event) = envelope::body::<Event<'_>>(&json, out) {
+            self.event(&event, out.failed(), out);
         }
     }
 }
@@ -180,7 +159,8 @@ impl DashScope {
             let mut any = false;
             let mut slot = 0;
             let mut tell = |payload, choice, text: &Text<'_>, out: &mut Out<'_>| {
-                any |= self.tell(slot, payload, choice, text.non_empty().unwrap_or_default(), out);
+                let new = self.texts.new_part(slot, text.non_empty().unwrap_or_default());
+                any |= out.delta(payload, choice, new);
                 slot += 1;
             };
             tell(Payload::Text, 0, &output.text, out);
@@ -208,38 +188,6 @@ impl DashScope {
         if failed || code.is_some() {
             out.error(ErrorEvidence { code, code_number: event.code.number.0, kind: None });
         }
-    }
-
-    /// Reports what is new of the text in `slot` of the event.
-    fn tell(&mut self, slot: usize, payload: Payload, choice: u32, text: &str, out: &mut Out<'_>) -> bool {
-        if self.incremental == Some(true) || slot >= ITEMS * ITEMS {
-            return out.delta(payload, choice, text);
-        }
-        if self.told.len() <= slot {
-            self.told.resize_with(slot + 1, Told::default);
-        }
-        let Some(told) = self.told.get_mut(slot) else { return false };
-        if text.is_empty() {
-            return false;
-        }
-        if told.bytes == 0 {
-            told.bytes = text.len();
-            if self.incremental.is_none() {
-                told.first = text.get(..text.floor_char_boundary(FIRST_BYTES)).unwrap_or_default().to_owned();
-            }
-            return out.delta(payload, choice, text);
-        }
-        if self.incremental.is_none() {
-            let repeats = text.starts_with(told.first.as_str());
-            self.incremental = Some(!repeats);
-            if !repeats {
-                self.told = Vec::new();
-                return out.delta(payload, choice, text);
-            }
-        }
-        let new = text.get(told.bytes..).unwrap_or_default();
-        told.bytes = told.bytes.max(text.len());
-        out.delta(payload, choice, new)
     }
 }
 

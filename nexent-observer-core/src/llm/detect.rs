@@ -1,16 +1,13 @@
-//! What the heads tell: which API is called, of whom, and the facts that response headers carry.
+//! What the request head tells: which API is called, and of whom; and what a body is by its content type.
 
 use std::borrow::Cow;
 
 use super::{
-    Call, NotLlm, ResponseFacts,
+    Call, NotLlm,
     api::{APIS, Api, Proof, Route, StreamFlag},
     name,
 };
-use crate::{
-    http::{Headers, RequestHead, ResponseHead},
-    limits::RATE_LIMIT_HEADERS,
-};
+use crate::http::{Headers, RequestHead};
 
 /// What a request head says about its being an LLM call.
 #[derive(Debug)]
@@ -90,36 +87,6 @@ pub(super) fn call(head: &RequestHead<'_>, operation: &'static str) -> Call {
         retry_count: head.headers.get("x-stainless-retry-count").and_then(|v| v.parse().ok()),
     }
 }
-
-/// Facts of a response head. Only headers named here are ever kept.
-pub(super) fn response(head: &ResponseHead<'_>, api: Option<&Api>) -> ResponseFacts {
-    let headers = &head.headers;
-    let clean = |text: &str| name::clean(text).into_owned();
-    ResponseFacts {
-        status: head.status,
-        stream: BodyKind::of(headers).is_stream(),
-        provider: provider_of_headers(headers).or_else(|| api.map(|a| a.fallback_provider)),
-        request_id: REQUEST_ID.iter().find_map(|n| headers.get(n)).filter(|id| !id.is_empty()).map(clean),
-        processing_ms: headers
-            .get("openai-processing-ms")
-            .and_then(|v| v.parse().ok())
-            .filter(|ms: &f64| ms.is_finite() && *ms >= 0.0),
-        rate_limit: headers
-            .0
-            .iter()
-            .filter(|(n, _)| RATE_LIMIT.iter().any(|prefix| starts_with_ignore_case(n, prefix)))
-            .filter_map(|(n, v)| Some((clean(&n.to_ascii_lowercase()), clean(std::str::from_utf8(v).ok()?.trim()))))
-            .take(RATE_LIMIT_HEADERS)
-            .collect(),
-    }
-}
-
-/// Headers with the provider's request id, best first.
-const REQUEST_ID: [&str; 5] =
-    ["x-request-id", "apim-request-id", "request-id", "x-amzn-requestid", "mistral-correlation-id"];
-
-/// Beginnings of the names of headers that tell rate limits.
-const RATE_LIMIT: [&str; 4] = ["x-ratelimit-", "ratelimit-", "anthropic-ratelimit-", "retry-after"];
 
 /// What a `content-type` promises about a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -239,7 +206,7 @@ pub(super) fn percent_decoded(text: &str) -> Cow<'_, str> {
     Cow::Owned(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-fn starts_with_ignore_case(text: &str, prefix: &str) -> bool {
+pub(super) fn starts_with_ignore_case(text: &str, prefix: &str) -> bool {
     text.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
 }
 
@@ -268,6 +235,7 @@ const PROVIDERS: &[(Host, &str)] = &[
     (Host::Is("claude.googleapis.com"), "gcp.vertex_ai"),
     (Host::StartsWith("bedrock-runtime"), "aws.bedrock"),
     (Host::StartsWith("bedrock-mantle"), "aws.bedrock"),
+    (Host::StartsWith("aws-external-anthropic."), "aws.bedrock"),
     (Host::Is("api.cohere.com"), "cohere"),
     (Host::Is("api.cohere.ai"), "cohere"),
     (Host::Is("api.deepseek.com"), "deepseek"),
@@ -307,20 +275,6 @@ fn provider_of_host(host: &str) -> Option<&'static str> {
         Host::StartsWith(start) => host.starts_with(start) && host.bytes().filter(|&b| b == b'.').count() >= 2,
     };
     PROVIDERS.iter().find(|(rule, _)| matches(rule)).map(|(_, provider)| *provider)
-}
-
-/// Provider by a response header that only its servers (or its gateways) send. For hosts that say nothing.
-const PROVIDER_HEADERS: &[(&str, &str)] = &[
-    ("x-groq-region", "groq"),
-    ("x-ms-deployment-name", "azure.ai.openai"),
-    ("azureml-model-session", "azure.ai.openai"),
-    ("x-generation-id", "openrouter"),
-    ("mistral-correlation-id", "mistral_ai"),
-    ("openai-processing-ms", "openai"),
-];
-
-fn provider_of_headers(headers: &Headers<'_>) -> Option<&'static str> {
-    PROVIDER_HEADERS.iter().find(|(n, _)| headers.get(n).is_some()).map(|(_, provider)| *provider)
 }
 
 #[cfg(test)]
@@ -412,30 +366,5 @@ mod tests {
         assert_eq!(call.path, "/v1/chat/completions");
         assert_eq!(call.traceparent.as_deref(), Some("00-aa-bb-01"));
         assert_eq!(call.retry_count, Some(2));
-    }
-
-    #[test]
-    fn response_facts_are_the_named_headers_only_and_capped() {
-        let many: Vec<(String, Vec<u8>)> =
-            (0..100).map(|i| (format!("X-RateLimit-{i}"), i.to_string().into())).collect();
-        let mut headers: Vec<(&str, &[u8])> = vec![
-            ("content-type", b"text/event-stream; charset=utf-8"),
-            ("x-request-id", b"req_1"),
-            ("apim-request-id", b"apim"),
-            ("openai-processing-ms", b"12.5"),
-            ("Retry-After-Ms", b"7"),
-            ("set-cookie", b"secret"),
-            ("x-ratelimit-bad", b"\xff"),
-        ];
-        headers.extend(many.iter().map(|(n, v)| (n.as_str(), v.as_slice())));
-        let facts = response(&ResponseHead { status: Some(200), headers: Headers(&headers) }, None);
-        assert!(facts.stream);
-        assert_eq!(facts.request_id.as_deref(), Some("req_1"));
-        assert_eq!(facts.processing_ms, Some(12.5));
-        assert_eq!(facts.provider, Some("openai"));
-        assert_eq!(facts.rate_limit.len(), RATE_LIMIT_HEADERS);
-        assert_eq!(facts.rate_limit[0], ("retry-after-ms".into(), "7".into()));
-        assert_eq!(facts.rate_limit[1], ("x-ratelimit-0".into(), "0".into()));
-        assert!(!format!("{facts:?}").contains("secret"));
     }
 }

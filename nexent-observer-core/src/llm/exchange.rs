@@ -9,6 +9,7 @@ use super::{
     detect::{self, BodyKind, Detected, Path, Routed},
     members::Members,
     request::RequestBody,
+    response_head,
 };
 use crate::{
     conn::GapCause,
@@ -60,6 +61,8 @@ struct Conversation {
     routed: Option<Box<Routed>>,
     held: Option<Box<Held>>,
     status: Option<u16>,
+    /// What the response head says about an error.
+    error_kind: Option<Box<str>>,
     errored: bool,
     tries: u8,
 }
@@ -112,6 +115,7 @@ impl LlmExchange {
                 routed: None,
                 held: None,
                 status: None,
+                error_kind: None,
                 errored: false,
                 tries: 0,
             },
@@ -298,11 +302,16 @@ impl Conversation {
 
     fn response_head(&mut self, at: Stamp, first: Stamp, head: &ResponseHead<'_>, to: &mut Sinks<'_>) {
         self.status = head.status;
-        let mut facts = detect::response(head, self.api);
+        self.error_kind = response_head::error_kind(&head.headers).map(Into::into);
+        let mut facts = response_head::facts(head, self.api);
         let by_path = self.path().is_some_and(|path| path.stream == StreamFlag::Path(true));
         facts.stream |= by_path && head.status.is_none_or(|s| s < 400);
         match self.verdict {
-            Verdict::Llm => to.emit(at, LlmEventKind::Response { first, facts }),
+            Verdict::Llm => {
+                to.emit(at, LlmEventKind::Response { first, facts });
+                let usage = response_head::usage(&head.headers);
+                self.decode(at, to, |_, out| out.usage(usage));
+            }
             Verdict::Undecided if self.worth_reading(head) => self.held().response = Some((at, first, facts)),
             Verdict::Undecided => self.reject(at, NotLlm::Answer, to),
             Verdict::NotLlm => {}
@@ -310,10 +319,11 @@ impl Conversation {
     }
 
     /// Whether the body of an undecided response may show an LLM call. Errors show nothing, so that an unknown path is
-    /// judged by its answers only and its error rate is never half seen.
+    /// judged by its answers only and its error rate is never half seen. Where the path was not seen at all (HTTP/2 joined
+    /// in mid-connection), nothing would ever show a failed call but what was asked.
     fn worth_reading(&self, head: &ResponseHead<'_>) -> bool {
         if head.status.is_some_and(|s| s >= 400) {
-            return false;
+            return self.asked_unseen(None).is_some();
         }
         match BodyKind::of(&head.headers) {
             kind if kind.is_stream() => true,
@@ -323,6 +333,26 @@ impl Conversation {
                 !self.start_is_held() || self.request.as_ref().is_some_and(|r| APIS.iter().any(|api| r.looks_like(api)))
             }
         }
+    }
+
+    /// The API whose call a failed request on an unseen path was, by what it asked for and by the error that it got.
+    fn asked_unseen(&self, error: Option<&[u8]>) -> Option<&'static Api> {
+        let call = self.held.as_ref().and_then(|held| held.start.as_ref()).map(|(_, _, call)| call);
+        let request = self.request.as_ref().filter(|_| call.is_none_or(|call| call.path.is_empty()))?;
+        let asked = || APIS.iter().copied().filter(|api| request.looks_like(api));
+        let shown = error.and_then(recognise).filter(|shown| asked().any(|api| std::ptr::eq(api, *shown)));
+        let provider = call.and_then(|call| call.provider);
+        shown.or_else(|| asked().find(|api| Some(api.fallback_provider) == provider)).or_else(|| asked().next())
+    }
+
+    /// A failed call on an unseen path: what was asked decides.
+    fn accept_failed(&mut self, error: Option<&[u8]>, at: Stamp, to: &mut Sinks<'_>) -> bool {
+        // Where the head was not seen, the status often was not either.
+        let says_so = || error.is_some_and(|body| std::str::from_utf8(body).is_ok_and(|b| Members::of(b).has("error")));
+        let failed = self.status.map_or_else(says_so, |s| s >= 400);
+        let Some(api) = self.asked_unseen(error).filter(|_| failed) else { return false };
+        self.accept(api, at, to);
+        true
     }
 
     fn piece(&mut self, piece: Piece<'_>, at: Stamp, to: &mut Sinks<'_>) {
@@ -359,7 +389,7 @@ impl Conversation {
         match last {
             Last::Frame(frame) => self.frame(frame, at, to),
             Last::Whole(body) => {
-                if self.verdict == Verdict::Undecided {
+                if self.verdict == Verdict::Undecided && !self.accept_failed(Some(body), at, to) {
                     match recognise(body) {
                         Some(api) => self.accept(api, at, to),
                         None => self.reject(at, NotLlm::Answer, to),
@@ -373,8 +403,11 @@ impl Conversation {
     }
 
     fn decode(&mut self, at: Stamp, to: &mut Sinks<'_>, with: impl FnOnce(&mut dyn Decoder, &mut Out<'_>)) {
-        let Self { verdict: Verdict::Llm, decoder: Some(decoder), status, errored, .. } = self else { return };
-        with(&mut **decoder, &mut Out { at, status: *status, errored, stats: to.stats, sink: to.sink });
+        let Self { verdict: Verdict::Llm, decoder: Some(decoder), status, error_kind, errored, .. } = self else {
+            return;
+        };
+        let error_kind = error_kind.as_deref();
+        with(&mut **decoder, &mut Out { at, status: *status, error_kind, errored, stats: to.stats, sink: to.sink });
     }
 
     fn gap(&mut self, at: Stamp, len: Option<u64>, cause: GapCause, to: &mut Sinks<'_>) {
@@ -391,6 +424,9 @@ impl Conversation {
     }
 
     fn response_end(&mut self, at: Stamp, to: &mut Sinks<'_>) {
+        if self.verdict == Verdict::Undecided {
+            self.accept_failed(None, at, to);
+        }
         match self.verdict {
             Verdict::Llm => {
                 self.error_by_status(at, to);

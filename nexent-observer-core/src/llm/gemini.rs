@@ -7,12 +7,11 @@
 
 use super::{
     LlmEventKind, Payload, Usage,
-    api::{Api, Decoder, ErrorEvidence, Frame, Identity, JsonBody, Member, Out, RequestDraft, Route, StreamFlag},
-    embeddings,
+    api::{Api, Decoder, Frame, Identity, JsonBody, Member, Out, RequestDraft, Route, StreamFlag},
+    embeddings, envelope,
     error_value::ErrorValue,
-    lenient::{self, Count, Flag, Items, Text, object},
+    lenient::{Count, Flag, Items, Json, Text, object},
 };
-use crate::stats::DropReason;
 
 /// The row of generated content.
 pub(super) static API: Api = Api {
@@ -85,7 +84,11 @@ object! {
 
 object! {
     /// A function call; its arguments come whole as an object, or piece by piece.
-    Call { name: Text<'de> = "name", pieces: Items<Piece<'de>, ITEMS> = "partialArgs", }
+    Call {
+        name: Text<'de> = "name",
+        arguments: Json<'de> = "args",
+        pieces: Items<Piece<'de>, ITEMS> = "partialArgs",
+    }
 }
 
 object! {
@@ -141,23 +144,15 @@ struct Gemini {
 impl Decoder for Gemini {
     fn frame(&mut self, frame: Frame<'_>, out: &mut Out<'_>) {
         let json = out.frame_text(&frame);
-        match lenient::parse::<Option<Box<Response<'_>>>>(&json) {
-            Ok(Some(response)) => self.response(&response, out),
-            _ if frame.error => {
-                out.emit(LlmEventKind::Chunk);
-                out.error(ErrorEvidence::default());
-            }
-            _ if frame.whole => out.count(DropReason::JsonInvalid),
-            _ => {}
+        if let Some(response) = envelope::event::<Response<'_>>(&json, &frame, out) {
+            self.response(&response, out);
         }
     }
 
     fn body(&mut self, body: &[u8], out: &mut Out<'_>) {
         let json = out.text(body);
-        match lenient::parse::<Option<Box<Response<'_>>>>(&json) {
-            Ok(Some(response)) => self.response(&response, out),
-            _ if out.failed() => {}
-            _ => out.count(DropReason::JsonInvalid),
+        if let Some(response) = envelope::body::<Response<'_>>(&json, out) {
+            self.response(&response, out);
         }
     }
 }
@@ -199,6 +194,7 @@ impl Part<'_> {
         on(payload, self.text.non_empty().unwrap_or_default());
         if let Some(call) = &self.call {
             on(Payload::ToolName, call.name.non_empty().unwrap_or_default());
+            on(Payload::ToolArguments, call.arguments.0.non_empty().unwrap_or_default());
             for piece in &call.pieces.items {
                 on(Payload::ToolArguments, piece.text.non_empty().unwrap_or_default());
             }

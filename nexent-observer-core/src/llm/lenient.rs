@@ -4,9 +4,14 @@
 use std::{borrow::Cow, fmt};
 
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
 
 /// A target. What it does not override, it lets pass.
 pub(super) trait Take<'de>: Default {
+    /// Takes the value of the current key.
+    fn take_value<A: MapAccess<'de>>(&mut self, map: &mut A) -> Result<(), A::Error> {
+        map.next_value_seed(Into(self))
+    }
     fn take_str(&mut self, _text: Cow<'de, str>) {}
     fn take_count(&mut self, _number: u64) {}
     fn take_float(&mut self, _number: f64) {}
@@ -33,7 +38,7 @@ pub(super) fn parse<'de, T: Take<'de>>(json: &'de str) -> Result<T, serde_json::
 /// The value of the current key into `target`, whatever stood there before.
 pub(super) fn value<'de, T: Take<'de>, A: MapAccess<'de>>(target: &mut T, map: &mut A) -> Result<(), A::Error> {
     *target = T::default();
-    map.next_value_seed(Into(target))
+    target.take_value(map)
 }
 
 /// Lets the value of the current key pass.
@@ -61,6 +66,24 @@ impl Text<'_> {
 impl<'de> Take<'de> for Text<'de> {
     fn take_str(&mut self, text: Cow<'de, str>) {
         self.0 = Some(text);
+    }
+}
+
+/// The arguments of a tool call: a string as it reads, an object or an array as it is written. An empty object says
+/// nothing. As the value of a key only.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Json<'de>(pub(super) Text<'de>);
+
+impl<'de> Take<'de> for Json<'de> {
+    fn take_value<A: MapAccess<'de>>(&mut self, map: &mut A) -> Result<(), A::Error> {
+        let raw = map.next_value::<&'de RawValue>()?.get();
+        match raw.as_bytes() {
+            [b'"', ..] => self.0 = parse(raw).map_err(A::Error::custom)?,
+            [b'{', inside @ .., b'}'] if inside.trim_ascii().is_empty() => {}
+            [b'{' | b'[', ..] => self.0 = Text(Some(Cow::Borrowed(raw))),
+            _ => {}
+        }
+        Ok(())
     }
 }
 

@@ -1,6 +1,6 @@
 //! Stage 5: HTTP messages in, LLM events out, whatever the API.
 //!
-//! [`LlmExchange`] reads one HTTP exchange. `detect` tells from the heads which API it is, `request` reads the request
+//! [`LlmExchange`] reads one HTTP exchange. `detect` tells from the request head which API it is, `request` reads the request
 //! body, `body` finds the framing of the response, and that framing (`sse`, `ndjson`, `json_array`, `aws_events`) cuts it into events,
 //! which the API's decoder turns into [`LlmEvent`]s. `api` holds the table of known APIs: a new one is one file and one
 //! row. [`LlmSocket`] reads a WebSocket, which carries any number of calls.
@@ -12,11 +12,14 @@ mod base64;
 mod bedrock;
 mod body;
 mod cohere;
+mod cumulative;
 mod dashscope;
 mod detect;
 mod embeddings;
+mod envelope;
 mod error_value;
 mod exchange;
+mod finish;
 mod gemini;
 mod json_array;
 mod json_scan;
@@ -33,10 +36,13 @@ mod openai_parse;
 mod openai_realtime;
 mod openai_responses;
 mod request;
+mod response_head;
+mod sglang;
 mod socket;
 mod sse;
 
 pub use exchange::{LlmExchange, Verdict};
+pub use finish::well_known_finish_reason;
 pub use socket::{LlmSocket, SocketState};
 
 use crate::{conn::GapCause, event::Stamp, http::AbortCause};

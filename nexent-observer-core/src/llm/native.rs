@@ -8,10 +8,10 @@ use super::{
     api::{
         Api, Decoder, ErrorEvidence, Frame, Identity, JsonBody, Member, Out, Proof, RequestDraft, Route, StreamFlag,
     },
+    envelope,
     error_value::ErrorValue,
-    lenient::{self, Count, Flag, Text, object},
+    lenient::{Count, Flag, Text, object},
 };
-use crate::stats::DropReason;
 
 /// The row of TGI.
 pub(super) static TGI: Api = Api {
@@ -98,25 +98,18 @@ impl Decoder for Native {
             return;
         }
         let json = out.frame_text(&frame);
-        match lenient::parse::<Option<Box<Event<'_>>>>(&json) {
-            Ok(Some(event)) => {
-                self.event(&event, out);
-                if event.stop.0 || event.details.is_some() {
-                    self.done = true;
-                    out.emit(LlmEventKind::Done);
-                }
-            }
-            _ if frame.whole => out.count(DropReason::JsonInvalid),
-            _ => {}
+        let Some(event) = envelope::event::<Event<'_>>(&json, &frame, out) else { return };
+        self.event(&event, out);
+        if event.stop.0 || event.details.is_some() {
+            self.done = true;
+            out.emit(LlmEventKind::Done);
         }
     }
 
     fn body(&mut self, body: &[u8], out: &mut Out<'_>) {
         let json = out.text(body);
-        match lenient::parse::<Option<Box<Event<'_>>>>(&json) {
-            Ok(Some(event)) => self.event(&event, out),
-            _ if out.failed() => {}
-            _ => out.count(DropReason::JsonInvalid),
+        if let Some(event) = envelope::body::<Event<'_>>(&json, out) {
+            self.event(&event, out);
         }
     }
 }

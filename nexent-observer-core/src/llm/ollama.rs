@@ -6,11 +6,10 @@
 use super::{
     LlmEventKind, Payload, Usage,
     api::{Api, Decoder, Frame, Identity, JsonBody, Member, Out, Proof, RequestDraft, Route, StreamFlag},
-    embeddings,
+    embeddings, envelope,
     error_value::ErrorValue,
-    lenient::{self, Count, Flag, Items, Text, object},
+    lenient::{Count, Flag, Items, Json, Text, object},
 };
-use crate::stats::DropReason;
 
 /// The port it listens on unless told otherwise.
 const PORT: Proof = Proof::Port("11434");
@@ -87,7 +86,7 @@ object! {
 
 object! {
     /// What it calls.
-    Function { name: Text<'de> = "name", }
+    Function { name: Text<'de> = "name", arguments: Json<'de> = "arguments", }
 }
 
 fn request(draft: &mut RequestDraft, member: Member<'_>) {
@@ -112,25 +111,18 @@ impl Decoder for Ollama {
             return;
         }
         let json = out.frame_text(&frame);
-        match lenient::parse::<Option<Box<Line<'_>>>>(&json) {
-            Ok(Some(line)) => {
-                self.line(&line, out);
-                if line.done.0 {
-                    self.done = true;
-                    out.emit(LlmEventKind::Done);
-                }
-            }
-            _ if frame.whole => out.count(DropReason::JsonInvalid),
-            _ => {}
+        let Some(line) = envelope::event::<Line<'_>>(&json, &frame, out) else { return };
+        self.line(&line, out);
+        if line.done.0 {
+            self.done = true;
+            out.emit(LlmEventKind::Done);
         }
     }
 
     fn body(&mut self, body: &[u8], out: &mut Out<'_>) {
         let json = out.text(body);
-        match lenient::parse::<Option<Box<Line<'_>>>>(&json) {
-            Ok(Some(line)) => self.line(&line, out),
-            _ if out.failed() => {}
-            _ => out.count(DropReason::JsonInvalid),
+        if let Some(line) = envelope::body::<Line<'_>>(&json, out) {
+            self.line(&line, out);
         }
     }
 }
@@ -148,6 +140,7 @@ impl Ollama {
             tell(Payload::Text, &message.content);
             for called in message.tool_calls.items.iter().filter_map(|call| call.function.as_ref()) {
                 tell(Payload::ToolName, &called.name);
+                tell(Payload::ToolArguments, &called.arguments.0);
             }
         }
         out.count_output(any);

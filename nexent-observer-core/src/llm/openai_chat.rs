@@ -137,8 +137,18 @@ impl Decoder for Chat {
 
 impl Chat {
     fn fast(&mut self, chunk: &openai_fast::Chunk<'_>, out: &mut Out<'_>) {
-        let openai_fast::Chunk { id, model, choice, content, refusal, reasoning_content, reasoning, arguments, finish } =
-            *chunk;
+        let openai_fast::Chunk {
+            id,
+            model,
+            choice,
+            content,
+            refusal,
+            reasoning_content,
+            reasoning,
+            arguments,
+            text,
+            finish,
+        } = *chunk;
         out.emit(LlmEventKind::Chunk);
         self.tell_identity(id, model, out);
         let filled = |raw: Option<Raw<'_>>| raw.is_some_and(|r| !r.text.is_empty());
@@ -148,6 +158,7 @@ impl Chat {
             (Payload::Text, content),
             (Payload::Refusal, refusal),
             (Payload::ToolArguments, arguments),
+            (Payload::Text, text),
         ];
         let mut any = false;
         for (payload, raw) in texts {

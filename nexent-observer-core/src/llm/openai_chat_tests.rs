@@ -29,6 +29,7 @@ impl Run {
         f(
             &mut self.chat,
             &mut Out {
+                error_kind: None,
                 at: Stamp::default(),
                 status: self.status,
                 errored: &mut self.errored,
@@ -313,7 +314,7 @@ fn chunk() -> impl Strategy<Value = String> {
         .prop_map(|m| m.into_iter().map(|(k, v)| format!("\"{k}\":{v}")).collect::<Vec<_>>().join(","))
         .prop_map(|m| format!("{{{m}}}"));
     let choice_key = prop_oneof![
-        3 => Just("index"), 3 => Just("logprobs"), 3 => Just("finish_reason"), 1 => Just("message"), 1 => Just("usage"), 1 => Just("stop_reason")
+        3 => Just("index"), 3 => Just("logprobs"), 3 => Just("finish_reason"), 1 => Just("message"), 1 => Just("usage"), 1 => Just("stop_reason"), 2 => Just("text")
     ];
     let choice =
         (prop::collection::vec((choice_key, scalar.clone()), 0..4), prop::option::weighted(0.95, delta), 0_usize..5)
@@ -375,6 +376,8 @@ fn family() -> impl Strategy<Value = Vec<String>> {
         r#"{"choices":[{"delta":{"content":"","refusal":TEXT},"finish_reason":FIN,"x":"PAD"}],"id":"ID"}"#,
         r#"{"choices":[{"delta":{"content":TEXT,"content":null},"finish_reason":FIN}],"id":"ID"}"#,
         r#"{"choices":[{"delta":{"content":TEXT},"finish_reason":FIN}],"id":"ID","error":"PAD"}"#,
+        r#"{"id":"ID","object":"text_completion","model":"m","choices":[{"index":1,"text":TEXT,"logprobs":null,"finish_reason":FIN}],"x":"PAD"}"#,
+        r#"{"id":"ID","choices":[{"text":TEXT,"delta":{"content":TEXT},"finish_reason":FIN}],"x":"PAD"}"#,
         r#"{"id": "ID", "pad": "PAD", "choices": [{"index": 0, "delta": {"content": TEXT}, "finish_reason": FIN}]}"#,
     ]);
     let text = prop::sample::select(vec![
@@ -454,4 +457,7 @@ fn the_second_chunk_of_a_kind_is_read_by_its_template() {
     assert!(template.text(b"{\"id\":\"c\",\"choices\":[{\"index\":1,\"delta\":{\"content\":\"\xff\"},\"finish_reason\":null}],\"usage\":null,\"obfuscation\":\"\"}").is_none());
     template.forget();
     assert!(template.text(second.as_bytes()).is_none());
+    let legacy = |text: &str| format!(r#"{{"id":"c","choices":[{{"text":"{text}","index":0,"finish_reason":null}}]}}"#);
+    assert!(openai_fast::chunk(&legacy("a"), &mut template).is_some());
+    assert_eq!(template.text(legacy("b").as_bytes()), Some((Field::Content, 0, Raw { text: "b", escaped: false })));
 }

@@ -1,6 +1,6 @@
 //! The usual chunk of an OpenAI-compatible stream, read without a JSON parser.
 //!
-//! [`chunk`] is a strict matcher for a subset of JSON: one choice, a `delta` of strings and nulls, no nested values
+//! [`chunk`] is a strict matcher for a subset of JSON: one choice, a `delta` of strings and nulls (or one `text`), no nested values
 //! elsewhere, no repeated members. Whatever it accepts, it understands as the full parse does; whatever it does not
 //! expect, it leaves to the full parse.
 //!
@@ -29,6 +29,8 @@ pub(super) struct Chunk<'a> {
     pub(super) reasoning: Option<Raw<'a>>,
     /// `arguments` of its only tool call.
     pub(super) arguments: Option<Raw<'a>>,
+    /// `text` of a legacy completion.
+    pub(super) text: Option<Raw<'a>>,
     /// `finish_reason`.
     pub(super) finish: Option<&'a str>,
 }
@@ -45,7 +47,7 @@ pub(super) struct Raw<'a> {
 /// Which text of a `delta`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Field {
-    /// `content`.
+    /// `content`, or the `text` of a legacy completion.
     #[default]
     Content,
     /// `refusal`.
@@ -123,6 +125,7 @@ const USAGE: u8 = 16;
 const INDEX: u8 = 1;
 const DELTA: u8 = 2;
 const FINISH: u8 = 4;
+const TEXT: u8 = 8;
 const CONTENT: u8 = 1;
 const REFUSAL: u8 = 2;
 const REASONING_CONTENT: u8 = 4;
@@ -174,15 +177,18 @@ impl<'a> Matcher<'a> {
         }
         self.expect(b'[')?;
         self.expect(b'{')?;
-        while self.choice_member()? {
-            self.expect(b',')?;
-        }
-        self.expect(b'{')?;
-        self.delta()?;
-        while self.more(b'}')? {
+        loop {
             if !self.choice_member()? {
-                return None;
+                self.expect(b'{')?;
+                self.delta()?;
             }
+            if !self.more(b'}')? {
+                break;
+            }
+        }
+        // Of a chat or of a legacy completion; servers that mix both in one choice are for the full parse.
+        if !matches!(self.member & (DELTA | TEXT), DELTA | TEXT) {
+            return None;
         }
         self.expect(b']')?;
         while self.more(b'}')? {
@@ -240,7 +246,11 @@ impl<'a> Matcher<'a> {
                 once(&mut self.member, FINISH)?;
                 self.chunk.finish = self.plain_or_null()?;
             }
-            "message" | "text" | "usage" => return None,
+            "text" => {
+                once(&mut self.member, TEXT)?;
+                self.chunk.text = self.text_or_null(Field::Content)?;
+            }
+            "message" | "usage" => return None,
             _ => self.scalar()?,
         }
         Some(true)

@@ -7,11 +7,11 @@
 use super::{
     LlmEventKind, Payload,
     api::{Api, Decoder, ErrorEvidence, Frame, Identity, JsonBody, Member, Out, Proof, RequestDraft, Route},
+    envelope,
     error_value::{Code, ErrorValue},
-    lenient::{self, Items, Text, object},
+    lenient::{Items, Text, object},
     openai_parse::RawUsage,
 };
-use crate::stats::DropReason;
 
 /// The row of this API.
 pub(super) static API: Api = Api {
@@ -42,6 +42,7 @@ object! {
     Event {
         kind: Text<'de> = "type",
         delta: Text<'de> = "delta",
+        image: Text<'de> = "partial_image_b64",
         item: Option<Box<Item<'de>>> = "item",
         response: Option<Box<Response<'de>>> = "response",
         error: ErrorValue<'de> = "error",
@@ -111,39 +112,28 @@ impl Decoder for Responses {
             return;
         }
         let json = out.frame_text(&frame);
-        match lenient::parse::<Option<Box<Event<'_>>>>(&json) {
-            Ok(Some(event)) => self.event(&event, frame.error, out),
-            _ if frame.error => {
-                out.emit(LlmEventKind::Chunk);
-                out.error(ErrorEvidence::default());
-            }
-            _ if frame.whole => out.count(DropReason::JsonInvalid),
-            _ => {}
+        if let Some(event) = envelope::event::<Event<'_>>(&json, &frame, out) {
+            self.event(&event, frame.error, out);
         }
     }
 
     fn body(&mut self, body: &[u8], out: &mut Out<'_>) {
         let json = out.text(body);
-        match lenient::parse::<Option<Box<Response<'_>>>>(&json) {
-            Ok(Some(response)) => {
-                out.emit(LlmEventKind::Chunk);
-                self.tell(&response, out);
-                let mut any = false;
-                for item in &response.output.items {
-                    item.deltas(&mut |payload, text| any |= out.delta(payload, 0, text));
-                }
-                out.count_output(any);
-                self.tell_end(&response, out);
-                if out.failed() {
-                    out.error(ErrorEvidence {
-                        code: response.code.text.non_empty(),
-                        code_number: response.code.number.0,
-                        kind: response.kind.non_empty().filter(|kind| *kind != "error"),
-                    });
-                }
-            }
-            _ if out.failed() => {}
-            _ => out.count(DropReason::JsonInvalid),
+        let Some(response) = envelope::body::<Response<'_>>(&json, out) else { return };
+        out.emit(LlmEventKind::Chunk);
+        self.tell(&response, out);
+        let mut any = false;
+        for item in &response.output.items {
+            item.deltas(&mut |payload, text| any |= out.delta(payload, 0, text));
+        }
+        out.count_output(any);
+        self.tell_end(&response, out);
+        if out.failed() {
+            out.error(ErrorEvidence {
+                code: response.code.text.non_empty(),
+                code_number: response.code.number.0,
+                kind: response.kind.non_empty().filter(|kind| *kind != "error"),
+            });
         }
     }
 }
@@ -156,13 +146,14 @@ impl Responses {
             self.tell(response, out);
         }
         let delta = event.delta.non_empty().unwrap_or_default();
+        // `partial_image_b64` is a picture so far, of a tool that makes pictures.
         let any = match payload_of(kind) {
             Some(payload) => out.delta(payload, 0, delta),
             None if kind == "response.output_item.added" => {
                 let name = event.item.as_ref().and_then(|item| item.name.non_empty());
                 out.delta(Payload::ToolName, 0, name.unwrap_or_default())
             }
-            None => false,
+            None => out.delta(Payload::Audio, 0, event.image.non_empty().unwrap_or_default()),
         };
         out.count_output(any);
         match kind {

@@ -13,7 +13,7 @@ use super::{
     api::{Decoder, Frame, Member, Out, RequestDraft, Value},
     detect,
     json_scan::Scanner,
-    openai_realtime,
+    openai_realtime, response_head,
 };
 use crate::{
     conn::{CloseCause, GapCause},
@@ -211,7 +211,7 @@ impl LlmSocket {
                 if !opened {
                     return SocketState::Refused;
                 }
-                self.facts = detect::response(&head, None);
+                self.facts = response_head::facts(&head, None);
                 self.facts.provider = self.facts.provider.or(Some(self.api.fallback_provider));
                 // Of each call: the handshake's status says nothing about it.
                 (self.facts.status, self.facts.stream) = (None, true);
@@ -343,6 +343,7 @@ impl LlmSocket {
         let mut out = Out {
             at,
             status: None,
+            error_kind: None,
             errored,
             stats,
             sink: &mut |event: LlmEvent<'_>| {

@@ -3,6 +3,9 @@
 //! An event takes the time of the bytes that carried the end of its **blank line**: that is where every client
 //! dispatches it, so data whose blank line comes in a later read reached the client's code only then. A CR ends a line
 //! at once; an LF that follows it, maybe in the next read, belongs to it and changes nothing.
+//!
+//! Two things that the standard has clients ignore are read, because servers report errors by them in the middle of a
+//! stream: JSON without `data:` (Gemini; on one line or more, ended by its last bracket) and the field `error` (llama.cpp).
 
 use std::mem;
 
@@ -33,6 +36,8 @@ pub(super) struct Sse {
     resync: bool,
     /// The current event may lack its beginning.
     tentative: bool,
+    /// Open brackets of the JSON without `data:` that the current event is.
+    bare: Option<u64>,
     /// The current event is too long: skipped up to its blank line.
     skipping: bool,
     /// While skipping: the current line has bytes, so its end is no blank line.
@@ -167,6 +172,10 @@ impl Sse {
             self.dispatch(held.and_then(Option::take), on_event);
             return;
         }
+        if self.bare.is_some() || (!self.has_data && matches!(line.first(), Some(b'{' | b'['))) {
+            self.take_bare(line, on_event, defects);
+            return;
+        }
         let (field, value) = match memchr::memchr(b':', line) {
             Some(0) => return,
             Some(colon) => {
@@ -178,6 +187,10 @@ impl Sse {
         match field {
             b"data" => self.take_data(value, held, defects),
             b"event" => self.name = value.iter().copied().take(EVENT_NAME_BYTES).collect(),
+            b"error" if value.starts_with(b"{") => {
+                self.name = SmallVec::from_slice(b"error");
+                self.take_data(value, held, defects);
+            }
             _ => {}
         }
     }
@@ -206,11 +219,30 @@ impl Sse {
         self.has_data = true;
     }
 
+    /// One line of JSON without `data:`.
+    fn take_bare(&mut self, line: &[u8], on_event: &mut impl FnMut(Frame<'_>), defects: &mut Defects) {
+        if self.data.len() + 1 + line.len() > EVENT_BYTES {
+            self.skip_event(false, defects);
+            return;
+        }
+        if mem::replace(&mut self.has_data, true) {
+            self.data.push(b'\n');
+        }
+        self.data.extend_from_slice(line);
+        let depth = depth_after(line, self.bare.unwrap_or(0));
+        self.bare = Some(depth);
+        if depth == 0 {
+            self.dispatch(None, on_event);
+        }
+    }
+
     fn dispatch(&mut self, held: Option<&[u8]>, on_event: &mut impl FnMut(Frame<'_>)) {
         let data = held.unwrap_or(&self.data);
         // The standard would give out an event of empty data lines too; it carries nothing, here it is dropped.
         if !data.is_empty() {
-            on_event(Frame { name: &self.name, error: *self.name == *b"error", data, whole: !self.tentative });
+            // Nobody promised that a line without a field is JSON at all.
+            let whole = !self.tentative && self.bare.is_none();
+            on_event(Frame { name: &self.name, error: *self.name == *b"error", data, whole });
         }
         self.reset_event();
     }
@@ -223,6 +255,7 @@ impl Sse {
         self.has_data = false;
         self.name.clear();
         self.tentative = false;
+        self.bare = None;
     }
 
     /// Bytes held in buffers.
@@ -230,6 +263,24 @@ impl Sse {
     fn buffered(&self) -> usize {
         self.line.capacity() + self.data.capacity()
     }
+}
+
+/// Open brackets after a line of JSON, of so many before it. Strings do not go over the end of a line.
+fn depth_after(line: &[u8], mut depth: u64) -> u64 {
+    let mut bytes = line.iter();
+    let mut in_string = false;
+    while let Some(b) = bytes.next() {
+        match (in_string, b) {
+            (true, b'\\') => {
+                bytes.next();
+            }
+            (_, b'"') => in_string = !in_string,
+            (false, b'{' | b'[') => depth += 1,
+            (false, b'}' | b']') => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    depth
 }
 
 fn give_back(buffer: Vec<u8>) -> Vec<u8> {
@@ -290,6 +341,34 @@ mod tests {
     }
 
     #[test]
+    fn json_without_a_field_and_the_field_error_are_events() {
+        type Case<'a> = (&'a [u8], &'a [(&'a str, &'a str, bool)]);
+        let cases: [Case<'_>; 8] = [
+            (b"data: a\n\n{\"error\":{}}\n", &[("", "a", true), ("", "{\"error\":{}}", false)]),
+            (
+                b"data: a\n\n[{\n \"x\": \"}]\\\"\"\r\n}\n]\ndata: b\n\n",
+                &[("", "a", true), ("", "[{\n \"x\": \"}]\\\"\"\n}\n]", false), ("", "b", true)],
+            ),
+            (b":c\n{\"a\":\n\ndata: b\n\n", &[("", "{\"a\":", false), ("", "b", true)]),
+            (b":c\nevent: error\n{\"a\":1}\n\ndata: b\n\n", &[("error", "{\"a\":1}", false), ("", "b", true)]),
+            (b":c\nerror: {\"code\":500}\n\ndata: b\n\n", &[("error", "{\"code\":500}", true), ("", "b", true)]),
+            (b":c\nerror: none\ndata: b\n\n", &[("", "b", true)]),
+            (b"data: {\n{\"no\":1}\ndata: }\n\n", &[("", "{\n}", true)]),
+            (b":c\n[DONE]\n\n", &[("", "[DONE]", false)]),
+        ];
+        for (bytes, events) in cases {
+            let want: Vec<Event> = events.iter().map(|(n, d, w)| ((*n).to_owned(), (*d).to_owned(), *w)).collect();
+            let text = String::from_utf8_lossy(bytes).into_owned();
+            assert_eq!(run([bytes]), want, "{text:?}");
+            assert_eq!(run(bytes.chunks(1)), want, "{text:?} byte by byte");
+            for cut in 0..=bytes.len() {
+                let (a, b) = bytes.split_at(cut);
+                assert_eq!(run([a, b]), want, "{text:?} cut at {cut}");
+            }
+        }
+    }
+
+    #[test]
     fn the_last_event_may_lack_its_blank_line_and_is_marked() {
         for bytes in [b"data: a\n\ndata: b".as_slice(), b"data: a\n\ndata: b\n"] {
             assert_eq!(run([bytes]), [("".into(), "a".into(), true), ("".into(), "b".into(), false)]);
@@ -335,6 +414,21 @@ mod tests {
                 assert!(sse.buffered() <= 2 * KEEP_BYTES);
             }
         }
+    }
+
+    #[test]
+    fn json_without_a_field_is_capped_too() {
+        let mut sse = Sse::default();
+        let (mut events, mut too_long) = (Vec::new(), 0);
+        sse.feed(b":c\n{\n", |_| {});
+        for _ in 0..=EVENT_BYTES / 1000 {
+            too_long += sse
+                .feed(&[b"\"a\":1,".repeat(170).as_slice(), b"\n"].concat(), |f| events.push(f.data.to_vec()))
+                .event_too_long;
+            assert!(sse.buffered() <= 2 * EVENT_BYTES + KEEP_BYTES);
+        }
+        sse.feed(b"\ndata: next\n\n", |f| events.push(f.data.to_vec()));
+        assert_eq!((too_long, events), (1, vec![b"next".to_vec()]));
     }
 
     #[test]
@@ -387,7 +481,7 @@ mod tests {
         fn any_text_in_any_pieces_gives_what_the_standard_says(
             parts in proptest::collection::vec(prop_oneof![
                 Just("\n"), Just("\r"), Just("\r\n"), Just("\n\n"), Just("data:"), Just("data: "), Just("data"),
-                Just("event: e"), Just(": c"), Just("x"), Just("é"), Just(":"), Just(" "), Just("{\"a\":1}"),
+                Just("event: e"), Just(": c"), Just("x"), Just("é"), Just(":"), Just(" "), Just("\"a\":1}"),
             ], 0..40),
             cuts in proptest::collection::vec(any::<prop::sample::Index>(), 0..6),
         ) {

@@ -247,3 +247,26 @@ impl SharedCalls {
         self.outputs.push_back(output);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outputs_that_nobody_takes_are_capped_and_the_oldest_go() {
+        let mut pipeline = Pipeline::new(Limits::default(), Options::default());
+        for n in 0..OUTPUTS as u64 + 5 {
+            pipeline.shared.calls.give_out(Output::NotLlm { conn: ConnId(n), turn: 0 });
+        }
+        assert_eq!(pipeline.stats().drops(DropReason::OutputsFull), 5);
+        assert_eq!(pipeline.poll_output(), Some(Output::NotLlm { conn: ConnId(5), turn: 0 }));
+        assert_eq!(std::iter::from_fn(|| pipeline.poll_output()).count(), OUTPUTS - 1);
+    }
+
+    #[test]
+    fn closed_connections_are_remembered_up_to_a_cap() {
+        let mut closed = VecDeque::new();
+        (0..3 * CLOSED as u64).for_each(|n| remember(&mut closed, ConnId(n)));
+        assert_eq!((closed.len(), closed.back()), (CLOSED, Some(&ConnId(3 * CLOSED as u64 - 1))));
+    }
+}

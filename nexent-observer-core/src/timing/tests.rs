@@ -337,6 +337,15 @@ fn stalls_and_rates_go_on_exactly_after_the_timeline_is_full() {
 }
 
 #[test]
+fn stalls_are_capped() {
+    let mut p = Play::stream();
+    // A stall after every three quick tokens, so that the median stays low.
+    let times: Vec<u64> = (0..1200).map(|i| 1200 + 20 * (i % 4) + 3000 * (i / 4)).collect();
+    let x = p.tokens(&times).abort(4_000_000, close(CloseCause::Freed)).exchange();
+    assert_eq!((x.stalls.len(), x.output_tokens), (crate::limits::STALLS, Some(1200)));
+}
+
+#[test]
 fn done_ends_the_exchange_and_what_follows_is_ignored() {
     let mut p = Play::stream();
     let x = p.token(1200).done(1300);

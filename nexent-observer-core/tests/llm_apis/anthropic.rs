@@ -55,7 +55,10 @@ fn an_error_in_the_stream_after_a_200_is_an_error() {
 fn a_whole_message_is_read_block_by_block() {
     let seen = MESSAGES.fixture(JSON, "anthropic/whole.json");
     assert_eq!((seen.text.as_str(), seen.reasoning.as_str()), ("Yes.", "HmQUJD"));
-    assert_eq!((seen.tools.as_str(), seen.usage), ("[ToolName 0 f]", usage(10, 7, None, None)));
+    assert_eq!(
+        (seen.tools.as_str(), seen.usage),
+        ("[ToolName 0 f][ToolArguments 0 {\"text\": \"not output\"}]", usage(10, 7, None, None))
+    );
     for (status, kind) in [(429, "rate_limit_error"), (529, "overloaded_error")] {
         let body = format!(r#"{{"type":"error","error":{{"type":"{kind}","message":"secret"}},"request_id":"r"}}"#);
         assert_eq!(MESSAGES.answer(status, JSON, body.as_bytes()).error.as_deref(), Some(kind));

@@ -10,11 +10,12 @@ use nexent_observer_core::{
 
 use super::{
     Ask,
-    llm_support::{Bench, Fields, JSON},
+    calls::EVENTS,
+    fixture,
+    llm_support::{Bench, JSON},
     usage,
 };
 
-const EVENTS: Fields<'_> = &[("content-type", b"application/vnd.amazon.eventstream")];
 const HOST: &str = "bedrock-runtime.us-east-1.amazonaws.com";
 const CONVERSE: Ask<'_> = Ask::new(
     HOST,
@@ -62,24 +63,31 @@ fn chunk(native: &Value) -> Vec<u8> {
     event("chunk", &json!({"bytes": base64(native.to_string().as_bytes()), "p": "abcdef"}))
 }
 
+/// The event stream that a fixture stands for: one event a line, `type<TAB>JSON`. A `chunk` carries its JSON in base64, a
+/// type that begins with `!` is an exception.
+pub(crate) fn frames(lines: &[u8]) -> Vec<u8> {
+    let lines = std::str::from_utf8(lines).unwrap().lines();
+    let frame = |line: &str| {
+        let (kind, payload) = line.split_once('\t').unwrap();
+        let value = || serde_json::from_str(payload).unwrap();
+        match (kind, kind.strip_prefix('!')) {
+            ("chunk", _) => chunk(&value()),
+            (_, Some(kind)) => frame(&[(":message-type", "exception"), (":exception-type", kind)], payload),
+            _ => event(kind, &value()),
+        }
+    };
+    lines.flat_map(frame).collect()
+}
+
+/// The frames of the fixture, one by one.
 fn converse() -> Vec<Vec<u8>> {
-    vec![
-        event("messageStart", &json!({"p":"abc","role":"assistant"})),
-        event("contentBlockDelta", &json!({"contentBlockIndex":0,"delta":{"reasoningContent":{"text":"Hm"}},"p":"a"})),
-        event("contentBlockDelta", &json!({"contentBlockIndex":0,"delta":{"reasoningContent":{"signature":"E"}}})),
-        event("contentBlockDelta", &json!({"contentBlockIndex":1,"delta":{"text":"Größe 🚀"},"p":"abc"})),
-        event("contentBlockStop", &json!({"contentBlockIndex":1})),
-        event(
-            "contentBlockStart",
-            &json!({"contentBlockIndex":2,"start":{"toolUse":{"name":"look_up","toolUseId":"t"}}}),
-        ),
-        event("contentBlockDelta", &json!({"contentBlockIndex":2,"delta":{"toolUse":{"input":"{\"q\":1}"}}})),
-        event("messageStop", &json!({"stopReason":"tool_use"})),
-        event(
-            "metadata",
-            &json!({"metrics":{"latencyMs":5},"usage":{"inputTokens":36,"outputTokens":58,"totalTokens":294,"cacheReadInputTokens":150,"cacheWriteInputTokens":50}}),
-        ),
-    ]
+    let mut frames = Vec::new();
+    let mut rest = fixture("bedrock/converse.events");
+    while !rest.is_empty() {
+        let len = u32::from_be_bytes(rest[..4].try_into().unwrap()) as usize;
+        frames.push(rest.drain(..len).collect());
+    }
+    frames
 }
 
 #[test]
@@ -144,7 +152,10 @@ fn a_whole_conversation_is_read() {
         {"reasoningContent":{"reasoningText":{"text":"Hm","signature":"E"}}},{"text":"Yes."},{"toolUse":{"name":"f","toolUseId":"t","input":{"text":"no"}}}]}},
         "stopReason":"end_turn","usage":{"inputTokens":20,"outputTokens":72,"totalTokens":92}});
     let seen = ask.answer(200, JSON, body.to_string().as_bytes());
-    assert_eq!((seen.text.as_str(), seen.reasoning.as_str(), seen.tools.as_str()), ("Yes.", "Hm", "[ToolName 0 f]"));
+    assert_eq!(
+        (seen.text.as_str(), seen.reasoning.as_str(), seen.tools.as_str()),
+        ("Yes.", "Hm", "[ToolName 0 f][ToolArguments 0 {\"text\":\"no\"}]")
+    );
     assert_eq!((seen.usage, seen.finish.as_slice()), (usage(20, 72, None, None), ["end_turn".to_owned()].as_slice()));
     let model = seen.request.unwrap().model.unwrap();
     assert_eq!(model, "arn:aws:bedrock:x:0:inference-profile/us.amazon.nova-pro-v1:0");

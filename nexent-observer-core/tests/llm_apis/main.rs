@@ -4,6 +4,7 @@
 
 mod anthropic;
 mod bedrock;
+mod calls;
 mod cohere;
 mod corpus;
 mod dashscope;
@@ -15,6 +16,7 @@ mod mcp;
 mod native;
 mod ollama;
 mod openai;
+mod sdk;
 
 use llm_support::{Bench, Fields, Seen};
 use nexent_observer_core::{
@@ -82,7 +84,8 @@ impl<'a> Ask<'a> {
 
 fn fixture(name: &str) -> Vec<u8> {
     let path = format!("{}/tests/fixtures/llm/{name}", env!("CARGO_MANIFEST_DIR"));
-    std::fs::read(&path).unwrap_or_else(|e| panic!("{path}: {e}"))
+    let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
+    if name.ends_with(".events") { bedrock::frames(&bytes) } else { bytes }
 }
 
 fn usage(input: u64, output: u64, cached_input: Option<u64>, reasoning: Option<u64>) -> Option<Usage> {

@@ -32,6 +32,25 @@ fn a_stream_is_read_token_by_token_and_known_by_its_answer() {
 }
 
 #[test]
+fn a_text_that_grows_from_event_to_event_is_told_once() {
+    let ask = Ask::new(
+        "sglang.internal:30000",
+        "/generate",
+        br#"{"text":"x","sampling_params":{"max_new_tokens":9,"temperature":0.5,"n":1},"stream":true}"#,
+    );
+    let seen = ask.fixture(SSE, "native/sglang.sse");
+    assert_eq!((seen.text.as_str(), seen.usage), ("Grüße", usage(7, 3, Some(4), None)));
+    assert_eq!((seen.chunks, seen.deltas, seen.finish.as_slice()), (3, 2, ["length".to_owned()].as_slice()));
+    assert_eq!(seen.log[seen.log.len() - 2..].join(" "), "Done End");
+    let request = seen.request.unwrap();
+    assert_eq!((request.stream, request.max_tokens, request.temperature), (Some(true), Some(9), Some(0.5)));
+    assert_eq!(seen.response.unwrap().provider, Some("sglang"));
+    let whole = r#"{"text":"Ja","meta_info":{"id":"s2","finish_reason":{"type":"stop"},"prompt_tokens":7,"completion_tokens":2}}"#;
+    let seen = ask.answer(200, JSON, whole.as_bytes());
+    assert_eq!((seen.text.as_str(), seen.usage), ("Ja", usage(7, 2, None, None)));
+}
+
+#[test]
 fn whole_answers_are_read() {
     let tgi =
         r#"{"generated_text":"Ja","details":{"finish_reason":"length","generated_tokens":2,"input_length":null}}"#;

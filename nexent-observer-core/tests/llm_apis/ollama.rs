@@ -20,8 +20,11 @@ fn a_chat_is_read_line_by_line() {
     let body = fixture("ollama/chat.ndjson");
     let seen = CHAT.answer(200, LINES, &body);
     assert_eq!((seen.text.as_str(), seen.reasoning.as_str()), ("Grüße\n", "Hm"));
-    assert_eq!((seen.tools.as_str(), seen.usage), ("[ToolName 0 look_up]", usage(26, 12, None, None)));
-    assert_eq!((seen.chunks, seen.deltas, seen.first_token_chunk), (5, 4, Some(0)));
+    assert_eq!(
+        (seen.tools.as_str(), seen.usage),
+        ("[ToolName 0 look_up][ToolArguments 0 {\"q\":1}]", usage(26, 12, None, None))
+    );
+    assert_eq!((seen.chunks, seen.deltas, seen.first_token_chunk), (5, 5, Some(0)));
     assert_eq!(seen.log[seen.log.len() - 4..].join(" "), "Finish Usage Done End");
     assert_eq!((seen.model.as_deref(), seen.finish.as_slice()), (Some("llama3.2"), ["stop".to_owned()].as_slice()));
     let (call, request, response) = (seen.call.unwrap(), seen.request.unwrap(), seen.response.unwrap());

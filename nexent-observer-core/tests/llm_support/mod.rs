@@ -28,6 +28,10 @@ pub(crate) struct Seen {
     pub(crate) text: String,
     pub(crate) reasoning: String,
     pub(crate) tools: String,
+    /// Characters of refusals and of tool arguments, and number of tool names.
+    pub(crate) refusal_chars: usize,
+    pub(crate) argument_chars: usize,
+    pub(crate) tool_names: usize,
     pub(crate) usage: Option<Usage>,
     pub(crate) finish: Vec<String>,
     pub(crate) model: Option<String>,
@@ -65,6 +69,12 @@ impl Seen {
                 assert!(!text.is_empty());
                 self.deltas += 1;
                 self.first_token_chunk.get_or_insert(self.chunks - 1);
+                match payload {
+                    Payload::Refusal => self.refusal_chars += text.chars().count(),
+                    Payload::ToolArguments => self.argument_chars += text.chars().count(),
+                    Payload::ToolName => self.tool_names += 1,
+                    _ => {}
+                }
                 match payload {
                     Payload::Text => self.text += text,
                     Payload::Reasoning => self.reasoning += text,

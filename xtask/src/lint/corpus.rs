@@ -1,6 +1,6 @@
 //! Rule `corpus`: nothing of the recorded exchanges that some tests replay gets into the project.
 //!
-//! The recordings (`NEXENT_CORPUS`, else `../shared/corpus` beside the checkout or beside its parent) belong to somebody
+//! The recordings (`NEXENT_OBSERVER_CORPUS`, else `../shared/corpus` beside the checkout or beside its parent) belong to somebody
 //! else. They are told by the identifiers in them: no one writes `chatcmpl-` and 29 random characters by chance.
 
 use std::{collections::HashSet, env, fs, path::PathBuf};
@@ -18,7 +18,7 @@ const SHORTEST: usize = 24;
 /// The rule over the checkout.
 pub(super) fn rule(tree: &Tree) -> Result<Outcome> {
     let Some(folder) = folder(tree) else {
-        return Ok(Outcome::NotRun("the recordings are not at hand (NEXENT_CORPUS)".to_owned()));
+        return Ok(Outcome::NotRun("the recordings are not at hand (NEXENT_OBSERVER_CORPUS)".to_owned()));
     };
     let mut known = HashSet::new();
     for entry in fs::read_dir(&folder).with_context(|| format!("reading {}", folder.display()))? {
@@ -33,7 +33,7 @@ pub(super) fn rule(tree: &Tree) -> Result<Outcome> {
 
 fn folder(tree: &Tree) -> Option<PathBuf> {
     let beside = tree.root().ancestors().skip(1).take(2).map(|folder| folder.join("shared/corpus"));
-    let given = env::var_os("NEXENT_CORPUS").map(PathBuf::from);
+    let given = env::var_os("NEXENT_OBSERVER_CORPUS").map(PathBuf::from);
     let folder = |path: PathBuf| if path.is_file() { path.parent().map(PathBuf::from) } else { Some(path) };
     given.into_iter().chain(beside).filter_map(folder).find(|path| path.is_dir())
 }

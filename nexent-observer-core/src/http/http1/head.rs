@@ -6,6 +6,7 @@ use httparse::Status;
 use smallvec::SmallVec;
 
 use crate::{
+    conn::GapCause,
     http::{Headers, RequestHead, ResponseHead, Side, detect},
     limits,
     stats::DropReason,
@@ -88,6 +89,8 @@ pub(super) enum Framing {
     UntilClose,
     /// The fields contradict each other: where the body ends cannot be known.
     Invalid,
+    /// The rest of the head is lost, and with it how the body ends: so many bytes, for this reason. Of a request only.
+    Cut(Option<u64>, GapCause),
 }
 
 /// What a body carries, as far as it helps to find its framing again after a loss.
@@ -221,6 +224,13 @@ pub(super) fn parse_request<R>(bytes: &[u8], read: impl FnOnce(&RequestHead<'_>,
     let (authority, path) = split_target(target);
     let head = RequestHead { method, path, host: fields.host.or(authority), headers: Headers(&list) };
     Ok(Some((read(&head, framing), used)))
+}
+
+/// The whole lines of a head that was cut off, ended as a head ends; `None` when there is no whole line.
+pub(super) fn up_to_cut(mut head: Vec<u8>) -> Option<Vec<u8>> {
+    head.truncate(memchr::memrchr(b'\n', &head)? + 1);
+    head.extend_from_slice(b"\r\n");
+    Some(head)
 }
 
 /// Authority and path of a request target (RFC 9112 section 3.2).

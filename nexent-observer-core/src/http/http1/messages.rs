@@ -42,6 +42,11 @@ impl Http1 {
             Framing::Length(0) => self.finish(Side::Request, at, sink),
             Framing::Length(n) => self.request.state = State::Body(Body::Length(n)),
             Framing::Chunked => self.request.state = State::Body(Body::Chunked(Chunked::new())),
+            Framing::Cut(len, cause) => {
+                self.request.state = State::Resync;
+                emit(sink, exchange, Side::Request, at, HttpEventKind::Gap { len, cause });
+                self.lose_request();
+            }
             Framing::Invalid | Framing::UntilClose => {
                 stats.count(DropReason::HeadInvalid);
                 self.lose_request();
@@ -108,7 +113,7 @@ impl Http1 {
                 self.response.body(State::Body(Body::Chunked(Chunked::new())), no, shape);
             }
             Framing::UntilClose => self.response.body(State::Body(Body::UntilClose), no, Shape::Other),
-            Framing::Invalid => {
+            Framing::Invalid | Framing::Cut(..) => {
                 stats.count(DropReason::HeadInvalid);
                 self.abort(Some(no), at, AbortCause::Desync, sink);
                 self.response.state = State::Seek;

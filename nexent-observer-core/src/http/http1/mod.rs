@@ -12,11 +12,11 @@ pub(super) use resync::looks_like_stream;
 use self::{
     chunked::Step,
     exchange::Exchanges,
-    head::{Pushed, Shape},
+    head::{Framing, Pushed, Shape},
     lane::{Body, Lane, State},
     messages::{emit, emit_damage, emit_head},
 };
-use super::{AbortCause, ExchangeNo, Head, HttpEvent, HttpEventKind, Side, StartSeen, detect};
+use super::{AbortCause, ExchangeNo, Head, HttpEvent, HttpEventKind, RequestHead, Side, StartSeen, detect};
 use crate::{
     conn::{CloseCause, GapCause, StreamEvent},
     event::{Direction, MonoNs, Role, Stamp},
@@ -110,7 +110,7 @@ impl Http1 {
     ) -> &'b [u8] {
         match *ev {
             StreamEvent::Data { dir, at, bytes } => return self.data(self.side(dir), at, bytes, stats, sink),
-            StreamEvent::Gap { dir, at, len, cause } => self.gap(self.side(dir), at, len, cause, sink),
+            StreamEvent::Gap { dir, at, len, cause } => self.gap(self.side(dir), at, len, cause, stats, sink),
             StreamEvent::Close { at, cause } => self.close(at, cause, sink),
         }
         &[]
@@ -359,14 +359,32 @@ impl Http1 {
         again
     }
 
-    fn gap(&mut self, side: Side, at: Stamp, len: Option<u64>, cause: GapCause, sink: &mut impl FnMut(HttpEvent<'_>)) {
+    fn gap(
+        &mut self,
+        side: Side,
+        at: Stamp,
+        len: Option<u64>,
+        cause: GapCause,
+        stats: &mut Stats,
+        sink: &mut impl FnMut(HttpEvent<'_>),
+    ) {
         let lane = self.lane(side);
         let exchange = lane.exchange;
         match (&mut lane.state, len) {
             (State::Stopped, _) => {}
             (State::Seek | State::Head { .. }, _) => {
-                lane.head.take();
+                let head = lane.head.take();
                 lane.state = State::Seek;
+                // Left out on purpose, it is the middle of one turn. What was lost may be the rest of one request and the
+                // beginning of the next: then whose answer comes is not known.
+                if side == Side::Request
+                    && cause == GapCause::Capped
+                    && let Some(head) = head::up_to_cut(head)
+                {
+                    let on = |h: &RequestHead<'_>, _| self.on_request(at, h, Framing::Cut(len, cause), stats, sink);
+                    // What is no head even so far is let go like one of which nothing is known.
+                    head::parse_request(&head, on).ok();
+                }
                 if side == Side::Response {
                     self.in_step = false;
                     self.exchanges.damage_unanswered(at.ret, cause);
@@ -387,7 +405,7 @@ impl Http1 {
                     self.finish(side, at, sink);
                 }
                 if n > within {
-                    self.gap(side, at, Some(n - within), cause, sink);
+                    self.gap(side, at, Some(n - within), cause, stats, sink);
                 }
             }
             (State::Body(Body::Chunked(chunked)), Some(n)) => {

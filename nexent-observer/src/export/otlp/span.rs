@@ -9,7 +9,7 @@ use std::{collections::HashMap, sync::Arc};
 use nexent_observer_core::{
     event::{Address, MonoNs, Role},
     limits::FINISH_REASONS,
-    llm::{Call, RequestFacts, ResponseFacts},
+    llm::{Call, RequestFacts, ResponseFacts, well_known_finish_reason},
     timing::{Exchange, Outcome},
 };
 use opentelemetry_proto::tonic::{
@@ -175,7 +175,8 @@ fn response_attributes(out: &mut Vec<KeyValue>, exchange: &Exchange, names: Name
     }
     out.extend(exchange.response_model.as_deref().map(|model| text("gen_ai.response.model", model)));
     out.extend(exchange.response_id.as_deref().map(|id| text("gen_ai.response.id", id)));
-    let mut reasons: Vec<_> = exchange.finish_reasons.iter().map(|r| Value::StringValue(r.clone())).collect();
+    let word = |reason: &String| Value::StringValue(well_known_finish_reason(reason).to_owned());
+    let mut reasons: Vec<_> = exchange.finish_reasons.iter().map(word).collect();
     if reasons.is_empty() && names.has_v2026() {
         reasons = vec![Value::StringValue("error".into()); unfinished_choices(exchange)];
     }

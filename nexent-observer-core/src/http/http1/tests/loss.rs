@@ -171,3 +171,42 @@ fn a_request_body_whose_framing_was_lost_ends_with_its_response_or_its_last_chun
     b.w(head).gap(Write, Some(90), GapCause::Capped).w("tail\r\n0\r\n\r\n").r(OK5);
     assert_eq!(b.log[4..], ["0> end", "0< 200 five @4", "0< body hello", "0< end"]);
 }
+
+/// Only the beginning of what is written in one turn may be kept: a long head is cut off in the middle.
+#[test]
+fn a_request_whose_head_is_cut_off_is_known_by_its_whole_lines() {
+    for len in [Some(2000), None] {
+        let mut b = Bench::fresh();
+        b.w("POST /v1/chat/completions HTTP/1.1\r\nHost: h\r\nContent-Length: 900\r\nCookie: aaaa").gap(
+            Write,
+            len,
+            GapCause::Capped,
+        );
+        b.w("\"x\"}").r(OK5).w(GET).r(OK5);
+        let shown = len.map_or_else(|| "?".to_owned(), |n: u64| n.to_string());
+        let gap = format!("0> gap {shown} Capped");
+        b.expect(&[
+            "0> POST /v1/chat/completions h @1",
+            &gap,
+            "0> gap 4 Lost",
+            "0< 200 five @4",
+            "0< body hello",
+            "0> end",
+            "0< end",
+            "1> GET /a h @5",
+            "1> end",
+            "1< 200 five @6",
+            "1< body hello",
+            "1< end",
+        ]);
+        b.counted(&[]);
+    }
+    // Lost, not left out: the answer may be that of a later request.
+    let mut b = Bench::fresh();
+    b.w("POST /v1/chat/completions HTTP/1.1\r\nHost: h\r\nCookie: aaaa").lost(Write, 2000).r(OK5);
+    assert!(b.log[0].starts_with("0< 200"), "{:?}", b.log);
+    // Not even the request line is whole: nothing is claimed.
+    let mut b = Bench::fresh();
+    b.w("POST /v1/chat/comp").gap(Write, Some(2000), GapCause::Capped).r(OK5);
+    assert!(b.log[0].starts_with("0< 200"), "{:?}", b.log);
+}

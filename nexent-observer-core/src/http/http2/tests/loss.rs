@@ -206,3 +206,17 @@ fn a_request_whose_end_was_lost_ends_with_its_answer() {
     b.expect(&["0> POST /a h @1", "0> gap ? Lost", "0< 200 a @3", "0> end", "0< end"]);
     assert_eq!(b.stamps.iter().map(|s| s.2).collect::<Vec<_>>(), [1, 2, 3, 1, 3]);
 }
+
+/// Joined late, it is not known how large a frame the peers agreed on: up to a cap, a large one is taken for one.
+#[test]
+fn a_frame_over_the_cap_is_no_frame_on_a_joined_connection() {
+    let cap = crate::limits::FRAME_BYTES as usize;
+    for (len, is_frame) in [(cap, true), (cap + 1, false)] {
+        let (mut c, mut s) = old_peers();
+        let mut b = Bench::joined();
+        b.w(&c.post(5, "/new")).r(&s.answer(5, false, "200", "a"));
+        b.log.clear();
+        b.r(&data(5, true, &vec![b'x'; len]));
+        assert_eq!(b.log.last().is_some_and(|l| l == "0< end"), is_frame, "{len}");
+    }
+}

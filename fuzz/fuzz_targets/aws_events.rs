@@ -1,0 +1,4 @@
+//! Fuzz target `aws_events`; what it checks stands in `src/framings.rs`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| nexent_observer_fuzz::framings::aws_events(input));

@@ -1,0 +1,72 @@
+//! Every cap of `src/limits.rs` has a test that goes over it. This one keeps the list whole: no cap without a test that exists.
+
+use std::{fs, path::Path};
+
+/// Cap, file and name of the test that proves it.
+const PROVEN: [(&str, &str, &str); 22] = [
+    ("HEAD_BYTES", "src/http/http1/tests/mod.rs", "endless_heads_are_cut_off_and_the_next_exchange_is_right"),
+    ("HEAD_FIELDS", "src/http/http1/head.rs", "too_many_fields_are_a_defect_of_their_own"),
+    ("HPACK_TABLE_BYTES", "src/http/http2/hpack/tests.rs", "no_block_whatsoever_does_harm"),
+    ("FRAME_BYTES", "src/http/http2/tests/loss.rs", "a_frame_over_the_cap_is_no_frame_on_a_joined_connection"),
+    ("CHUNK_LINE_BYTES", "src/http/http1/chunked.rs", "endless_lines_are_refused"),
+    ("EVENT_BYTES", "src/llm/sse.rs", "an_event_over_the_cap_is_skipped_counted_once_and_the_next_one_is_right"),
+    ("BODY_BYTES", "src/llm/body.rs", "a_whole_body_over_the_cap_is_let_go_and_counted_once"),
+    ("REQUEST_HEAD_BYTES", "src/llm/request.rs", "a_long_body_after_a_hole_is_held_only_in_part"),
+    ("REQUEST_TAIL_BYTES", "src/llm/request.rs", "a_long_body_after_a_hole_is_held_only_in_part"),
+    ("RATE_LIMIT_HEADERS", "src/llm/response_head.rs", "response_facts_are_the_named_headers_only_and_capped"),
+    ("NAME_BYTES", "src/llm/name.rs", "long_names_are_cut_between_characters"),
+    ("HOLD_BYTES", "src/conn/tests.rs", "over_the_cap_held_reads_flow_without_their_write"),
+    ("HOLD_NS", "src/conn/tests.rs", "a_read_whose_write_was_lost_flows_after_the_deadline_and_the_loss_shows_later"),
+    ("FINISH_REASONS", "src/timing/tests.rs", "a_finish_reason_of_each_choice_is_kept_in_the_order_of_choices"),
+    ("STALLS", "src/timing/tests.rs", "stalls_are_capped"),
+    ("OUTPUTS", "src/pipeline/mod.rs", "outputs_that_nobody_takes_are_capped_and_the_oldest_go"),
+    ("OPEN_EXCHANGES", "src/http/http1/tests/mod.rs", "too_many_open_exchanges_are_let_go"),
+    ("OPEN_EXCHANGES", "src/http/http2/tests/mod.rs", "too_many_open_streams_cost_the_oldest_one"),
+    ("connections", "src/conn/table.rs", "a_full_table_lets_the_one_silent_longest_go"),
+    ("idle_ns", "src/conn/table.rs", "the_idle_go_in_the_order_of_their_silence"),
+    (
+        "timeline_bytes",
+        "src/timing/timeline.rs",
+        "a_full_timeline_says_truncated_keeps_its_beginning_and_never_passes_the_cap",
+    ),
+    (
+        "content_bytes",
+        "src/timing/tests.rs",
+        "text_is_kept_only_when_asked_for_capped_on_a_character_and_marked_where_bytes_were_lost",
+    ),
+];
+
+/// Framings that each hold an event in a buffer of their own, under the same cap.
+const EVENT_BUFFERS: [(&str, &str); 4] = [
+    ("src/llm/sse.rs", "json_without_a_field_is_capped_too"),
+    ("src/llm/ndjson.rs", "a_line_over_the_cap_is_skipped_counted_once_and_the_next_one_is_right"),
+    ("src/llm/json_array.rs", "an_element_over_the_cap_is_skipped_counted_once_and_the_next_one_is_right"),
+    ("src/llm/aws_events.rs", "a_frame_over_the_cap_is_skipped_counted_once_and_the_next_one_is_right"),
+];
+
+fn read(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
+}
+
+#[test]
+fn every_cap_is_proven_by_a_test_that_exists() {
+    let limits = read("src/limits.rs");
+    let name = |line: &str| {
+        let rest = line.trim().strip_prefix("pub ")?;
+        let (name, _) = rest.strip_prefix("const ").unwrap_or(rest).split_once(':')?;
+        Some(name.to_owned())
+    };
+    let caps: Vec<String> = limits.lines().filter_map(name).collect();
+    assert!(caps.len() > 20, "{caps:?}");
+    for cap in &caps {
+        assert!(PROVEN.iter().any(|(proven, ..)| proven == cap), "{cap} has no test that goes over it");
+    }
+    let tests = PROVEN.iter().map(|(cap, file, test)| {
+        assert!(caps.iter().any(|known| known == cap), "{cap} is no cap");
+        (file, test)
+    });
+    for (file, test) in tests.chain(EVENT_BUFFERS.iter().map(|(file, test)| (file, test))) {
+        let text = read(file);
+        assert!(text.contains(&format!("fn {test}(")), "{file} has no test {test}");
+    }
+}
