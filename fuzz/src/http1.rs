@@ -223,7 +223,8 @@ impl Contract {
                 *aborted = true;
             }
             HttpEventKind::Head { first, head } => {
-                if let Head::Request(RequestHead { headers, .. }) | Head::Response(ResponseHead { headers, .. }) = head {
+                if let Head::Request(RequestHead { headers, .. }) | Head::Response(ResponseHead { headers, .. }) = head
+                {
                     let transfer = headers.0.iter().any(|(name, value)| {
                         name.eq_ignore_ascii_case("transfer-encoding") && !value.eq_ignore_ascii_case(b"chunked")
                     });

@@ -115,7 +115,9 @@ pub fn check(input: &[u8]) {
     let Some((first, script)) = input.split_first() else { return };
     let extension = match first {
         b'd' => "Sec-WebSocket-Extensions: permessage-deflate\r\n",
-        b'n' => "Sec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover; client_no_context_takeover\r\n",
+        b'n' => {
+            "Sec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover; client_no_context_takeover\r\n"
+        }
         _ => "",
     };
     let steps = steps(script);

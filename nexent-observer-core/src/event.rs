@@ -1,6 +1,7 @@
 //! What enters the core: one record of the kernel half, decoded, and the words all stages share.
 
-use std::{net::SocketAddr, sync::Arc};
+use core::net::SocketAddr;
+use std::sync::Arc;
 
 /// Nanoseconds of `CLOCK_MONOTONIC` as the kernel half read them (`bpf_ktime_get_ns`). The only clock in the core.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]

@@ -146,7 +146,7 @@ fn load(ebpf: &mut Ebpf, name: &'static str, btf: &Btf) -> Result<(), KernelErro
     let program = ebpf.program_mut(name).ok_or(KernelError::Map(name))?;
     let done = match SOCKETS.iter().find(|(program, _)| *program == name) {
         Some((_, event)) => <&mut BtfTracePoint>::try_from(program).and_then(|program| program.load(event, btf)),
-        None => <&mut TracePoint>::try_from(program).and_then(|program| program.load()),
+        None => <&mut TracePoint>::try_from(program).and_then(TracePoint::load),
     };
     match done {
         Ok(()) | Err(ProgramError::AlreadyLoaded) => Ok(()),
