@@ -91,6 +91,16 @@ pub struct Target {
     pub zero: u32,
 }
 
+/// A file, as the kernel's own structures name it.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct FileKey {
+    /// `i_ino`.
+    pub inode: u64,
+    /// `s_dev` of its file system: major number above 20 bits of minor number.
+    pub device: u64,
+}
+
 /// A system call on a file descriptor between its entry and its exit, by thread (`bpf_get_current_pid_tgid`).
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -189,6 +199,7 @@ const _: () = assert!(size_of::<Call>() == 56);
 const _: () = assert!(size_of::<ConnKey>() == 16);
 const _: () = assert!(size_of::<Conn>() == 40);
 const _: () = assert!(size_of::<Target>() == 16);
+const _: () = assert!(size_of::<FileKey>() == 16);
 const _: () = assert!(size_of::<SockCall>() == 72);
 const _: () = assert!(size_of::<Socket>() == 32);
 const _: () = assert!(VERDICT_SLOTS.is_power_of_two());

@@ -6,7 +6,7 @@ use aya_ebpf::{
 };
 use nexent_observer_common::{
     counters::Counter,
-    state::{Call, CallKey, Conn, ConnKey, SockCall, Socket, Target, VERDICT_SLOTS},
+    state::{Call, CallKey, Conn, ConnKey, FileKey, SockCall, Socket, Target, VERDICT_SLOTS},
 };
 
 /// Reads, closes and process events. Apart from the writes, so that large prompts cannot push out tokens.
@@ -20,6 +20,10 @@ pub static WRITES: RingBuf = RingBuf::with_byte_size(8 << 20, 0);
 /// Observed processes by tgid.
 #[map]
 pub static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(16_384, 0);
+
+/// Executables whose processes are observed from their first instruction, and how.
+#[map]
+pub static EXECUTABLES: HashMap<FileKey, Target> = HashMap::with_max_entries(1024, 0);
 
 /// Calls between entry and return. Preallocated: an allocation in a probe could fail at the worst moment.
 #[map]
@@ -86,6 +90,26 @@ global!(
 global!(
     /// Offset of `tgid` in `struct task_struct`, bytes (from the kernel's BTF).
     TASK_TGID_OFFSET: u64 = 0, task_tgid_offset
+);
+global!(
+    /// Offset of `file` in `struct linux_binprm`, bytes; so are the next ones.
+    BINPRM_FILE_OFFSET: u64 = 0, binprm_file_offset
+);
+global!(
+    /// Of `f_inode` in `struct file`.
+    FILE_INODE_OFFSET: u64 = 0, file_inode_offset
+);
+global!(
+    /// Of `i_ino` in `struct inode`.
+    INODE_INO_OFFSET: u64 = 0, inode_ino_offset
+);
+global!(
+    /// Of `i_sb` in `struct inode`.
+    INODE_SB_OFFSET: u64 = 0, inode_sb_offset
+);
+global!(
+    /// Of `s_dev` in `struct super_block`.
+    SB_DEV_OFFSET: u64 = 0, sb_dev_offset
 );
 global!(
     /// Whether every exec is reported, or only those of observed processes.

@@ -8,12 +8,16 @@ use aya_ebpf::{
 use nexent_observer_common::{
     counters::Counter,
     record::{RecordHeader, kind},
+    state::FileKey,
 };
 
 use crate::{
     emit,
     inflight::now,
-    maps::{TARGETS, count, report_all_execs, task_tgid_offset},
+    maps::{
+        EXECUTABLES, TARGETS, binprm_file_offset, count, file_inode_offset, inode_ino_offset, inode_sb_offset,
+        report_all_execs, sb_dev_offset, task_tgid_offset,
+    },
 };
 
 /// `sched_process_fork(parent, child)`: in a filtered scope the child is observed from its first instruction.
@@ -30,16 +34,8 @@ fn fork(ctx: &BtfTracePointContext) -> Option<()> {
     // SAFETY: copied out at once.
     let target = unsafe { *TARGETS.get(&tgid)? };
     let child: u64 = ctx.arg(1);
-    let mut child_tgid = 0u32;
-    // SAFETY: the helper checks the address.
-    let result = unsafe {
-        bpf_probe_read_kernel(
-            (&raw mut child_tgid).cast(),
-            4,
-            child.wrapping_add(task_tgid_offset()) as *const core::ffi::c_void,
-        )
-    };
-    if result != 0 || child_tgid == tgid || child_tgid == 0 {
+    let child_tgid: u32 = kernel_field(child, task_tgid_offset())?;
+    if child_tgid == tgid || child_tgid == 0 {
         return None; // a new thread, or unreadable
     }
     if target.follow_forks != 0 {
@@ -49,16 +45,49 @@ fn fork(ctx: &BtfTracePointContext) -> Option<()> {
     Some(())
 }
 
-/// `sched_process_exec`: the current process runs another program now.
+/// `sched_process_exec(task, old_pid, binprm)`: the current process runs another program now.
 #[btf_tracepoint(function = "sched_process_exec")]
-pub fn process_exec(_ctx: BtfTracePointContext) -> i32 {
+pub fn process_exec(ctx: BtfTracePointContext) -> i32 {
     let pid_tgid = bpf_get_current_pid_tgid();
     let tgid = (pid_tgid >> 32) as u32;
+    if report_all_execs() != 0 {
+        let _ = arm_by_executable(ctx.arg(2), tgid);
+    }
     // SAFETY: only presence matters.
     if report_all_execs() != 0 || unsafe { TARGETS.get(&tgid) }.is_some() {
         note(kind::EXEC, pid_tgid, 0);
     }
     0
+}
+
+/// Observes a process of a watched executable from its first instruction: user space comes milliseconds later, when a short-lived
+/// client has sent its request.
+#[inline(always)]
+fn arm_by_executable(binprm: u64, tgid: u32) -> Option<()> {
+    let file: u64 = kernel_field(binprm, binprm_file_offset())?;
+    let inode: u64 = kernel_field(file, file_inode_offset())?;
+    let super_block: u64 = kernel_field(inode, inode_sb_offset())?;
+    let device: u32 = kernel_field(super_block, sb_dev_offset())?;
+    let key = FileKey { inode: kernel_field(inode, inode_ino_offset())?, device: u64::from(device) };
+    // SAFETY: copied out at once.
+    let target = unsafe { *EXECUTABLES.get(&key)? };
+    let _ = TARGETS.insert(&tgid, &target, 0);
+    Some(())
+}
+
+/// Reads a member of a kernel structure.
+#[inline(always)]
+fn kernel_field<T: Default>(base: u64, offset: u64) -> Option<T> {
+    let mut value = T::default();
+    // SAFETY: the helper checks the address and writes as many bytes as the local has.
+    let result = unsafe {
+        bpf_probe_read_kernel(
+            (&raw mut value).cast(),
+            size_of::<T>() as u32,
+            base.wrapping_add(offset) as *const core::ffi::c_void,
+        )
+    };
+    (result == 0).then_some(value)
 }
 
 /// `sched_process_exit` of a leader thread: user space looks whether the whole process is gone, for its leader may exit before

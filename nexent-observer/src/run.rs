@@ -194,6 +194,9 @@ impl Observer {
         drain.run(|event| match event {
             RingEvent::Record(record) => {
                 let Some(record) = faulty.pass(record) else { return };
+                if targets.is_left_alone(record.pid) {
+                    return;
+                }
                 pipeline.handle_event(&record);
                 while let Some(output) = pipeline.poll_output() {
                     deliver(output, targets);

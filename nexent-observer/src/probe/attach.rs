@@ -137,6 +137,8 @@ pub struct Attacher {
     plain_http: PlainHttp,
     /// Tracepoints of plain HTTP, while a process needs them.
     plain: Option<PlainLinks>,
+    /// They stay, because a process that comes may need them at once.
+    kept_plain: bool,
     undertaker: mpsc::Sender<Buried>,
 }
 
@@ -171,6 +173,7 @@ impl Attacher {
             per_process_limit,
             plain_http: PlainHttp::Off,
             plain: None,
+            kept_plain: false,
             undertaker,
         })
     }
@@ -291,6 +294,16 @@ impl Attacher {
         Ok(AttachReport { pid, hooked, filtered, plain, news })
     }
 
+    /// Observes processes of an executable from their first instruction, as far as that can be without a look at them.
+    ///
+    /// # Errors
+    /// [`KernelError`].
+    pub fn expect_executable(&mut self, file: FileId) -> Result<(), KernelError> {
+        let plain = self.plain_http == PlainHttp::On && self.attach_plain(true)?;
+        self.kept_plain |= plain;
+        self.kernel.arm_executable(file, plain)
+    }
+
     /// Attaches the tracepoints of plain HTTP if they are not. `false`: they cannot be, and the process has TLS to observe.
     fn attach_plain(&mut self, has_tls: bool) -> Result<bool, KernelError> {
         if self.plain.is_some() {
@@ -398,7 +411,8 @@ impl Attacher {
         for leaving in done {
             self.bury(leaving.probes);
         }
-        if self.plain.is_some() && !self.observed.values().any(|observed| observed.plain) {
+        let needed = self.kept_plain || self.observed.values().any(|observed| observed.plain);
+        if self.plain.is_some() && !needed {
             let links = self.plain.take();
             if self.undertaker.send(Buried(Vec::new(), links)).is_err() {
                 tracing::warn!("The thread that removes probes is gone; they were removed in place.");

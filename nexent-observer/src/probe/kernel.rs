@@ -14,7 +14,8 @@ use nexent_observer_common::{
     cookie::{Cookie, Scope},
     counters::Counter,
     state::{
-        Call, CallKey, Conn, ConnKey, SockCall, Socket, Target, socket_key, socket_state, verdict_slot, verdict_value,
+        Call, CallKey, Conn, ConnKey, FileKey, SockCall, Socket, Target, socket_key, socket_state, verdict_slot,
+        verdict_value,
     },
 };
 
@@ -22,6 +23,7 @@ use super::{
     btf,
     plain::{self, PlainLinks},
     plan::{Hook, Program},
+    process::FileId,
 };
 
 /// The kernel half, built by `cargo xtask build` or taken from the repository (see nexent-observer-ebpf/prebuilt/README.md).
@@ -117,6 +119,8 @@ unsafe impl aya::Pod for Plain<Conn> {}
 unsafe impl aya::Pod for Plain<SockCall> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Plain<Socket> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Plain<FileKey> {}
 
 /// When the hooks of an implementation are attached: reads before writes, so that no request is seen without its response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -200,6 +204,7 @@ pub struct Attached(#[expect(dead_code, reason = "held for its Drop")] UProbeLin
 pub struct KernelHalf {
     ebpf: Ebpf,
     targets: BpfMap<MapData, u32, Plain<Target>>,
+    executables: BpfMap<MapData, Plain<FileKey>, Plain<Target>>,
     inflight: BpfMap<MapData, Plain<CallKey>, Plain<Call>>,
     conns: BpfMap<MapData, Plain<ConnKey>, Plain<Conn>>,
     syscalls: BpfMap<MapData, u64, Plain<SockCall>>,
@@ -219,10 +224,14 @@ impl KernelHalf {
         let members = btf::Members::parse(&btf_bytes)?;
         let tgid_offset = members.offset("task_struct", "tgid")?;
         let socket_offsets = plain::Offsets::find(&members)?;
+        let exec_offsets = exec_offsets(&members)?;
         let report_all = u32::from(options.report_all_execs);
         let (read_wake, write_wake) = (u64::from(options.read_ring_bytes) / 4, u64::from(options.write_ring_bytes) / 4);
         let mut loader = EbpfLoader::new();
         socket_offsets.set(&mut loader);
+        for (name, offset) in &exec_offsets {
+            loader.override_global(name, offset, true);
+        }
         let mut ebpf = loader
             .override_global("WRITE_HEAD_CAP", &options.write_head_bytes, true)
             .override_global("WRITE_TAIL_CAP", &options.write_tail_bytes, true)
@@ -240,6 +249,7 @@ impl KernelHalf {
         };
         let mut half = Self {
             targets: BpfMap::try_from(take(&mut ebpf, "TARGETS")?)?,
+            executables: BpfMap::try_from(take(&mut ebpf, "EXECUTABLES")?)?,
             inflight: BpfMap::try_from(take(&mut ebpf, "INFLIGHT")?)?,
             conns: BpfMap::try_from(take(&mut ebpf, "CONNS")?)?,
             syscalls: BpfMap::try_from(take(&mut ebpf, "SYSCALLS")?)?,
@@ -319,6 +329,17 @@ impl KernelHalf {
         Ok(self.targets.insert(pid, Plain(target), 0)?)
     }
 
+    /// Arms every process that executes this file from its first instruction, in the filtered scope. Where the file system gives
+    /// its files other numbers than `stat` shows (overlayfs, btrfs), it does nothing: then arming by pid has to do.
+    ///
+    /// # Errors
+    /// [`KernelError::MapUse`] when there are too many.
+    pub fn arm_executable(&mut self, file: FileId, plain: bool) -> Result<(), KernelError> {
+        let device = (u64::from(libc::major(file.device)) << 20) | u64::from(libc::minor(file.device));
+        let target = Target { scope: Scope::Filtered as u32, follow_forks: 1, plain: u32::from(plain), zero: 0 };
+        Ok(self.executables.insert(Plain(FileKey { inode: file.inode, device }), Plain(target), 0)?)
+    }
+
     /// Disarms the probes of a process and forgets what the kernel half kept of it; gives the connections that had not ended,
     /// so that a loss at their very end shows.
     ///
@@ -392,6 +413,17 @@ impl KernelHalf {
         let values = self.counters.get(&(counter as u32), 0)?;
         Ok(values.iter().fold(0u64, |sum, value| sum.wrapping_add(*value)))
     }
+}
+
+/// Where the kernel keeps the file that a process executes.
+fn exec_offsets(btf: &btf::Members<'_>) -> Result<[(&'static str, u64); 5], btf::BtfError> {
+    Ok([
+        ("BINPRM_FILE_OFFSET", btf.offset("linux_binprm", "file")?),
+        ("FILE_INODE_OFFSET", btf.offset("file", "f_inode")?),
+        ("INODE_INO_OFFSET", btf.offset("inode", "i_ino")?),
+        ("INODE_SB_OFFSET", btf.offset("inode", "i_sb")?),
+        ("SB_DEV_OFFSET", btf.offset("super_block", "s_dev")?),
+    ])
 }
 
 fn tgid_of(pid_tgid: u64) -> u32 {

@@ -122,9 +122,14 @@ impl Targets {
     ///
     /// # Errors
     /// When an executable does not exist.
-    pub fn new(attacher: Attacher, executables: &[PathBuf]) -> io::Result<Self> {
+    pub fn new(mut attacher: Attacher, executables: &[PathBuf]) -> io::Result<Self> {
         let executables =
             executables.iter().map(|path| Ok((path.clone(), FileId::of(path)?))).collect::<io::Result<Vec<_>>>()?;
+        for (path, file) in &executables {
+            if let Err(error) = attacher.expect_executable(*file) {
+                tracing::warn!(path = %path.display(), %error, "Its processes are observed only from some milliseconds on.");
+            }
+        }
         Ok(Self {
             attacher,
             executables,
@@ -211,6 +216,9 @@ impl Targets {
         }
         self.candidates.remove(&pid);
         if let Some(reason) = reason {
+            if self.opts_out(pid) {
+                return self.leave_alone(pid);
+            }
             let sibling = self.sibling(reason);
             self.consider(pid, reason, at, 0, sibling);
         }
@@ -261,12 +269,7 @@ impl Targets {
             self.candidates.iter().filter(|(_, c)| c.next <= now).map(|(pid, c)| (*pid, *c)).collect();
         for (pid, mut candidate) in due {
             if self.opts_out(pid) {
-                self.candidates.remove(&pid);
-                if let Ok(process) = Process::find(pid)
-                    && self.opted_out.insert(process)
-                {
-                    self.changes.push(Change::OptedOut { pid });
-                }
+                self.leave_alone(pid);
                 continue;
             }
             // Workers and processes of an executable share their probes: attaching to and detaching from each of them by itself
@@ -345,6 +348,25 @@ impl Targets {
             let sibling = self.sibling(reason);
             self.consider(pid, reason, now, 0, sibling);
         }
+    }
+
+    /// Lets go of a process that does not want to be observed; the kernel half may have armed it at its exec.
+    fn leave_alone(&mut self, pid: u32) {
+        self.candidates.remove(&pid);
+        if let Err(error) = self.attacher.kernel().disarm(pid) {
+            tracing::warn!(pid, %error, "A process could not be disarmed.");
+        }
+        if let Ok(process) = Process::find(pid)
+            && self.opted_out.insert(process)
+        {
+            self.changes.push(Change::OptedOut { pid });
+        }
+    }
+
+    /// Whether a process has said that it does not want to be observed: what is in the rings of it is to be thrown away.
+    #[must_use]
+    pub fn is_left_alone(&self, pid: u32) -> bool {
+        !self.opted_out.is_empty() && self.opted_out.iter().any(|process| process.pid == pid)
     }
 
     /// Whether a process says that it does not want to be observed. Its environment is what it was at exec.

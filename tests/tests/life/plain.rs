@@ -3,7 +3,6 @@
 use std::{
     fs,
     process::{Command, Stdio},
-    time::Duration,
 };
 
 use serde_json::{Value, json};
@@ -222,9 +221,20 @@ fn node_and_curl_are_seen() {
         assert_eq!(exchange["outcome"], "completed", "seen from its first byte: {exchange}");
         assert_eq!(exchange["peer"], format!("127.0.0.1:{}", port(&server)));
     }
-    drop(node);
-    // The tracepoints go with the last process that needed them.
+    observer.finish();
+}
+
+#[test]
+fn the_tracepoints_go_with_the_last_process_that_needed_them() {
+    let place = Place::new("plain-last");
+    let raw = Raw::start(&place);
+    let pid = raw.0.pid();
+    let mut observer = place.observe("observer", &["--exe", place.exe.to_str().unwrap()]);
+    observer.plain(pid);
+    let probes = |observer: &Observer| observer.metrics().sum("nexent_observer_attached_probes", &[]);
+    until("the tracepoints are counted", || (probes(&observer) >= 20.0).then_some(()));
+    drop(raw);
     observer.says("No process needs plain HTTP any more");
-    std::thread::sleep(Duration::from_millis(100));
+    until("no probe is left", || (probes(&observer) == 0.0).then_some(()));
     observer.finish();
 }
