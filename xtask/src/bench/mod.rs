@@ -6,6 +6,7 @@ mod docs;
 mod figure;
 mod from_memory;
 mod load;
+mod plain;
 mod probe;
 mod sink;
 mod stamps;
@@ -53,6 +54,7 @@ struct Bench {
     observer: PathBuf,
     fake_tls: PathBuf,
     probe_bench: PathBuf,
+    plain_bench: PathBuf,
 }
 
 /// Figures that are taken together.
@@ -67,6 +69,7 @@ struct Group {
 
 const GROUPS: &[Group] = &[
     Group { name: "probe", observer: false, programs: &["fake_tls", "probe_bench"], run: probe::run },
+    Group { name: "plain", observer: false, programs: &["plain_bench"], run: plain::run },
     Group { name: "cpu", observer: true, programs: &["fake_tls"], run: load::cpu },
     Group { name: "loss", observer: true, programs: &["fake_tls"], run: load::loss },
     Group { name: "core", observer: false, programs: &[], run: from_memory::run },
@@ -146,6 +149,7 @@ fn prepare(root: &Path, options: &Options, groups: &[&Group]) -> Result<Bench> {
         observer,
         fake_tls: release.join("fake_tls"),
         probe_bench: release.join("probe_bench"),
+        plain_bench: release.join("plain_bench"),
     })
 }
 
