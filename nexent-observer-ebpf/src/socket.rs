@@ -11,6 +11,7 @@ use aya_ebpf::{
 };
 use nexent_observer_common::{
     counters::Counter,
+    piece::Window,
     plain::{Look, look},
     record::{AF_INET, AF_INET6, AF_UNIX, PEER_BYTES, Peer, RecordHeader, kind},
     state::{SockCall, Socket, conn_flag, socket_key, socket_state},
@@ -18,7 +19,7 @@ use nexent_observer_common::{
 
 use crate::{
     conn, emit, inflight,
-    maps::{self, CONNS, SOCKETS, SYSCALLS, add, count},
+    maps::{self, CONNS, SOCKETS, add, count},
     syscalls,
 };
 
@@ -28,7 +29,7 @@ type Sock = *mut core::ffi::c_void;
 /// Flags of receiving calls (include/linux/socket.h).
 const MSG_OOB: u32 = 1;
 const MSG_PEEK: u32 = 2;
-pub const MSG_TRUNC: u32 = 0x20;
+const MSG_TRUNC: u32 = 0x20;
 const MSG_ERRQUEUE: u32 = 0x2000;
 
 const SOCK_STREAM: u16 = 1;
@@ -65,10 +66,19 @@ pub fn plain_received(ctx: BtfTracePointContext) -> i32 {
 #[inline(always)]
 fn touched(sock: Sock, bytes: i32, flags: u32, direction: u16) -> Option<()> {
     let pid_tgid = bpf_get_current_pid_tgid();
-    let tgid = (pid_tgid >> 32) as u32;
-    if bytes <= 0 || !syscalls::is_plain_target(tgid) || flags & (MSG_PEEK | MSG_OOB | MSG_ERRQUEUE) != 0 {
+    if !syscalls::is_plain_target((pid_tgid >> 32) as u32) {
         return None;
     }
+    if bytes > 0 && flags & (MSG_PEEK | MSG_OOB | MSG_ERRQUEUE) == 0 {
+        let _ = moved(sock, bytes as u64, flags, direction, pid_tgid);
+    }
+    syscalls::done(pid_tgid);
+    Some(())
+}
+
+#[inline(always)]
+fn moved(sock: Sock, bytes: u64, flags: u32, direction: u16, pid_tgid: u64) -> Option<()> {
+    let tgid = (pid_tgid >> 32) as u32;
     // SAFETY: the tracepoint's own argument, which the verifier knows as a socket.
     let cookie = unsafe { bpf_get_socket_cookie(sock) };
     let now = inflight::now();
@@ -79,21 +89,47 @@ fn touched(sock: Sock, bytes: i32, flags: u32, direction: u16) -> Option<()> {
     if socket.state & socket_state::ENCRYPTED != 0 {
         return None;
     }
-    let Some(call) = SYSCALLS.get_ptr_mut(&pid_tgid) else {
-        unseen(socket, cookie, bytes as u64, direction);
+    let Some(call) = syscalls::current(pid_tgid, now) else {
+        unseen(socket, cookie, bytes, direction);
         return None;
     };
+    // Through the map, so that the compiler forgets that it was a 32-bit argument of the tracepoint: it would hand that on as a
+    // length, of which the verifier knows no bound.
+    // SAFETY: the verifier checked the value; only this thread uses it.
+    let bytes = unsafe {
+        core::ptr::write_volatile(&raw mut (*call).moved, bytes);
+        core::ptr::read_volatile(&raw const (*call).moved)
+    };
+    syscalls::first_buffer(call, bytes)?;
     if socket.state & socket_state::HTTP == 0 || socket.state & socket_state::TUNNEL != 0 {
-        judge(socket, call, cookie, bytes as u64)?;
+        judge(socket, call, cookie, bytes)?;
     }
     if socket.state & (socket_state::HTTP | socket_state::TOLD) == socket_state::HTTP {
         socket.state |= socket_state::TOLD;
         tell_peer(sock, socket, cookie, pid_tgid);
     }
-    // SAFETY: the verifier checked the value; only this thread uses this key.
-    unsafe {
-        (*call).cookie = cookie;
-        (*call).flags = flags;
+    let mut header = RecordHeader {
+        // SAFETY: the verifier checked the value; only this thread uses it.
+        entry_ns: unsafe { (*call).entry_ns },
+        return_ns: now,
+        tgid,
+        tid: pid_tgid as u32,
+        kind: direction,
+        ..RecordHeader::default()
+    };
+    let conn = CONNS.get_ptr_mut(&conn::key(tgid, socket_key(cookie)))?;
+    // SAFETY: the verifier checked the value. Two threads that use one socket in one direction at once take turns in the kernel, and
+    // a count that they lose to each other becomes a contradiction that the core counts.
+    let conn = unsafe { &mut *conn };
+    if direction == kind::READ {
+        conn::moved_in(conn, &mut header, bytes)?;
+        if flags & MSG_TRUNC != 0 {
+            return None; // taken from the socket, but not put anywhere: the next record shows the gap
+        }
+        emit::gathered::<emit::ToReads>(&header, call, bytes, Window::ALL);
+    } else {
+        let window = conn::moved_out(conn, &mut header, bytes)?;
+        emit::gathered::<emit::ToWrites>(&header, call, bytes, window);
     }
     Some(())
 }
@@ -148,14 +184,8 @@ fn judge(socket: &mut Socket, call: *mut SockCall, cookie: u64, bytes: u64) -> O
     let known = socket.state & socket_state::HTTP != 0;
     let first_seen = socket.state & socket_state::USED == 0;
     socket.state |= socket_state::USED;
-    // SAFETY: the call's own value in the map; its first buffer is found again at the exit.
-    let before = unsafe { ((*call).at, (*call).count, (*call).shape) };
-    let found = syscalls::first_buffer(call, bytes);
-    // SAFETY: as above.
+    // SAFETY: the call's own value in the map.
     let (base, left) = unsafe { ((*call).base, (*call).left) };
-    // SAFETY: as above.
-    unsafe { ((*call).at, (*call).count, (*call).shape) = before };
-    found?;
     let mut first = 0u64;
     // SAFETY: the helper checks the user address and writes 8 bytes to a local. What lies behind a short call is not looked at.
     let read = unsafe { bpf_probe_read_user((&raw mut first).cast(), 8, base as *const core::ffi::c_void) };

@@ -1,35 +1,50 @@
-//! Plain HTTP: the system calls that move bytes on sockets. Their tracepoints are attached only while a target needs them, because
-//! every system call of the host pays for that (docs/overhead.md).
+//! Plain HTTP: the system calls that move bytes on sockets. `socket.rs` meets them inside, where the socket is known; which call it is
+//! and where its buffers are stands in the registers that the kernel saved at its entry, and stays there until its exit. So nothing
+//! has to be attached to system calls themselves, which every call of the host would pay for (docs/overhead.md).
 //!
-//! At entry it is not known whether a descriptor is a socket; `socket.rs` says so between entry and exit.
+//! Only the time of entry of a sending call is taken before: by `tcp_sendmsg_locked`, which comes first inside it, or, on kernels
+//! that have no such tracepoint, at the entry of the four calls.
 
 use aya_ebpf::{
-    helpers::{bpf_get_current_pid_tgid, generated::bpf_probe_read_user},
-    macros::tracepoint,
-    programs::TracePointContext,
+    helpers::{
+        bpf_get_current_pid_tgid,
+        generated::{bpf_get_current_task_btf, bpf_probe_read_kernel, bpf_probe_read_user, bpf_task_pt_regs},
+    },
+    macros::{btf_tracepoint, tracepoint},
+    programs::{BtfTracePointContext, TracePointContext},
 };
 use nexent_observer_common::{
     counters::Counter,
-    piece::Window,
-    record::{RecordHeader, kind},
-    state::{SockCall, call_shape, socket_key},
+    state::{SockCall, call_shape},
 };
 
 use crate::{
-    conn, emit, inflight,
-    maps::{CONNS, SYSCALLS, TARGETS, count},
-    socket,
+    conn::NO_EXIST,
+    inflight,
+    maps::{SYSCALLS, TARGETS, count},
 };
 
-/// Positions in the context of these tracepoints: registers, number, then the arguments or the result, a word each
-/// (`perf_call_bpf_enter` and `perf_call_bpf_exit` in kernel/trace/trace_syscalls.c).
-const FIRST: usize = 2;
+/// Numbers of the calls and offsets in `struct pt_regs`: (arch/x86/entry/syscalls/syscall_64.tbl, arch/x86/include/asm/ptrace.h).
+/// The numbers of 32-bit programs are others; of those that move bytes on sockets none is among these.
+#[cfg(bpf_target_arch = "x86_64")]
+mod abi {
+    pub const NUMBER: usize = 120; // orig_ax
+    pub const SECOND: usize = 104; // si
+    pub const THIRD: usize = 96; // dx
+    pub const FLAT: [u64; 4] = [0, 1, 44, 45]; // read, write, sendto, recvfrom
+    pub const VECTOR: [u64; 2] = [19, 20]; // readv, writev
+    pub const MESSAGE: [u64; 2] = [46, 47]; // sendmsg, recvmsg
+}
 
-#[inline(always)]
-fn word(ctx: &TracePointContext, at: usize) -> u64 {
-    use aya_ebpf::EbpfContext;
-    // SAFETY: the context of these tracepoints has this many words; the verifier checks it.
-    unsafe { core::ptr::read_volatile(ctx.as_ptr().cast::<u64>().add(at)) }
+/// The same (include/uapi/asm-generic/unistd.h, arch/arm64/include/asm/ptrace.h).
+#[cfg(bpf_target_arch = "aarch64")]
+mod abi {
+    pub const NUMBER: usize = 8 * 8; // x8
+    pub const SECOND: usize = 8; // x1
+    pub const THIRD: usize = 16; // x2
+    pub const FLAT: [u64; 4] = [63, 64, 206, 207];
+    pub const VECTOR: [u64; 2] = [65, 66];
+    pub const MESSAGE: [u64; 2] = [211, 212];
 }
 
 /// Whether the sockets of this process are looked at.
@@ -42,110 +57,76 @@ pub fn is_plain_target(tgid: u32) -> bool {
     }
 }
 
-/// Entry of `read`, `write`, `recvfrom`, `sendto`: (descriptor, buffer, length).
-#[tracepoint]
-pub fn plain_enter_flat(ctx: TracePointContext) -> u32 {
-    let _ = enter(&ctx, call_shape::FLAT);
+/// `tcp_sendmsg_locked(sk, msg, skb, size_goal)`: a call begins to send, or goes on to.
+#[btf_tracepoint(function = "tcp_sendmsg_locked")]
+pub fn plain_sending(_ctx: BtfTracePointContext) -> i32 {
+    begin_write(NO_EXIST);
     0
 }
 
-/// Entry of `readv`, `writev`: (descriptor, vectors, number).
+/// Entry of `write`, `writev`, `sendto`, `sendmsg`.
 #[tracepoint]
-pub fn plain_enter_vector(ctx: TracePointContext) -> u32 {
-    let _ = enter(&ctx, call_shape::VECTOR);
+pub fn plain_enter_write(_ctx: TracePointContext) -> u32 {
+    begin_write(0);
     0
 }
 
-/// Entry of `recvmsg`, `sendmsg`: (descriptor, message).
-#[tracepoint]
-pub fn plain_enter_message(ctx: TracePointContext) -> u32 {
-    let _ = enter(&ctx, call_shape::MESSAGE);
-    0
-}
-
+/// Notes the time at which the current call begins. With `NO_EXIST` the first time counts.
 #[inline(always)]
-fn enter(ctx: &TracePointContext, shape: u32) -> Option<()> {
+fn begin_write(flags: u64) {
     let pid_tgid = bpf_get_current_pid_tgid();
-    if !is_plain_target((pid_tgid >> 32) as u32) {
-        return None;
+    if is_plain_target((pid_tgid >> 32) as u32) {
+        let call = SockCall { entry_ns: inflight::now(), ..SockCall::default() };
+        // Full or known already: the time of the exit has to do, or the first time does.
+        let _ = SYSCALLS.insert(&pid_tgid, &call, flags);
     }
-    let second = word(ctx, FIRST + 1);
-    let third = if shape == call_shape::MESSAGE { 0 } else { word(ctx, FIRST + 2) };
-    let call = SockCall { entry_ns: inflight::now(), at: second, count: third, shape, ..SockCall::default() };
+}
+
+/// The call that the current thread is in: its value in the map, with its buffers and its time of entry (`now` where that was not
+/// seen). `None`: it is none that shows its buffers (splice, sendfile, io_uring).
+#[inline(always)]
+pub fn current(pid_tgid: u64, now: u64) -> Option<*mut SockCall> {
+    // SAFETY: both helpers are always allowed; the second takes what the first gives.
+    let registers = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as u64;
+    let shape = shape_of(register(registers, abi::NUMBER)?)?;
+    let entry_ns = match SYSCALLS.get_ptr(&pid_tgid) {
+        // SAFETY: the verifier checked the value; only this thread uses this key.
+        Some(begun) => unsafe { (*begun).entry_ns },
+        None => now,
+    };
+    let at = register(registers, abi::SECOND)?;
+    let third = if shape == call_shape::MESSAGE { 0 } else { register(registers, abi::THIRD)? };
+    let call = SockCall { entry_ns, at, count: third, shape, ..SockCall::default() };
     if SYSCALLS.insert(&pid_tgid, &call, 0).is_err() {
         count(Counter::InflightFull);
     }
-    Some(())
+    SYSCALLS.get_ptr_mut(&pid_tgid)
 }
 
-/// Exit of a call that reads.
-#[tracepoint]
-pub fn plain_exit_read(ctx: TracePointContext) -> u32 {
-    let _ = leave(&ctx, read);
-    0
-}
-
-/// Exit of a call that writes.
-#[tracepoint]
-pub fn plain_exit_write(ctx: TracePointContext) -> u32 {
-    let _ = leave(&ctx, write);
-    0
-}
-
+/// Forgets the call of the current thread.
 #[inline(always)]
-fn leave(
-    ctx: &TracePointContext,
-    emit: impl FnOnce(&mut RecordHeader, *mut SockCall, u64) -> Option<()>,
-) -> Option<()> {
-    let pid_tgid = bpf_get_current_pid_tgid();
-    let call = SYSCALLS.get_ptr_mut(&pid_tgid)?;
-    // SAFETY: the verifier checked the value; only this thread uses this key.
-    let (cookie, entry_ns) = unsafe { ((*call).cookie, (*call).entry_ns) };
-    let bytes = word(ctx, FIRST) as i64;
-    if cookie != 0 && bytes > 0 {
-        let mut header = RecordHeader {
-            entry_ns,
-            return_ns: inflight::now(),
-            tgid: (pid_tgid >> 32) as u32,
-            tid: pid_tgid as u32,
-            ..RecordHeader::default()
-        };
-        let _ = emit(&mut header, call, bytes as u64);
-    }
+pub fn done(pid_tgid: u64) {
     let _ = SYSCALLS.remove(&pid_tgid);
-    Some(())
 }
 
 #[inline(always)]
-fn read(header: &mut RecordHeader, call: *mut SockCall, bytes: u64) -> Option<()> {
-    header.kind = kind::READ;
-    // SAFETY: the call's own value in the map.
-    let (cookie, flags) = unsafe { ((*call).cookie, (*call).flags) };
-    let conn = CONNS.get_ptr_mut(&conn::key(header.tgid, socket_key(cookie)))?;
-    // SAFETY: the verifier checked the value. Two threads that read one socket at once take turns in the kernel, and a count that
-    // they lose to each other becomes a contradiction that the core counts.
-    let conn = unsafe { &mut *conn };
-    conn::moved_in(conn, header, bytes)?;
-    if flags & socket::MSG_TRUNC != 0 {
-        return None; // taken from the socket, but not put anywhere: the next record shows the gap
+fn shape_of(number: u64) -> Option<u32> {
+    if number == abi::FLAT[0] || number == abi::FLAT[1] || number == abi::FLAT[2] || number == abi::FLAT[3] {
+        return Some(call_shape::FLAT);
     }
-    first_buffer(call, bytes)?;
-    emit::gathered::<emit::ToReads>(header, call, bytes, Window::ALL);
-    Some(())
+    if number == abi::VECTOR[0] || number == abi::VECTOR[1] {
+        return Some(call_shape::VECTOR);
+    }
+    (number == abi::MESSAGE[0] || number == abi::MESSAGE[1]).then_some(call_shape::MESSAGE)
 }
 
 #[inline(always)]
-fn write(header: &mut RecordHeader, call: *mut SockCall, bytes: u64) -> Option<()> {
-    header.kind = kind::WRITE;
-    // SAFETY: the call's own value in the map.
-    let cookie = unsafe { (*call).cookie };
-    let conn = CONNS.get_ptr_mut(&conn::key(header.tgid, socket_key(cookie)))?;
-    // SAFETY: as for reads.
-    let conn = unsafe { &mut *conn };
-    let window = conn::moved_out(conn, header, bytes)?;
-    first_buffer(call, bytes)?;
-    emit::gathered::<emit::ToWrites>(header, call, bytes, window);
-    Some(())
+fn register(registers: u64, offset: usize) -> Option<u64> {
+    let mut value = 0u64;
+    let from = registers.wrapping_add(offset as u64) as *const core::ffi::c_void;
+    // SAFETY: the helper checks the address and writes 8 bytes to a local.
+    let result = unsafe { bpf_probe_read_kernel((&raw mut value).cast(), 8, from) };
+    (result == 0).then_some(value)
 }
 
 /// Finds the first buffer of a call that moved `bytes`. What is behind it stands in `at` and `count` then.
@@ -177,7 +158,5 @@ pub fn first_buffer(call: *mut SockCall, bytes: u64) -> Option<()> {
             (*call).count = vectors[1];
         }
     }
-    // SAFETY: as above. An array of vectors from here on, whatever it was.
-    unsafe { (*call).shape = call_shape::VECTOR };
-    emit::next_vector(call)
+    crate::emit::next_vector(call)
 }

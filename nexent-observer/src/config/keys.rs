@@ -100,7 +100,7 @@ pub const PLAIN_HTTP: Key = Key {
     value_name: "WHEN",
     default: Some("auto"),
     allowed: "auto, on or off",
-    meaning: "Observe HTTP without TLS; auto: of processes without a TLS library and of those that listen on a TCP port; every system call of the host costs about 26 ns more while one is observed",
+    meaning: "Observe HTTP without TLS; auto: of processes without a TLS library and of those that listen on a TCP port; while one is observed, calls on sockets cost every process of the host a little more (docs/overhead.md)",
     common: true,
     ..BASE
 };

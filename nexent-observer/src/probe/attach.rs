@@ -318,7 +318,7 @@ impl Attacher {
             }
             Err(error) => return Err(error),
         }
-        tracing::info!("Plain HTTP is observed from now on: every system call of the host costs a little more.");
+        tracing::info!("Plain HTTP is observed from now on.");
         Ok(true)
     }
 

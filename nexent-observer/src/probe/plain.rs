@@ -52,29 +52,9 @@ impl PlainLinks {
     /// Number of attachments.
     #[must_use]
     pub fn count(&self) -> usize {
-        CALLS.len() + SOCKETS.len()
+        self.calls.len() + self.sockets.len()
     }
 }
-
-/// Programs of the tracepoints of single system calls.
-const CALLS: [(&str, &str); 16] = [
-    ("plain_exit_read", "sys_exit_read"),
-    ("plain_exit_read", "sys_exit_readv"),
-    ("plain_exit_read", "sys_exit_recvfrom"),
-    ("plain_exit_read", "sys_exit_recvmsg"),
-    ("plain_exit_write", "sys_exit_write"),
-    ("plain_exit_write", "sys_exit_writev"),
-    ("plain_exit_write", "sys_exit_sendto"),
-    ("plain_exit_write", "sys_exit_sendmsg"),
-    ("plain_enter_flat", "sys_enter_read"),
-    ("plain_enter_vector", "sys_enter_readv"),
-    ("plain_enter_flat", "sys_enter_recvfrom"),
-    ("plain_enter_message", "sys_enter_recvmsg"),
-    ("plain_enter_flat", "sys_enter_write"),
-    ("plain_enter_vector", "sys_enter_writev"),
-    ("plain_enter_flat", "sys_enter_sendto"),
-    ("plain_enter_message", "sys_enter_sendmsg"),
-];
 
 /// Programs of the tracepoints of sockets. `sock_send_length` and `sock_recv_length` exist since Linux 6.3.
 const SOCKETS: [(&str, &str); 4] = [
@@ -84,18 +64,12 @@ const SOCKETS: [(&str, &str); 4] = [
     ("plain_sent", "sock_send_length"),
 ];
 
-/// Names of all programs, each once.
-const PROGRAMS: [&str; 9] = [
-    "plain_exit_read",
-    "plain_exit_write",
-    "plain_enter_flat",
-    "plain_enter_vector",
-    "plain_enter_message",
-    "plain_destroyed",
-    "plain_state",
-    "plain_received",
-    "plain_sent",
-];
+/// What tells when a sending call began: since Linux 6.16 this.
+const SENDING: (&str, &str) = ("plain_sending", "tcp_sendmsg_locked");
+
+/// Before, the entries of the calls themselves, for which every system call of the host pays.
+const ENTRIES: (&str, [&str; 4]) =
+    ("plain_enter_write", ["sys_enter_write", "sys_enter_writev", "sys_enter_sendto", "sys_enter_sendmsg"]);
 
 /// Offsets of members of the kernel's sockets, by the name of their global.
 #[derive(Debug)]
@@ -129,49 +103,65 @@ impl Offsets {
     }
 }
 
-/// Attaches the tracepoints. Exits come before entries, so that no call is kept whose exit cannot be seen.
+/// Attaches the tracepoints.
 ///
 /// # Errors
-/// [`KernelError::Program`]; nothing stays attached then.
+/// [`KernelError`]; nothing stays attached then.
 pub fn attach(ebpf: &mut Ebpf) -> Result<PlainLinks, KernelError> {
     let btf = Btf::from_sys_fs()?;
-    for name in PROGRAMS {
-        load(ebpf, name, &btf)?;
-    }
-    // The thread may get a view of the file system of its own, which goes with it.
-    thread::scope(|scope| scope.spawn(|| attach_loaded(ebpf)).join().unwrap_or(Err(KernelError::Map("plain_sent"))))
-}
-
-fn load(ebpf: &mut Ebpf, name: &'static str, btf: &Btf) -> Result<(), KernelError> {
-    let program = ebpf.program_mut(name).ok_or(KernelError::Map(name))?;
-    let done = match SOCKETS.iter().find(|(program, _)| *program == name) {
-        Some((_, event)) => <&mut BtfTracePoint>::try_from(program).and_then(|program| program.load(event, btf)),
-        None => <&mut TracePoint>::try_from(program).and_then(TracePoint::load),
-    };
-    match done {
-        Ok(()) | Err(ProgramError::AlreadyLoaded) => Ok(()),
-        Err(source) => Err(KernelError::Program { program: name, source: Box::new(source) }),
-    }
-}
-
-fn attach_loaded(ebpf: &mut Ebpf) -> Result<PlainLinks, KernelError> {
-    show_tracefs().map_err(|source| KernelError::NoTracefs { source })?;
     let mut links = PlainLinks { calls: Vec::new(), sockets: Vec::new() };
-    let mut calls = Vec::new();
-    for (name, event) in CALLS {
-        let program: &mut TracePoint =
-            ebpf.program_mut(name).and_then(|found| found.try_into().ok()).ok_or(KernelError::Map(name))?;
-        let link = program.attach("syscalls", event).and_then(|id| program.take_link(id));
-        calls.push(link.map_err(|source| KernelError::Program { program: name, source: Box::new(source) })?);
+    // First what tells when a call began, so that no call is seen without that.
+    match attach_btf(ebpf, SENDING, &btf) {
+        Ok(link) => links.sockets.push(link),
+        Err(_) => match attach_entries(ebpf) {
+            Ok(calls) => links.calls = calls,
+            Err(error) => {
+                tracing::warn!(%error, "Requests in plain HTTP are stamped when they are sent, not when sending began.");
+            }
+        },
     }
-    links.calls = calls;
-    for (name, _) in SOCKETS {
-        let program: &mut BtfTracePoint =
-            ebpf.program_mut(name).and_then(|found| found.try_into().ok()).ok_or(KernelError::Map(name))?;
-        let link = program.attach().and_then(|id| program.take_link(id));
-        links.sockets.push(link.map_err(|source| KernelError::Program { program: name, source: Box::new(source) })?);
+    for pair in SOCKETS {
+        links.sockets.push(attach_btf(ebpf, pair, &btf)?);
     }
     Ok(links)
+}
+
+fn attach_btf(
+    ebpf: &mut Ebpf,
+    (name, event): (&'static str, &str),
+    btf: &Btf,
+) -> Result<BtfTracePointLink, KernelError> {
+    let program: &mut BtfTracePoint =
+        ebpf.program_mut(name).and_then(|found| found.try_into().ok()).ok_or(KernelError::Map(name))?;
+    let loaded = match program.load(event, btf) {
+        Err(ProgramError::AlreadyLoaded) => Ok(()),
+        loaded => loaded,
+    };
+    loaded.and_then(|()| program.attach()).and_then(|id| program.take_link(id)).map_err(refused(name))
+}
+
+fn attach_entries(ebpf: &mut Ebpf) -> Result<Vec<TracePointLink>, KernelError> {
+    let (name, events) = ENTRIES;
+    let program: &mut TracePoint =
+        ebpf.program_mut(name).and_then(|found| found.try_into().ok()).ok_or(KernelError::Map(name))?;
+    match program.load() {
+        Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
+        Err(error) => return Err(refused(name)(error)),
+    }
+    // The thread may get a view of the file system of its own, which goes with it.
+    thread::scope(|scope| {
+        let attached = scope.spawn(|| {
+            show_tracefs().map_err(|source| KernelError::NoTracefs { source })?;
+            let attach =
+                |event| program.attach("syscalls", event).and_then(|id| program.take_link(id)).map_err(refused(name));
+            events.into_iter().map(attach).collect()
+        });
+        attached.join().unwrap_or(Err(KernelError::Map(name)))
+    })
+}
+
+fn refused(program: &'static str) -> impl FnOnce(ProgramError) -> KernelError {
+    move |source| KernelError::Program { program, source: Box::new(source) }
 }
 
 /// Where tracefs belongs (Documentation/trace/ftrace.rst).

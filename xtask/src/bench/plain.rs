@@ -37,7 +37,7 @@ fn figures(said: &Value) -> Vec<Figure> {
             "socket call in another process, plain HTTP on",
             value("socket_added_ns"),
             "ns more",
-            "A write or a read of 200 bytes on a pair of Unix sockets, the cheapest there are. Here the programs themselves run and send the process away.",
+            "A write or a read of 200 bytes on a pair of Unix sockets, the cheapest there are. Here the program runs, looks the process up and sends it away.",
         ),
         Figure::reported("socket call in another process, as a ratio", value("socket_ratio"), "x without", "The same."),
         Figure::reported("unrelated system call, without", value("call_ns"), "ns", "Median over the rounds."),
