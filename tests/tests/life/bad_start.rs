@@ -75,7 +75,9 @@ fn a_bad_start_says_one_sentence_and_attaches_nothing() {
 
     let sleep = Guarded::spawn("sleep", Command::new("sleep").arg("60")).unwrap();
     let sleeping = sleep.pid().to_string();
-    refused(&mut with(&["--pid", &sleeping]), 1, &[&sleeping, "no TLS library that can be hooked"]);
+    // Without TLS a process is observed for plain HTTP, unless that is switched off.
+    let plainly = ["--pid", &sleeping, "--plain-http", "off"];
+    refused(&mut with(&plainly), 1, &[&sleeping, "no TLS library that can be hooked"]);
 
     refused(&mut with(&["--pid", "0"]), 64, &["pid", "--pid", "is \"0\""]);
     refused(&mut with(&["--pid", "x"]), 64, &["pid", "--pid"]);
