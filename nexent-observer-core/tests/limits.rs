@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 /// Cap, file and name of the test that proves it.
-const PROVEN: [(&str, &str, &str); 22] = [
+const PROVEN: [(&str, &str, &str); 30] = [
     ("HEAD_BYTES", "src/http/http1/tests/mod.rs", "endless_heads_are_cut_off_and_the_next_exchange_is_right"),
     ("HEAD_FIELDS", "src/http/http1/head.rs", "too_many_fields_are_a_defect_of_their_own"),
     ("HPACK_TABLE_BYTES", "src/http/http2/hpack/tests.rs", "no_block_whatsoever_does_harm"),
@@ -22,6 +22,14 @@ const PROVEN: [(&str, &str, &str); 22] = [
     ("OUTPUTS", "src/pipeline/mod.rs", "outputs_that_nobody_takes_are_capped_and_the_oldest_go"),
     ("OPEN_EXCHANGES", "src/http/http1/tests/mod.rs", "too_many_open_exchanges_are_let_go"),
     ("OPEN_EXCHANGES", "src/http/http2/tests/mod.rs", "too_many_open_streams_cost_the_oldest_one"),
+    ("CODINGS", "src/http/coding/tests.rs", "codings_are_read_as_rfc_9110_writes_them"),
+    ("DECODED_BYTES", "src/http/coding/tests.rs", "a_body_has_a_cap_whatever_its_ratio"),
+    ("DECODED_RATIO", "src/http/coding/tests.rs", "a_bomb_ends_at_the_cap"),
+    ("DECODED_FREE_BYTES", "src/http/coding/tests.rs", "a_bomb_ends_at_the_cap"),
+    ("DECODERS", "src/http/content/tests.rs", "only_so_many_bodies_are_decoded_at_once"),
+    ("ZSTD_WINDOW_LOG", "src/http/coding/tests.rs", "a_zstd_window_over_the_cap_is_refused"),
+    ("MESSAGE_BYTES", "src/http/websocket/tests.rs", "a_message_over_the_cap_is_cut_and_counted"),
+    ("SOCKET_CALLS", "tests/pipeline_websocket.rs", "calls_that_are_never_answered_are_let_go_at_the_cap"),
     ("connections", "src/conn/table.rs", "a_full_table_lets_the_one_silent_longest_go"),
     ("idle_ns", "src/conn/table.rs", "the_idle_go_in_the_order_of_their_silence"),
     (
