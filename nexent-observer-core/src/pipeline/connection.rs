@@ -85,6 +85,28 @@ enum Named {
     Several,
 }
 
+/// What is known of a connection and goes for every call on it, on a WebSocket too.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct About {
+    role: Role,
+    peer: Option<Peer>,
+}
+
+impl About {
+    /// Gives out a call that is over.
+    pub(super) fn finish(self, timing: Timing, said: Option<Arc<Said>>, shared: &mut SharedCalls) {
+        let Self { role, peer } = self;
+        shared.timing.exchanges_open -= 1;
+        let mut exchange = timing.finish(&mut shared.timing);
+        let client = role == Role::Client;
+        (exchange.role, exchange.peer) = (role, peer);
+        // Later calls on the connection had no connect.
+        exchange.connect_ns = peer.filter(|_| client && exchange.id.no == 0).and_then(|peer| peer.connect_ns);
+        exchange.said = said.filter(|_| client);
+        shared.give_out(Output::Exchange(Box::new(exchange)));
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 struct NotLlm {
     no: ExchangeNo,
@@ -297,7 +319,8 @@ impl Calls {
         if self.sockets.is_empty() {
             return false;
         }
-        let origin = Origin { conn: self.id, pid: self.pid, writer: self.writer };
+        let (about, asker) = (self.about(), self.asker());
+        let origin = Origin { conn: self.id, pid: self.pid, asker, about, said: self.said.as_ref() };
         let state = self.sockets.feed(event, origin, shared);
         if state == Some(SocketState::Refused) {
             self.not_llm = Some(NotLlm { no: event.exchange, turn: self.turn, answered: true });
@@ -321,8 +344,7 @@ impl Calls {
         self.not_llm = None;
         shared.timing.exchanges_open += 1;
         let id = ExchangeId { conn: self.id, no: no.0 };
-        let asker = if self.role == Some(Role::Server) { self.reader } else { self.writer };
-        let timing = Timing::new(id, self.pid, asker, shared.options, &shared.limits);
+        let timing = Timing::new(id, self.pid, self.asker(), shared.options, &shared.limits);
         let asked = matches!(event.kind, HttpEventKind::Head { head: Head::Request(_), .. });
         let (said, named_now) = self.name_request();
         self.open.push(Open { no, asked, said, named_now, both: Box::new((LlmExchange::new(), timing)) });
@@ -375,16 +397,16 @@ impl Calls {
 
     fn finish(&mut self, at: usize, shared: &mut SharedCalls) {
         let Open { both, said, .. } = self.open.remove(at);
-        let (_, timing) = *both;
-        shared.timing.exchanges_open -= 1;
-        let mut exchange = timing.finish(&mut shared.timing);
-        exchange.role = self.role.unwrap_or(Role::Client);
-        exchange.peer = self.peer;
-        // Later calls on the connection had no connect.
-        exchange.connect_ns =
-            self.peer.filter(|_| exchange.id.no == 0 && exchange.role == Role::Client).and_then(|peer| peer.connect_ns);
-        exchange.said = said.filter(|_| exchange.role == Role::Client);
-        shared.give_out(Output::Exchange(Box::new(exchange)));
+        self.about().finish(both.1, said, shared);
+    }
+
+    fn about(&self) -> About {
+        About { role: self.role.unwrap_or(Role::Client), peer: self.peer }
+    }
+
+    /// Thread that asks.
+    fn asker(&self) -> Option<u32> {
+        if self.role == Some(Role::Server) { self.reader } else { self.writer }
     }
 }
 

@@ -1,10 +1,12 @@
 //! WebSockets of a connection that carry LLM calls: each of their calls is an exchange of its own.
 
+use std::sync::Arc;
+
 use smallvec::SmallVec;
 
-use super::{Output, SharedCalls};
+use super::{SharedCalls, connection::About};
 use crate::{
-    event::ConnId,
+    event::{ConnId, Said},
     http::{ExchangeNo, Head, HttpEvent, HttpEventKind},
     llm::{LlmSocket, SocketState},
     timing::{ActiveStream, ExchangeId, Progress, Timing},
@@ -26,16 +28,26 @@ struct Socket {
     no: ExchangeNo,
     llm: Box<LlmSocket>,
     /// The open calls, by the number that the socket gave them.
-    calls: SmallVec<[(u32, Box<Timing>); 1]>,
+    calls: SmallVec<[(u32, Call); 1]>,
+}
+
+#[derive(Debug)]
+struct Call {
+    timing: Box<Timing>,
+    said: Option<Arc<Said>>,
 }
 
 /// Where the calls of a connection come from.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Origin {
+pub(super) struct Origin<'a> {
     pub(super) conn: ConnId,
     pub(super) pid: u32,
-    /// Thread of the latest write.
-    pub(super) writer: Option<u32>,
+    /// Thread that asks: of the latest write, or of the latest read where the process serves.
+    pub(super) asker: Option<u32>,
+    /// What is known of the connection, which goes for each of its calls.
+    pub(super) about: About,
+    /// What a hook said of the calls that begin now.
+    pub(super) said: Option<&'a Arc<Said>>,
 }
 
 impl Sockets {
@@ -55,33 +67,31 @@ impl Sockets {
     pub(super) fn feed(
         &mut self,
         event: &HttpEvent<'_>,
-        origin: Origin,
+        origin: Origin<'_>,
         shared: &mut SharedCalls,
     ) -> Option<SocketState> {
         let Self { open, calls: numbered } = self;
         let at = open.iter().position(|socket| socket.no == event.exchange)?;
         let Socket { llm, calls, .. } = open.get_mut(at)?;
         let SharedCalls { limits, options, llm: llm_stats, timing: timing_stats, .. } = shared;
-        let mut finished: SmallVec<[Box<Timing>; 1]> = SmallVec::new();
+        let mut finished: SmallVec<[Call; 1]> = SmallVec::new();
         let state = llm.feed(event, llm_stats, &mut |call, event| {
             let at = calls.iter().position(|(no, _)| *no == call).unwrap_or_else(|| {
                 let no = FIRST_CALL | *numbered;
                 *numbered = numbered.wrapping_add(1);
                 timing_stats.exchanges_open += 1;
                 let id = ExchangeId { conn: origin.conn, no };
-                let timing = Timing::new(id, origin.pid, origin.writer, *options, limits);
-                calls.push((call, Box::new(timing)));
+                let timing = Timing::new(id, origin.pid, origin.asker, *options, limits);
+                calls.push((call, Call { timing: Box::new(timing), said: origin.said.cloned() }));
                 calls.len() - 1
             });
-            let Some((_, timing)) = calls.get_mut(at) else { return };
+            let Some((_, Call { timing, .. })) = calls.get_mut(at) else { return };
             if timing.feed(&event) == Progress::Finished {
                 finished.push(calls.remove(at).1);
             }
         });
-        for timing in finished {
-            shared.timing.exchanges_open -= 1;
-            let exchange = timing.finish(&mut shared.timing);
-            shared.give_out(Output::Exchange(Box::new(exchange)));
+        for Call { timing, said } in finished {
+            origin.about.finish(*timing, said, shared);
         }
         if state != SocketState::Open {
             open.remove(at);
@@ -90,6 +100,6 @@ impl Sockets {
     }
 
     pub(super) fn active(&self) -> impl Iterator<Item = ActiveStream<'_>> {
-        self.open.iter().flat_map(|socket| socket.calls.iter().map(|(_, timing)| timing.active()))
+        self.open.iter().flat_map(|socket| socket.calls.iter().map(|(_, call)| call.timing.active()))
     }
 }

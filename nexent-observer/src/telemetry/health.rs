@@ -175,6 +175,8 @@ pub struct Health {
     skipped_bytes: IntCounter,
     plain_other_bytes: IntCounter,
     plain_unseen: IntCounter,
+    understood: IntCounter,
+    not_understood: IntCounter,
     gaps: IntCounter,
     drops: Vec<(DropReason, IntCounter)>,
     http_exchanges: IntCounter,
@@ -208,6 +210,7 @@ impl Health {
         let gauge = |metric| register.gauge(metric).map(|g| g.with_label_values(&none));
         let lost = register.counter(Metric::LostRecords)?;
         let drops = register.counter(Metric::Drops)?;
+        let announcements = register.counter(Metric::Announcements)?;
         let kept_spans = register.counter(Metric::KeptSpans)?;
         for reason in crate::export::policy::Kept::REASONS {
             kept_spans.with_label_values(&[reason]);
@@ -225,6 +228,8 @@ impl Health {
             skipped_bytes: counter(Metric::SkippedBytes)?,
             plain_other_bytes: counter(Metric::PlainOtherBytes)?,
             plain_unseen: counter(Metric::PlainUnseen)?,
+            understood: announcements.with_label_values(&["true"]),
+            not_understood: announcements.with_label_values(&["false"]),
             gaps: counter(Metric::Gaps)?,
             drops: DropReason::ALL.map(|reason| (reason, drops.with_label_values(&[reason.as_str()]))).into(),
             http_exchanges: counter(Metric::HttpExchanges)?,
@@ -277,6 +282,12 @@ impl Health {
         advance(&self.chunks, stats.chunks);
         self.connections.set(signed(stats.connections_open));
         self.open_exchanges.set(signed(stats.exchanges_open));
+    }
+
+    /// Takes over the counters of the in-process hooks.
+    pub fn hooks(&self, understood: u64, not_understood: u64) {
+        advance(&self.understood, understood);
+        advance(&self.not_understood, not_understood);
     }
 
     /// Takes over the counters of the kernel half and of the probes.

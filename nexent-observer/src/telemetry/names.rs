@@ -123,6 +123,8 @@ metrics! {
         "Bytes on plain sockets of observed processes that are no HTTP: their calls were looked at, nothing of them was copied. Not a loss.";
     PlainUnseen = "nexent_observer_plain_unseen_total", Counter, &[], &[],
         "Operations on sockets with plain HTTP whose bytes cannot be seen (splice, sendfile, io_uring). Each is a gap in its connection.";
+    Announcements = "nexent_observer_announcements_total", Counter, &["understood"], &[],
+        "Announcements of in-process hooks, by whether they were understood: true, or false (too long, unreadable, no JSON, or of another version).";
     Drops = "nexent_observer_drops_total", Counter, &["reason"], &[],
         "Defects and drops in the pipeline by reason.";
     HttpExchanges = "nexent_observer_http_exchanges_total", Counter, &[], &[],

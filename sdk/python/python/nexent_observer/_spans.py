@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import threading
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Optional, Union
@@ -18,7 +17,6 @@ MAX_VALUE = 256
 """Longest text of an attribute, in characters."""
 
 _ids = random.SystemRandom()
-_fork_lock = threading.Lock()
 
 current: ContextVar[Optional["Span"]] = ContextVar("nexent_observer_span", default=None)
 """The span in which this task or thread works."""
