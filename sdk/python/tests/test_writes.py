@@ -34,6 +34,32 @@ def test_a_change_of_the_span_is_announced_before_the_write(heard, pair):
     assert [message.get("s") for message in heard.of("write")] == [first.span_id, second.span_id, None]
 
 
+def test_a_new_connection_on_a_descriptor_that_was_used_is_announced_anew(heard):
+    descriptors = []
+    with monitoring_manager.trace_llm_request("a", "m") as span:
+        for _ in range(2):
+            left, right = socket.socketpair()
+            descriptors.append(left.fileno())
+            left.sendall(b"x")
+            left.close()
+            right.close()
+    assert descriptors[0] == descriptors[1]
+    assert [message["s"] for message in heard.of("write")] == [span.span_id] * 2
+
+
+def test_an_odd_socket_can_be_written_to_all_the_same(heard):
+    class Unhashable(socket.socket):
+        """No key of any dictionary."""
+
+        __hash__ = None
+
+    left, right = socket.socketpair()
+    with Unhashable(fileno=left.detach()) as odd, monitoring_manager.trace_llm_request("a", "m"):
+        odd.sendall(b"x")
+    assert right.recv(1) == b"x"
+    right.close()
+
+
 def test_the_endpoint_goes_with_the_write(heard, pair):
     left, _ = pair
 

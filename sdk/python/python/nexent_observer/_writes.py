@@ -11,6 +11,7 @@ import functools
 import socket
 import ssl
 import threading
+import weakref
 from typing import Any, Callable, Optional
 
 from nexent_observer import _channel
@@ -19,7 +20,8 @@ from nexent_observer._spans import Span, current
 _NO_SPAN = _channel.encode("write", {})
 
 _installed = False
-_by_descriptor: dict[int, Optional[str]] = {}
+# By the socket itself, not by its descriptor: a new connection may have that of one that was closed. Plain sockets have no room for an attribute.
+_by_socket: weakref.WeakKeyDictionary[socket.socket, str] = weakref.WeakKeyDictionary()
 
 
 def _note(last: Optional[str], span: Optional[Span]) -> None:
@@ -30,37 +32,38 @@ def _note(last: Optional[str], span: Optional[Span]) -> None:
         _channel.announce(span.note)
 
 
-def _tls(original: Callable[..., Any]) -> Callable[..., Any]:
+def _tls(connection: Any) -> None:
+    span = current.get()
+    last = getattr(connection, "_nexent_observer_span", None)
+    if span is not None or last is not None:
+        _note(last, span)
+        connection._nexent_observer_span = span.span_id if span is not None else None
+
+
+def _plain(connection: Any) -> None:
+    span = current.get()
+    last = _by_socket.get(connection)
+    if span is not None or last is not None:
+        _note(last, span)
+        if span is None:
+            _by_socket.pop(connection, None)
+        else:
+            _by_socket[connection] = span.span_id
+
+
+def _announcing(original: Callable[..., Any], about: Callable[[Any], None]) -> Callable[..., Any]:
+    """`original`, a method that writes, with its span announced before."""
+
     @functools.wraps(original)
     def write(self: Any, *args: Any, **kwargs: Any) -> Any:
         if _channel.is_listening():
-            span = current.get()
-            last = getattr(self, "_nexent_observer_span", None)
-            if span is not None or last is not None:
-                _note(last, span)
-                self._nexent_observer_span = span.span_id if span is not None else None
+            try:
+                about(self)
+            except Exception:  # pylint: disable=broad-exception-caught
+                pass  # an odd subclass (without a hash, without room for an attribute) must be able to write all the same
         return original(self, *args, **kwargs)
 
     return write
-
-
-def _plain(original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def send(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if _channel.is_listening():
-            span = current.get()
-            if span is not None or _by_descriptor:
-                descriptor = self.fileno()
-                last = _by_descriptor.get(descriptor)
-                if span is not None or last is not None:
-                    _note(last, span)
-                    if span is None:
-                        _by_descriptor.pop(descriptor, None)
-                    else:
-                        _by_descriptor[descriptor] = span.span_id
-        return original(self, *args, **kwargs)
-
-    return send
 
 
 def _thread_start(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -112,12 +115,12 @@ def install() -> None:
         return
     _installed = True
     # SSLSocket.sendall calls send.
-    ssl.SSLObject.write = _tls(ssl.SSLObject.write)  # type: ignore[method-assign]
-    ssl.SSLSocket.write = _tls(ssl.SSLSocket.write)  # type: ignore[method-assign]
-    ssl.SSLSocket.send = _tls(ssl.SSLSocket.send)  # type: ignore[method-assign]
+    ssl.SSLObject.write = _announcing(ssl.SSLObject.write, _tls)  # type: ignore[method-assign]
+    ssl.SSLSocket.write = _announcing(ssl.SSLSocket.write, _tls)  # type: ignore[method-assign]
+    ssl.SSLSocket.send = _announcing(ssl.SSLSocket.send, _tls)  # type: ignore[method-assign]
     for name in ("send", "sendall", "sendmsg"):
         if hasattr(socket.socket, name):
-            setattr(socket.socket, name, _plain(getattr(socket.socket, name)))
+            setattr(socket.socket, name, _announcing(getattr(socket.socket, name), _plain))
     threading.Thread.start = _thread_start(threading.Thread.start)  # type: ignore[method-assign]
     pool = concurrent.futures.ThreadPoolExecutor
     pool.submit = _submit(pool.submit)  # type: ignore[method-assign]
