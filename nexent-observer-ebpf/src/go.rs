@@ -146,7 +146,7 @@ pub fn go_read_enter(ctx: ProbeContext) -> u32 {
 /// A `RET` of `crypto/tls.(*Conn).Read`.
 #[uprobe]
 pub fn go_read_return(ctx: ProbeContext) -> u32 {
-    let _ = leave(&ctx, conn_flag::READ_UNKNOWN, read_returned);
+    let _ = leave(&ctx, conn_flag::READ_UNKNOWN, |returned| read_returned(returned));
     0
 }
 
@@ -160,7 +160,7 @@ pub fn go_write_enter(ctx: ProbeContext) -> u32 {
 /// A `RET` of `crypto/tls.(*Conn).Write`.
 #[uprobe]
 pub fn go_write_return(ctx: ProbeContext) -> u32 {
-    let _ = leave(&ctx, conn_flag::WRITE_UNKNOWN, write_returned);
+    let _ = leave(&ctx, conn_flag::WRITE_UNKNOWN, |returned| write_returned(returned));
     0
 }
 

@@ -83,7 +83,21 @@ fn build(root: &Path, arch: &str, toolchain: &Toolchain) -> Result<PathBuf> {
     let object = target.join(format!("{arch}.o"));
     fs::copy(target.join("bpfel-unknown-none/release/nexent-observer"), &object).context("taking the object")?;
     toolchain.strip(&object)?;
+    named_by_paths(&object)?;
     Ok(object)
+}
+
+/// Fails when a function has a mangled name: it carries a hash of the crate's path, so the object would be another in every checkout.
+fn named_by_paths(object: &Path) -> Result<()> {
+    let bytes = fs::read(object).with_context(|| format!("cannot read {}", object.display()))?;
+    if let Some(at) = bytes.windows(5).position(|name| name == b"\0_RNv" || name == b"\0_RIN") {
+        let name: Vec<u8> = bytes.iter().skip(at + 1).copied().take_while(|byte| *byte != 0).collect();
+        bail!(
+            "{} was not inlined, and its name differs with the path of the checkout: give it #[inline(always)], or pass a closure instead of the function",
+            String::from_utf8_lossy(&name)
+        );
+    }
+    Ok(())
 }
 
 /// Builds all architectures and puts them into the repository.
