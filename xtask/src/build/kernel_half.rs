@@ -72,14 +72,16 @@ fn build(root: &Path, arch: &str, toolchain: &Toolchain) -> Result<PathBuf> {
         "--remap-path-prefix=/usr/lib/rustlib/src/rust=/rust".to_owned(),
     ];
     sh::say(&format!("building the kernel half for {arch}"));
-    sh::run(
-        toolchain
-            .cargo(&root.join("nexent-observer-ebpf"))
-            .args(["build", "--release", "--locked", "--target", "bpfel-unknown-none", "-Zbuild-std=core"])
-            .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
-            .env("CARGO_TARGET_DIR", &target),
-    )
-    .context("building the kernel half")?;
+    let mut cargo = toolchain.cargo(&root.join("nexent-observer-ebpf"));
+    cargo
+        .args(["build", "--release", "--locked", "--target", "bpfel-unknown-none", "-Zbuild-std=core"])
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
+        .env("CARGO_TARGET_DIR", &target);
+    // A profile that somebody set for the rest of the tree would give other bytes (seen with CARGO_PROFILE_RELEASE_LTO).
+    for (name, _) in env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"CARGO_PROFILE_")) {
+        cargo.env_remove(name);
+    }
+    sh::run(&mut cargo).context("building the kernel half")?;
     let object = target.join(format!("{arch}.o"));
     fs::copy(target.join("bpfel-unknown-none/release/nexent-observer"), &object).context("taking the object")?;
     toolchain.strip(&object)?;
