@@ -71,6 +71,8 @@ enum Input {
 const WAKE_READS: Token = Token(0);
 const WAKE_WRITES: Token = Token(1);
 const WAKE_STOP: Token = Token(2);
+/// Time to the next tick while a process is being attached to or has just ended: waits of some milliseconds follow one another then.
+const HURRIED: Duration = Duration::from_millis(10);
 /// How often counters and gauges are brought up to date.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
@@ -147,8 +149,10 @@ impl Observer {
             }
             match input {
                 Input::Tick => {
-                    next_tick = Instant::now() + interval;
                     self.turn(now);
+                    let hurried =
+                        self.targets.is_due(MonoNs(now.0 + interval.as_nanos() as u64)) || !self.dying.is_empty();
+                    next_tick = Instant::now() + if hurried { interval.min(HURRIED) } else { interval };
                     if Instant::now() >= next_housekeeping {
                         next_housekeeping = Instant::now() + HOUSEKEEPING;
                         self.keep_house(now);

@@ -101,6 +101,8 @@ pub struct Targets {
     changes: Vec<Change>,
     next_sweep: MonoNs,
     sweeps: u32,
+    /// Sweep after which a process was attached to last.
+    attached_in: u32,
 }
 
 const MS: u64 = 1_000_000;
@@ -108,8 +110,13 @@ const MS: u64 = 1_000_000;
 const FORK_SETTLES: u64 = 10 * MS;
 /// How often everything is looked over, whatever the kernel half reported.
 const SWEEP: u64 = 1_000 * MS;
-/// Every how many of these it is looked whether a process listens now.
+/// Every how many of these it is looked whether a process listens now: a server begins to soon after its start. The kernel walks
+/// through all connections of the host for the answer, so later it is asked for seldom.
 const LOOK_FOR_PLAIN: u32 = 4;
+/// The same, when no process was attached to for [`YOUNG`] sweeps.
+const LOOK_FOR_PLAIN_LATER: u32 = 32;
+/// For so many sweeps the last process that was attached to may be about to listen.
+const YOUNG: u32 = 60;
 /// A Unix socket silent for so long is forgotten, as a connection of the core is by default.
 const UNIX_IDLE: u64 = 900_000 * MS;
 /// How long after its leader's exit a process is looked at closely.
@@ -140,6 +147,7 @@ impl Targets {
             changes: Vec::new(),
             next_sweep: MonoNs(0),
             sweeps: 0,
+            attached_in: 0,
         })
     }
 
@@ -237,6 +245,12 @@ impl Targets {
         self.candidates.entry(pid).or_insert(candidate);
     }
 
+    /// Whether a process is to be looked at again before `until`: then [`Self::poll`] should not wait longer.
+    #[must_use]
+    pub fn is_due(&self, until: MonoNs) -> bool {
+        !self.suspects.is_empty() || self.candidates.values().any(|candidate| candidate.next < until)
+    }
+
     fn release(&mut self, pid: u32, replaced: bool) {
         let open = self.attacher.detach(pid);
         self.reasons.remove(&pid);
@@ -287,6 +301,7 @@ impl Targets {
                     }
                     self.reasons.insert(pid, candidate.reason);
                     if report.news {
+                        self.attached_in = self.sweeps;
                         self.changes.push(Change::Attached(report));
                     }
                 }
@@ -318,7 +333,8 @@ impl Targets {
         self.attacher.tidy();
         let mut changed = self.attacher.outgrown();
         self.sweeps = self.sweeps.wrapping_add(1);
-        if self.sweeps.is_multiple_of(LOOK_FOR_PLAIN) {
+        let young = self.sweeps.wrapping_sub(self.attached_in) < YOUNG;
+        if self.sweeps.is_multiple_of(if young { LOOK_FOR_PLAIN } else { LOOK_FOR_PLAIN_LATER }) {
             changed.extend(self.attacher.wanting_plain());
             self.attacher.kernel().forget_idle_unix(now.0.saturating_sub(UNIX_IDLE));
         }
