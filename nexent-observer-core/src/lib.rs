@@ -17,3 +17,5 @@ pub mod llm;
 pub mod timing;
 
 pub mod pipeline;
+
+pub mod tape;

@@ -54,6 +54,14 @@ pub const STALLS: usize = 256;
 pub const OUTPUTS: usize = 128 * 1024;
 /// Most exchanges open on one connection.
 pub const OPEN_EXCHANGES: usize = 256;
+/// Longest entry of a recording, in bytes: a WebSocket message, and what stands before it.
+pub const TAPE_ENTRY_BYTES: usize = MESSAGE_BYTES + 128 * 1024;
+/// Longest block of a recording, compressed or not, in bytes.
+pub const TAPE_BLOCK_BYTES: usize = 8 * 1024 * 1024;
+/// Most events of one connection that wait for a name to end while a recording is redacted.
+pub const REDACT_EVENTS: usize = 4096;
+/// Bytes of such events. A frame of an AWS event stream is taken whole.
+pub const REDACT_BYTES: usize = 2 * EVENT_BYTES;
 
 /// Caps that a user may set.
 #[derive(Debug, Clone, PartialEq, Eq)]

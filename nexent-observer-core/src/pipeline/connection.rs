@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 use super::{
     Output, Shared, SharedCalls,
     sockets::{Origin, Sockets},
+    tap::{Tap, Tapped},
 };
 use crate::{
     conn::{CloseCause, Reassembly, StreamEvent},
@@ -43,7 +44,7 @@ enum Step<'a> {
 
 /// Exchanges of the connection.
 #[derive(Debug)]
-struct Calls {
+pub(super) struct Calls {
     id: ConnId,
     pid: u32,
     /// Thread of the latest write, and of the latest read.
@@ -69,6 +70,8 @@ struct Calls {
     named: Named,
     /// Stamp of that write, once it came.
     named_write: Option<Stamp>,
+    /// What a tap was told of the connection itself; `None`: nothing.
+    tapped: Option<(Role, Option<Peer>)>,
 }
 
 /// How many requests began in the write of which a hook spoke.
@@ -125,6 +128,8 @@ struct Open {
     said: Option<Arc<Said>>,
     /// It began in the write of which the hook spoke, and that write is not over.
     named_now: bool,
+    /// A tap knows of it.
+    tapped: bool,
     both: Box<(LlmExchange, Timing)>,
 }
 
@@ -134,23 +139,7 @@ impl Connection {
             reassembly: Reassembly::new(),
             http: HttpConnection::new(StartSeen::No),
             begun: false,
-            calls: Calls {
-                id,
-                pid,
-                writer: None,
-                reader: None,
-                dir: Direction::Read,
-                role: None,
-                peer: None,
-                turn: 0,
-                open: SmallVec::new(),
-                next: 0,
-                not_llm: None,
-                said: None,
-                named: Named::Later,
-                named_write: None,
-                sockets: Sockets::default(),
-            },
+            calls: Calls::new(id, pid),
             listed: false,
             verdict: None,
             verdict_listed: false,
@@ -210,6 +199,9 @@ impl Connection {
             Step::Timeout(now) => reassembly.handle_timeout(now, conn, &mut sink),
             Step::Close(at, cause) => reassembly.close(at, cause, conn, &mut sink),
         }
+        if reassembly.is_closed() {
+            calls.tap_over(shared_calls);
+        }
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -255,13 +247,32 @@ impl Connection {
     }
 
     pub(super) fn active(&self) -> impl Iterator<Item = ActiveStream<'_>> {
-        let open = self.calls.open.iter().map(|open| &*open.both);
-        let exchanges = open.filter(|(llm, _)| llm.verdict() == Verdict::Llm).map(|(_, timing)| timing.active());
-        exchanges.chain(self.calls.sockets.active())
+        self.calls.active()
     }
 }
 
 impl Calls {
+    pub(super) fn new(id: ConnId, pid: u32) -> Self {
+        Self {
+            id,
+            pid,
+            writer: None,
+            reader: None,
+            dir: Direction::Read,
+            role: None,
+            peer: None,
+            turn: 0,
+            open: SmallVec::new(),
+            next: 0,
+            not_llm: None,
+            said: None,
+            named: Named::Later,
+            named_write: None,
+            sockets: Sockets::default(),
+            tapped: None,
+        }
+    }
+
     fn http_event(&mut self, event: &HttpEvent<'_>, shared: &mut SharedCalls) {
         if self.role.is_none() {
             self.role = Some(match (self.dir, event.side) {
@@ -276,7 +287,8 @@ impl Calls {
         }
     }
 
-    fn http_event_of(&mut self, event: &HttpEvent<'_>, shared: &mut SharedCalls) {
+    /// An event as the later stages see it.
+    pub(super) fn http_event_of(&mut self, event: &HttpEvent<'_>, shared: &mut SharedCalls) {
         if self.socket_event(event, shared) {
             return;
         }
@@ -294,6 +306,9 @@ impl Calls {
                 progress = timing.feed(&event);
             }
         });
+        if shared.tap.is_some() {
+            self.tap_event(at, event, progress, shared);
+        }
         match progress {
             Progress::Open => {}
             Progress::Finished => self.finish(at, shared),
@@ -312,12 +327,16 @@ impl Calls {
     /// Takes an event of a WebSocket that carries LLM calls, or may.
     fn socket_event(&mut self, event: &HttpEvent<'_>, shared: &mut SharedCalls) -> bool {
         if self.sockets.begin(event) {
+            self.tap_socket(event, shared);
             self.next = event.exchange.0.saturating_add(1);
             self.not_llm = None;
             return true;
         }
         if self.sockets.is_empty() {
             return false;
+        }
+        if shared.tap.is_some() && self.sockets.has(event.exchange) {
+            self.tap_socket(event, shared);
         }
         let (about, asker) = (self.about(), self.asker());
         let origin = Origin { conn: self.id, pid: self.pid, asker, about, said: self.said.as_ref() };
@@ -346,14 +365,14 @@ impl Calls {
         let id = ExchangeId { conn: self.id, no: no.0 };
         let timing = Timing::new(id, self.pid, self.asker(), shared.options, &shared.limits);
         let asked = matches!(event.kind, HttpEventKind::Head { head: Head::Request(_), .. });
-        let (said, named_now) = self.name_request();
-        self.open.push(Open { no, asked, said, named_now, both: Box::new((LlmExchange::new(), timing)) });
+        let (said, named_now) = self.name_request(&mut shared.tap);
+        self.open.push(Open { no, asked, said, named_now, tapped: false, both: Box::new((LlmExchange::new(), timing)) });
         Some(self.open.len() - 1)
     }
 
     /// What a hook said of the request that begins. One write may carry the beginnings of several (HTTP/2 tasks that share a
     /// connection): then it spoke of one of them, and nobody knows of which.
-    fn name_request(&mut self) -> (Option<Arc<Said>>, bool) {
+    fn name_request(&mut self, tap: &mut Option<Box<dyn Tap>>) -> (Option<Arc<Said>>, bool) {
         match self.named {
             Named::Later => (self.said.clone(), false),
             Named::None => {
@@ -364,6 +383,9 @@ impl Calls {
                 self.named = Named::Several;
                 for open in self.open.iter_mut().filter(|open| open.named_now) {
                     open.said = None;
+                    if let Some(tap) = tap.as_deref_mut().filter(|_| open.tapped) {
+                        tap.take(self.id, Tapped::Unsaid { exchange: open.no });
+                    }
                 }
                 (None, true)
             }
@@ -383,6 +405,15 @@ impl Calls {
 
     fn evict_oldest(&mut self, event: &HttpEvent<'_>, shared: &mut SharedCalls) {
         let Some(open) = self.open.first_mut() else { return };
+        if let Some(tap) = shared.tap.as_deref_mut().filter(|_| open.tapped) {
+            let event = HttpEvent {
+                exchange: open.no,
+                side: Side::Response,
+                at: event.at,
+                kind: HttpEventKind::Abort(AbortCause::Evicted),
+            };
+            tap.take(self.id, Tapped::Http(&event));
+        }
         let (llm, timing) = &mut *open.both;
         if llm.verdict() != Verdict::Llm {
             self.open.remove(0);
@@ -398,6 +429,84 @@ impl Calls {
     fn finish(&mut self, at: usize, shared: &mut SharedCalls) {
         let Open { both, said, .. } = self.open.remove(at);
         self.about().finish(both.1, said, shared);
+    }
+
+    /// Shows the tap an event of an open exchange, and what it must know before; of an exchange that is no LLM call, only that.
+    fn tap_event(&mut self, at: usize, event: &HttpEvent<'_>, progress: Progress, shared: &mut SharedCalls) {
+        self.tap_connection(shared);
+        let (id, tid) = (self.id, self.asker());
+        let (Some(tap), Some(open)) = (shared.tap.as_deref_mut(), self.open.get_mut(at)) else { return };
+        let known = std::mem::replace(&mut open.tapped, progress != Progress::NotLlm);
+        if progress == Progress::NotLlm {
+            if known {
+                tap.take(id, Tapped::Dismissed { exchange: open.no });
+            }
+            return;
+        }
+        if !known {
+            tap.take(id, Tapped::Begin { exchange: open.no, tid, said: open.said.as_ref() });
+        }
+        tap.take(id, Tapped::Http(event));
+    }
+
+    /// Likewise of a WebSocket, of which a call may begin with any event.
+    fn tap_socket(&mut self, event: &HttpEvent<'_>, shared: &mut SharedCalls) {
+        if shared.tap.is_none() {
+            return;
+        }
+        self.tap_connection(shared);
+        let (tid, said) = (self.asker(), self.said.as_ref());
+        if let Some(tap) = &mut shared.tap {
+            tap.take(self.id, Tapped::Begin { exchange: event.exchange, tid, said });
+            tap.take(self.id, Tapped::Http(event));
+        }
+    }
+
+    fn tap_connection(&mut self, shared: &mut SharedCalls) {
+        let About { role, peer } = self.about();
+        if let Some(tap) = &mut shared.tap
+            && self.tapped != Some((role, peer))
+        {
+            self.tapped = Some((role, peer));
+            tap.take(self.id, Tapped::Connection { pid: self.pid, role, peer });
+        }
+    }
+
+    fn tap_over(&mut self, shared: &mut SharedCalls) {
+        if let Some(tap) = &mut shared.tap
+            && self.tapped.take().is_some()
+        {
+            tap.take(self.id, Tapped::Over);
+        }
+    }
+
+    /// What a tap was told, given back.
+    pub(super) fn replay(&mut self, tapped: &Tapped<'_>, shared: &mut SharedCalls) {
+        match *tapped {
+            Tapped::Connection { pid, role, peer } => (self.pid, self.role, self.peer) = (pid, Some(role), peer),
+            Tapped::Begin { tid, said, .. } => {
+                (self.writer, self.reader) = (tid, tid);
+                (self.said, self.named) = (said.cloned(), Named::Later);
+            }
+            Tapped::Unsaid { exchange } => {
+                for open in self.open.iter_mut().filter(|open| open.no == exchange) {
+                    open.said = None;
+                }
+            }
+            Tapped::Dismissed { exchange } => {
+                let before = self.open.len();
+                self.open.retain(|open| open.no != exchange);
+                shared.timing.exchanges_open -= (before - self.open.len()) as u64;
+            }
+            Tapped::Http(event) => self.http_event_of(event, shared),
+            Tapped::Over => {}
+        }
+    }
+
+    pub(super) fn active(&self) -> impl Iterator<Item = ActiveStream<'_>> {
+        let open = self.open.iter().map(|open| &*open.both);
+        let exchanges = open.filter(|(llm, _)| llm.verdict() == Verdict::Llm).map(|(_, timing)| timing.active());
+        exchanges.chain(self.sockets.active())
     }
 
     fn about(&self) -> About {

@@ -8,7 +8,12 @@
 //! 2. after **both** rings, [`Pipeline::handle_timeout`] if [`Pipeline::poll_timeout`] is due.
 
 mod connection;
+mod replay;
 mod sockets;
+mod tap;
+
+pub use replay::Replay;
+pub use tap::{Tap, Tapped};
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -78,6 +83,7 @@ struct SharedCalls {
     llm: Stats,
     timing: Stats,
     outputs: VecDeque<Output>,
+    tap: Option<Box<dyn Tap>>,
 }
 
 impl Pipeline {
@@ -89,19 +95,18 @@ impl Pipeline {
             shared: Shared {
                 conn: Stats::default(),
                 http: Stats::default(),
-                calls: SharedCalls {
-                    limits,
-                    options,
-                    llm: Stats::default(),
-                    timing: Stats::default(),
-                    outputs: VecDeque::new(),
-                },
+                calls: SharedCalls::new(limits, options),
             },
             verdicts: Vec::new(),
             held: Vec::new(),
             closed: VecDeque::new(),
             said: HashMap::new(),
         }
+    }
+
+    /// Shows from now on what stage 4 gives to stage 5 to `tap`. Costs nothing while there is none.
+    pub fn set_tap(&mut self, tap: Box<dyn Tap>) {
+        self.shared.calls.tap = Some(tap);
     }
 
     /// Takes in one record.
@@ -239,6 +244,17 @@ fn remember(closed: &mut VecDeque<ConnId>, id: ConnId) {
 }
 
 impl SharedCalls {
+    fn new(limits: Limits, options: Options) -> Self {
+        Self {
+            limits,
+            options,
+            llm: Stats::default(),
+            timing: Stats::default(),
+            outputs: VecDeque::new(),
+            tap: None,
+        }
+    }
+
     fn give_out(&mut self, output: Output) {
         if self.outputs.len() >= OUTPUTS {
             self.timing.count(DropReason::OutputsFull);

@@ -55,6 +55,11 @@ impl Sockets {
         self.open.is_empty()
     }
 
+    /// Whether an exchange is one of the sockets.
+    pub(super) fn has(&self, no: ExchangeNo) -> bool {
+        self.open.iter().any(|socket| socket.no == no)
+    }
+
     /// Begins a socket if this event asks for one.
     pub(super) fn begin(&mut self, event: &HttpEvent<'_>) -> bool {
         let HttpEventKind::Head { head: Head::Request(head), .. } = &event.kind else { return false };
