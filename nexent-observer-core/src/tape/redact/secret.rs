@@ -18,7 +18,7 @@ impl std::fmt::Debug for Secret {
 impl Secret {
     /// Of random bytes that nobody else knows.
     #[must_use]
-    pub fn new(random: [u8; 16]) -> Self {
+    pub const fn new(random: [u8; 16]) -> Self {
         Self(random)
     }
 

@@ -386,6 +386,9 @@ impl Tail {
         }
         let in_string = borders(&held) % 2 == 1;
         let mut text = Text::inside(depth(&held, in_string), in_string, self.secret);
+        if !in_string && begins_with_key(&held) {
+            text.nesting.comma();
+        }
         text.feed(&held, out);
         text.finish(out);
     }
@@ -400,6 +403,18 @@ fn borders(bytes: &[u8]) -> usize {
         escaped = byte == b'\\' && !escaped;
     }
     borders
+}
+
+/// Whether a text that begins outside of strings begins with a key.
+fn begins_with_key(bytes: &[u8]) -> bool {
+    let Some(string) = bytes.trim_ascii_start().strip_prefix(b"\"") else { return false };
+    let mut escaped = false;
+    let end = string.iter().position(|&byte| {
+        let border = byte == b'"' && !escaped;
+        escaped = byte == b'\\' && !escaped;
+        border
+    });
+    end.and_then(|end| string.get(end + 1..)).is_some_and(|rest| rest.trim_ascii_start().starts_with(b":"))
 }
 
 /// How many containers are open at the beginning of a text at the end of which none is.

@@ -1,0 +1,87 @@
+//! A recording in memory, and the exchanges that a replay of it gives.
+
+use std::sync::{Arc, Mutex};
+
+use nexent_observer_core::{
+    event::ConnId,
+    limits::Limits,
+    pipeline::{Output, Replay, Tap, Tapped},
+    tape::{
+        Redactor, Secret,
+        entry::{self, Entry},
+    },
+    timing::{Exchange, Options},
+};
+
+/// Entries of a redacted recording.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Tape(Arc<Mutex<Vec<Vec<u8>>>>);
+
+/// Redacts what it is shown and writes it to a [`Tape`].
+#[derive(Debug)]
+struct Recording {
+    redactor: Redactor,
+    tape: Tape,
+}
+
+impl Tap for Recording {
+    fn take(&mut self, conn: ConnId, tapped: Tapped<'_>) {
+        let Self { redactor, tape } = self;
+        redactor.take(conn, &tapped, &mut |entry| tape.0.lock().unwrap().push(entry.to_vec()));
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        let Self { redactor, tape } = self;
+        redactor.finish(&mut |entry| tape.0.lock().unwrap().push(entry.to_vec()));
+        assert_eq!(redactor.forced, 0, "nothing had to be given up");
+    }
+}
+
+impl Tape {
+    /// What a pipeline is to be tapped with.
+    pub(crate) fn tap(&self) -> Box<dyn Tap> {
+        Box::new(Recording { redactor: Redactor::new(Secret::new([9; 16])), tape: self.clone() })
+    }
+
+    /// All bytes.
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        self.0.lock().unwrap().concat()
+    }
+
+    /// Exchanges of a replay.
+    pub(crate) fn replay(&self, limits: Limits) -> Vec<Exchange> {
+        let mut replay = Replay::new(limits, Options::default());
+        let mut exchanges = Vec::new();
+        for bytes in self.0.lock().unwrap().iter() {
+            let tapped = entry::read(bytes, |entry| {
+                let Entry::Tapped(conn, tapped) = entry else { panic!("{entry:?}") };
+                replay.handle(conn, &tapped);
+            });
+            tapped.unwrap();
+            while let Some(Output::Exchange(exchange)) = replay.poll_output() {
+                exchanges.push(*exchange);
+            }
+        }
+        exchanges
+    }
+}
+
+/// An exchange without what is not kept by intention: ids, text, and in the path what is none of an API.
+pub(crate) fn numbers(exchange: &Exchange) -> Exchange {
+    let mut exchange = exchange.clone();
+    exchange.response_id = None;
+    exchange.response.request_id = exchange.response.request_id.map(|id| "x".repeat(id.len()));
+    exchange.output_text = None;
+    exchange
+}
+
+/// Panics unless a replay gives the same numbers, in the same order.
+pub(crate) fn assert_replays(tape: &Tape, live: &[Exchange], limits: Limits) {
+    let replayed = tape.replay(limits);
+    for (live, replayed) in live.iter().zip(&replayed) {
+        assert_eq!(numbers(live), numbers(replayed));
+    }
+    assert_eq!(live.len(), replayed.len());
+}
