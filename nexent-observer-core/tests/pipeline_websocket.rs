@@ -1,6 +1,9 @@
 //! LLM calls over WebSockets, through the whole core: OpenAI's Realtime API and its Responses API.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[path = "tape_support/mod.rs"]
+mod tape_support;
+
 use flate2::{Compress, Compression, FlushCompress};
 use nexent_observer_core::{
     event::{
@@ -13,6 +16,7 @@ use nexent_observer_core::{
     stats::DropReason,
     timing::{Exchange, Options, Outcome, TokenSource},
 };
+use tape_support::{Tape, assert_replays};
 
 const MS: u64 = 1_000_000;
 /// Of the masked frames of a client.
@@ -59,6 +63,20 @@ struct Bench {
     offsets: [u64; 2],
     turn: u32,
     last_was_read: bool,
+    tape: Tape,
+    /// All exchanges so far.
+    all: Vec<Exchange>,
+}
+
+/// However a test ends, a replay of what the tap was shown gives the same numbers.
+impl Drop for Bench {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.taken();
+            self.pipeline = Pipeline::new(Limits::default(), Options::default());
+            assert_replays(&self.tape, &self.all, Limits::default());
+        }
+    }
 }
 
 impl Bench {
@@ -73,7 +91,10 @@ impl Bench {
             offsets: [0, 0],
             turn: 0,
             last_was_read: true,
+            tape: Tape::default(),
+            all: Vec::new(),
         };
+        b.pipeline.set_tap(b.tape.tap());
         let ask = format!(
             "GET {path} HTTP/1.1\r\nHost: api.openai.com\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: x\r\nAuthorization: Bearer k\r\n\r\n"
         );
@@ -161,6 +182,7 @@ impl Bench {
                 exchanges.push(*x);
             }
         }
+        self.all.extend_from_slice(&exchanges);
         exchanges
     }
 

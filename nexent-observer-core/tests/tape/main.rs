@@ -36,6 +36,9 @@ impl Wire {
         self.now += 7_000_000;
         let at = Stamp { entry: MonoNs(self.now - 1000), ret: MonoNs(self.now) };
         self.pipeline.handle_event(&Record { conn: ConnId(1), pid: 7, tid: 8, at, kind });
+        if self.pipeline.poll_timeout().is_some_and(|due| due.0 <= self.now) {
+            self.pipeline.handle_timeout(MonoNs(self.now));
+        }
         while let Some(output) = self.pipeline.poll_output() {
             if let Output::Exchange(exchange) = output {
                 self.exchanges.push(*exchange);
@@ -83,4 +86,9 @@ fn post(path: &str, host: &str, headers: &[(String, String)], body: &[u8]) -> Ve
 /// A chunk as it is sent.
 fn chunk(bytes: &[u8]) -> Vec<u8> {
     [format!("{:x}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat()
+}
+
+/// All bytes of a recording.
+fn bytes(tape: &Tape) -> Vec<u8> {
+    tape.0.lock().unwrap().concat()
 }

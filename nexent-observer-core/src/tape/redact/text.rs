@@ -166,7 +166,7 @@ impl Text {
         // A string goes over no line end.
         self.state = State::LineStart;
         self.started = true;
-        self.resync &= blank;
+        self.resync = false;
         if blank && self.events {
             self.nesting.reset();
         }

@@ -98,7 +98,7 @@ const WORDS: &[&str] = &[
     "model", "models", "moderation", "mp3", "ms", "much", "multimodal", "n", "name", "native", "new", "no", "noise", "none",
     "not", "notfound", "ns", "null", "num", "number", "obfuscation", "object", "of", "off", "ok", "ollama", "on", "openai",
     "openapi", "options", "opus", "order", "original", "other", "out", "outcome", "output", "outputs", "over", "overload",
-    "overloaded", "p", "paas", "parallel", "param", "parameters", "parsed", "part", "partial", "parts", "patch", "pcm16",
+    "overloaded", "p", "paas", "parallel", "param", "parameters", "params", "parsed", "part", "partial", "parts", "patch", "pcm16",
     "penalty", "per", "permission", "phase", "ping", "plan", "png", "point", "policy", "position", "pre", "predict", "predicted",
     "prediction", "predictions", "prefill", "presence", "previous", "probability", "process", "processing", "progress",
     "prohibited", "projects", "prompt", "prompts", "provider", "publishers", "q", "queries", "queue", "queued", "quota", "rank",
