@@ -9,6 +9,7 @@ pub mod enrich;
 pub mod export;
 pub mod hooks;
 pub mod serve;
+pub mod tape;
 pub mod telemetry;
 pub mod web;
 

@@ -34,6 +34,7 @@ use crate::{
     },
     ring::{Drain, ProcessEvent, ProcessEventKind, RingEvent},
     serve::Outside,
+    tape::recorder::{self, Recorder},
     telemetry::KernelCounts,
 };
 
@@ -41,7 +42,7 @@ use crate::{
 ///
 /// # Errors
 /// [`RunError`]; nothing stays attached.
-pub fn run(config: &Config) -> Result<(), RunError> {
+pub fn run(config: &Config, recording: Option<&recorder::Options>) -> Result<(), RunError> {
     let fault = std::env::var(crate::fault::VARIABLE).ok().map(|text| Fault::parse(&text)).transpose();
     let fault = fault.map_err(RunError::runtime)?;
     if let Some(fault) = fault {
@@ -49,10 +50,15 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     }
     // What can fail without touching a process comes first.
     let (outside, exports) = Outside::start(config)?;
-    let mut observer = Observer::attach(config, exports, fault)?;
+    let start = |options| Recorder::start(options, &config.limits, &exports.health);
+    let recorder = recording.map(start).transpose()?;
+    let mut observer = Observer::attach(config, exports, fault, recorder.clone())?;
     let done = observer.observe(&outside, config.drain_interval);
     let Observer { exports, targets, .. } = observer;
     drop(targets); // detaches
+    if let Some(recorder) = recorder {
+        recorder.finish();
+    }
     outside.stop(exports);
     done
 }
@@ -84,8 +90,8 @@ struct Observer {
     exports: Exports,
     faulty: Faulty,
     hooks: Hooks,
-    services: HashMap<u32, Arc<Service>>,
-    default_service: Option<String>,
+    services: Services,
+    recorder: Option<Recorder>,
     /// Processes found dead before the last drain; their connections end after the next one.
     dying: Vec<Ended>,
     ends_with_targets: bool,
@@ -93,7 +99,12 @@ struct Observer {
 
 impl Observer {
     /// Loads the kernel half and attaches to the processes named by pid.
-    fn attach(config: &Config, exports: Exports, fault: Option<Fault>) -> Result<Self, RunError> {
+    fn attach(
+        config: &Config,
+        exports: Exports,
+        fault: Option<Fault>,
+        recorder: Option<Recorder>,
+    ) -> Result<Self, RunError> {
         let (kernel, rings) = KernelHalf::load(KernelOptions {
             read_ring_bytes: config.read_ring_bytes,
             write_ring_bytes: config.write_ring_bytes,
@@ -113,15 +124,23 @@ impl Observer {
         tracing::info!("Capabilities: {held}.");
         exports.health.held_capabilities(&held.names());
         let options = timing::Options { capture_content: config.capture_content };
+        let mut pipeline = Pipeline::new(config.limits.clone(), options);
+        if let Some(tap) = recorder.as_ref().and_then(Recorder::tap) {
+            pipeline.set_tap(tap);
+        }
         let mut observer = Self {
             drain: Drain::new(rings),
-            pipeline: Pipeline::new(config.limits.clone(), options),
+            pipeline,
             targets,
             exports,
             faulty: Faulty::new(fault),
             hooks: Hooks::default(),
-            services: HashMap::new(),
-            default_service: config.service_name.clone(),
+            services: Services {
+                known: HashMap::new(),
+                default: config.service_name.clone(),
+                recorder: recorder.clone(),
+            },
+            recorder,
             dying: Vec::new(),
             ends_with_targets: config.exes.is_empty(),
         };
@@ -156,6 +175,9 @@ impl Observer {
                     if Instant::now() >= next_housekeeping {
                         next_housekeeping = Instant::now() + HOUSEKEEPING;
                         self.keep_house(now);
+                        if self.recorder.as_ref().is_some_and(Recorder::keep_house) {
+                            return Ok(());
+                        }
                     }
                 }
                 Input::RingFills => {}
@@ -182,10 +204,11 @@ impl Observer {
 
     /// Takes everything out of the rings and out of the core.
     fn drain(&mut self) {
-        let Self { drain, pipeline, targets, exports, faulty, hooks, services, default_service, .. } = self;
+        let Self { drain, pipeline, targets, exports, faulty, hooks, services, recorder, .. } = self;
+        let recorder = recorder.as_ref().filter(|recorder| recorder.with_content());
         let mut deliver = |output, targets: &mut Targets| match output {
             Output::Exchange(exchange) => {
-                let service = service_of(services, exchange.pid, default_service.as_deref());
+                let service = services.of(exchange.pid);
                 let endpoint = exchange.said.as_ref().and_then(|said| said.endpoint.clone());
                 exports.export(Observed { exchange: *exchange, service, endpoint });
             }
@@ -201,6 +224,9 @@ impl Observer {
                 if targets.is_left_alone(record.pid) {
                     return;
                 }
+                if let Some(recorder) = recorder {
+                    recorder.record(&record);
+                }
                 pipeline.handle_event(&record);
                 while let Some(output) = pipeline.poll_output() {
                     deliver(output, targets);
@@ -208,12 +234,18 @@ impl Observer {
             }
             RingEvent::Announcement(announcement) => {
                 if let Some(Said { tid, said }) = hooks.take(&announcement) {
+                    if let Some(recorder) = recorder {
+                        recorder.said(tid, said.as_ref());
+                    }
                     pipeline.handle_said(tid, said);
                 }
             }
             RingEvent::Process(event) => {
                 if let ProcessEvent { at, pid, kind: ProcessEventKind::Exec } = event {
                     // What the process was is over at this point of the ring; what it is comes later in it.
+                    if let Some(recorder) = recorder {
+                        recorder.exit(pid, at);
+                    }
                     pipeline.process_exit(pid, at);
                 }
                 targets.handle_event(event);
@@ -221,6 +253,9 @@ impl Observer {
         });
         let now = monotonic();
         if pipeline.poll_timeout().is_some_and(|due| due <= now) {
+            if let Some(recorder) = recorder {
+                recorder.timeout(now);
+            }
             pipeline.handle_timeout(now);
         }
         while let Some(output) = pipeline.poll_output() {
@@ -232,27 +267,31 @@ impl Observer {
     fn turn(&mut self, now: MonoNs) {
         for Ended { pid, open, replaced } in std::mem::take(&mut self.dying) {
             if !replaced {
+                let recorder = self.recorder.as_ref().filter(|recorder| recorder.with_content());
                 for end in open {
-                    self.pipeline.handle_event(&end.record(pid, now));
+                    let record = end.record(pid, now);
+                    if let Some(recorder) = recorder {
+                        recorder.record(&record);
+                    }
+                    self.pipeline.handle_event(&record);
+                }
+                if let Some(recorder) = recorder {
+                    recorder.exit(pid, now);
                 }
                 self.pipeline.process_exit(pid, now);
             }
             if !self.targets.attacher().observes(pid) {
-                self.services.remove(&pid);
+                self.services.known.remove(&pid);
             }
         }
         for change in self.targets.poll(now) {
             match change {
                 Change::Attached(report) => {
-                    let service = service_of(&mut self.services, report.pid, self.default_service.as_deref());
+                    let service = self.services.of(report.pid);
                     say_attached(&report, &service);
                 }
                 Change::Adopted { pid, parent } => {
-                    let like =
-                        self.services.get(&parent).map(|parent| Arc::new(Service { pid, ..Service::clone(parent) }));
-                    if let Some(service) = like {
-                        self.services.insert(pid, service);
-                    }
+                    self.services.adopt(pid, parent);
                     tracing::debug!(pid, parent, "A forked process is observed.");
                 }
                 Change::Gone(ended) => {
@@ -289,11 +328,8 @@ impl Observer {
         health.hooks(self.hooks.heard, self.hooks.not_understood);
         health.core(&self.pipeline.stats());
         health.tick();
-        let (services, default) = (&mut self.services, self.default_service.as_deref());
-        let streams = self.pipeline.active().map(|stream| {
-            let service = service_of(services, stream.pid, default);
-            live(&stream, service, now)
-        });
+        let services = &mut self.services;
+        let streams = self.pipeline.active().map(|stream| live(&stream, services.of(stream.pid), now));
         self.exports.live.set(streams.collect());
     }
 }
@@ -319,13 +355,37 @@ fn monotonic() -> MonoNs {
     MonoNs((now.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(now.tv_nsec as u64))
 }
 
-/// The service of a process, looked up once.
-fn service_of(services: &mut HashMap<u32, Arc<Service>>, pid: u32, default: Option<&str>) -> Arc<Service> {
-    let service = services.entry(pid).or_insert_with(|| {
-        let enrich::Identity { service, namespace, attributes } = enrich::identify(pid, default);
-        Arc::new(Service { name: service, pid, namespace, instance_id: None, attributes })
-    });
-    Arc::clone(service)
+/// The service of each process, looked up once.
+struct Services {
+    known: HashMap<u32, Arc<Service>>,
+    default: Option<String>,
+    recorder: Option<Recorder>,
+}
+
+impl Services {
+    fn of(&mut self, pid: u32) -> Arc<Service> {
+        if let Some(service) = self.known.get(&pid) {
+            return Arc::clone(service);
+        }
+        let service = Service::of_process(pid, enrich::identify(pid, self.default.as_deref()));
+        self.insert(Arc::new(service))
+    }
+
+    /// A forked process is what its parent was.
+    fn adopt(&mut self, pid: u32, parent: u32) {
+        if let Some(parent) = self.known.get(&parent) {
+            let service = Arc::new(Service { pid, ..Service::clone(parent) });
+            self.insert(service);
+        }
+    }
+
+    fn insert(&mut self, service: Arc<Service>) -> Arc<Service> {
+        if let Some(recorder) = &self.recorder {
+            recorder.service(&service);
+        }
+        self.known.insert(service.pid, Arc::clone(&service));
+        service
+    }
 }
 
 fn say_attached(report: &AttachReport, service: &Service) {
@@ -355,7 +415,7 @@ fn say_attached(report: &AttachReport, service: &Service) {
 }
 
 /// An open stream as the gauges and views want it.
-fn live(stream: &timing::ActiveStream<'_>, service: Arc<Service>, now: MonoNs) -> LiveStream {
+pub(crate) fn live(stream: &timing::ActiveStream<'_>, service: Arc<Service>, now: MonoNs) -> LiveStream {
     let start = stream.request_start;
     let since_start = |at: MonoNs| start.map(|start| at.since(start));
     LiveStream {

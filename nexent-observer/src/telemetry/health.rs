@@ -42,6 +42,8 @@ pub enum Exporter {
     Otlp,
     /// JSON lines.
     Jsonl,
+    /// The recording.
+    Record,
 }
 
 /// What is exported.
@@ -53,6 +55,8 @@ pub enum Signal {
     Metrics,
     /// Lines, one per exchange.
     Lines,
+    /// Entries of a recording; of the queue, blocks of them.
+    Entries,
 }
 
 /// Why an exporter gave items up.
@@ -77,6 +81,7 @@ impl Exporter {
         match self {
             Self::Otlp => "otlp",
             Self::Jsonl => "jsonl",
+            Self::Record => "record",
         }
     }
 }
@@ -87,6 +92,7 @@ impl Signal {
             Self::Spans => "spans",
             Self::Metrics => "metrics",
             Self::Lines => "lines",
+            Self::Entries => "entries",
         }
     }
 }
