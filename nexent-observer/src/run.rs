@@ -320,6 +320,7 @@ impl Observer {
             skipped_bytes: counter(Counter::SkippedBytes),
             plain_other_bytes: counter(Counter::PlainOtherBytes),
             plain_unseen: counter(Counter::PlainUnseen),
+            malformed_records: self.drain.defects.malformed,
             attached_probes,
             attached_processes,
         };

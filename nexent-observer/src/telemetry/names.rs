@@ -123,6 +123,8 @@ metrics! {
         "Bytes on plain sockets of observed processes that are no HTTP: their calls were looked at, nothing of them was copied. Not a loss.";
     PlainUnseen = "nexent_observer_plain_unseen_total", Counter, &[], &[],
         "Operations on sockets with plain HTTP whose bytes cannot be seen (splice, sendfile, io_uring). Each is a gap in its connection.";
+    MalformedRecords = "nexent_observer_malformed_records_total", Counter, &[], &[],
+        "Entries of the rings that could not be decoded: the two halves of the observer do not fit. A loss.";
     Announcements = "nexent_observer_announcements_total", Counter, &["understood"], &[],
         "Announcements of in-process hooks, by whether they were understood: true, or false (too long, unreadable, no JSON, or of another version).";
     Drops = "nexent_observer_drops_total", Counter, &["reason"], &[],

@@ -186,6 +186,12 @@ mod tests {
         health.kernel(KernelCounts { attached_processes: 1, ..KernelCounts::default() });
         let (status, _, text) = fetch(&server, "/readyz").await;
         assert_eq!((status, text.as_str()), (200, "ready\n"));
+        let losing = KernelCounts { attached_processes: 1, lost_write_records: 1, ..KernelCounts::default() };
+        health.kernel(losing);
+        let (status, _, text) = fetch(&server, "/readyz").await;
+        assert_eq!(status, 503);
+        assert!(text.starts_with("not ready: records or exchanges were lost"), "{text}");
+        assert_eq!(fetch(&server, "/healthz").await.0, 200, "a loss is no reason to be started anew");
         server.shutdown().await;
     }
 
