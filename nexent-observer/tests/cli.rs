@@ -36,6 +36,8 @@ Usage: nexent-observer <COMMAND>
 
 Commands:
   run          Observe processes until interrupted
+  record       Observe processes and record what is seen, without content unless asked for
+  replay       Give the exchanges of a recording again; needs no privileges
   config       Print the resolved configuration and where each value came from
   completions  Print a completion script for a shell
 
@@ -46,6 +48,8 @@ Options:
 Examples:
   nexent-observer run --pid 4242
   nexent-observer run --exe /usr/bin/python3.11 --jsonl - --otlp http://localhost:4318
+  nexent-observer record seen.tape --pid 4242 --seconds 60
+  nexent-observer replay seen.tape
   nexent-observer config --json
 
 Exit codes:

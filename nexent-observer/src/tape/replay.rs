@@ -145,6 +145,7 @@ fn say(report: Report, lost: u64) -> Result<(), RunError> {
     }
     match report.ending {
         Ending::Whole | Ending::Stopped => Ok(()),
+        Ending::Cut if report.entries == 0 => Err(RunError::runtime("the recording ends before its first entry")),
         Ending::Cut => {
             tracing::warn!("The recording was cut: it ends after {} entries, without its end.", report.entries);
             Ok(())
