@@ -366,7 +366,14 @@ impl Calls {
         let timing = Timing::new(id, self.pid, self.asker(), shared.options, &shared.limits);
         let asked = matches!(event.kind, HttpEventKind::Head { head: Head::Request(_), .. });
         let (said, named_now) = self.name_request(&mut shared.tap);
-        self.open.push(Open { no, asked, said, named_now, tapped: false, both: Box::new((LlmExchange::new(), timing)) });
+        self.open.push(Open {
+            no,
+            asked,
+            said,
+            named_now,
+            tapped: false,
+            both: Box::new((LlmExchange::new(), timing)),
+        });
         Some(self.open.len() - 1)
     }
 

@@ -1,4 +1,4 @@
-//! Joins stages 3 to 6. The only module that knows them all.
+//! Joins stages 3 to 6. The only module that knows them all, but for the recordings behind it.
 //!
 //! [`Pipeline`] is driven from outside, without I/O (the manner of `quinn-proto`): records go in, outputs come out, and
 //! time is what the records and the caller say it is. The caller's loop is:
@@ -92,11 +92,7 @@ impl Pipeline {
     pub fn new(limits: Limits, options: Options) -> Self {
         Self {
             table: Table::new(&limits),
-            shared: Shared {
-                conn: Stats::default(),
-                http: Stats::default(),
-                calls: SharedCalls::new(limits, options),
-            },
+            shared: Shared { conn: Stats::default(), http: Stats::default(), calls: SharedCalls::new(limits, options) },
             verdicts: Vec::new(),
             held: Vec::new(),
             closed: VecDeque::new(),
@@ -245,14 +241,7 @@ fn remember(closed: &mut VecDeque<ConnId>, id: ConnId) {
 
 impl SharedCalls {
     fn new(limits: Limits, options: Options) -> Self {
-        Self {
-            limits,
-            options,
-            llm: Stats::default(),
-            timing: Stats::default(),
-            outputs: VecDeque::new(),
-            tap: None,
-        }
+        Self { limits, options, llm: Stats::default(), timing: Stats::default(), outputs: VecDeque::new(), tap: None }
     }
 
     fn give_out(&mut self, output: Output) {

@@ -8,7 +8,8 @@ use crate::{
     conn::{CloseCause, GapCause},
     event::{Address, ConnId, Direction, MonoNs, Peer, Record, RecordFlags, RecordKind, Role, Said, Stamp},
     http::{
-        AbortCause, ExchangeNo, Head, Headers, HttpEvent, HttpEventKind, Message, MessageKind, RequestHead, ResponseHead, Side,
+        AbortCause, ExchangeNo, Head, Headers, HttpEvent, HttpEventKind, Message, MessageKind, RequestHead,
+        ResponseHead, Side,
     },
     limits::HEAD_FIELDS,
     pipeline::Tapped,
@@ -541,5 +542,11 @@ fn get_flags(bits: u8) -> Result<RecordFlags, Malformed> {
     if bits >= 1 << 5 {
         return Err(Malformed);
     }
-    Ok(RecordFlags { from_start: has(0), capped: has(1), fault: has(2), after_skip: has(3), after_unknown_loss: has(4) })
+    Ok(RecordFlags {
+        from_start: has(0),
+        capped: has(1),
+        fault: has(2),
+        after_skip: has(3),
+        after_unknown_loss: has(4),
+    })
 }

@@ -1,6 +1,10 @@
 //! The file: what is written is read, however it is cut, and what is no file is refused without asking for memory.
 
 use nexent_observer_core::{
+    event::Role,
+    http::{ExchangeNo, Head, HttpEvent, HttpEventKind, Side},
+};
+use nexent_observer_core::{
     event::{ConnId, Direction, MonoNs, Record, RecordFlags, RecordKind, Stamp},
     limits::{REDACT_BYTES, REDACT_EVENTS, TAPE_BLOCK_BYTES, TAPE_ENTRY_BYTES},
     pipeline::Tapped,
@@ -9,10 +13,6 @@ use nexent_observer_core::{
         entry::{self, Entry},
         frame::{self, Block, Broken, Kind, Unpacker},
     },
-};
-use nexent_observer_core::{
-    event::Role,
-    http::{ExchangeNo, Head, HttpEvent, HttpEventKind, Side},
 };
 use proptest::prelude::*;
 
@@ -112,7 +112,9 @@ fn what_is_no_recording_is_refused_at_its_first_wrong_byte() {
 
 #[test]
 fn a_block_that_claims_to_be_longer_than_any_is_refused_before_its_bytes_come() {
-    for lengths in [[u32::MAX, 10], [10, u32::MAX], [TAPE_BLOCK_BYTES as u32 + 1, 10], [10, TAPE_BLOCK_BYTES as u32 + 1]] {
+    for lengths in
+        [[u32::MAX, 10], [10, u32::MAX], [TAPE_BLOCK_BYTES as u32 + 1, 10], [10, TAPE_BLOCK_BYTES as u32 + 1]]
+    {
         let mut file = frame::beginning(Kind::Content);
         file.extend(lengths.map(u32::to_le_bytes).concat());
         file.extend([0; 4]);
@@ -186,7 +188,16 @@ fn held(events: usize, bytes: usize) -> (Redactor, usize) {
         let event = HttpEvent { exchange: ExchangeNo(no), side: Side::Response, at, kind };
         redactor.take(ConnId(1), &Tapped::Http(&event), &mut |_| written += 1);
     };
-    take(0, HttpEventKind::Head { first: Stamp::default(), head: Head::Response(nexent_observer_core::http::ResponseHead { status: Some(200), headers: nexent_observer_core::http::Headers(&[]) }) });
+    take(
+        0,
+        HttpEventKind::Head {
+            first: Stamp::default(),
+            head: Head::Response(nexent_observer_core::http::ResponseHead {
+                status: Some(200),
+                headers: nexent_observer_core::http::Headers(&[]),
+            }),
+        },
+    );
     take(0, HttpEventKind::Body(b"{\"type\":\"response.crea"));
     let body = vec![b' '; bytes];
     (0..events).for_each(|_| take(1, HttpEventKind::Body(&body)));

@@ -10,8 +10,11 @@ const SECRET: &str = "Zq7vKw9XjR3mTb5Y";
 /// The forms in which a client may write a secret in JSON.
 fn forms() -> [String; 4] {
     let escaped: String = SECRET.bytes().map(|b| format!("\\u{:04x}", b)).collect();
-    let mixed: String =
-        SECRET.bytes().enumerate().map(|(n, b)| if n % 3 == 0 { format!("\\u{:04X}", b) } else { (b as char).to_string() }).collect();
+    let mixed: String = SECRET
+        .bytes()
+        .enumerate()
+        .map(|(n, b)| if n % 3 == 0 { format!("\\u{:04X}", b) } else { (b as char).to_string() })
+        .collect();
     [SECRET.to_owned(), escaped, mixed, format!("a \\\"{SECRET}\\\" \\\\")]
 }
 
@@ -20,7 +23,8 @@ fn assert_gone(bytes: &[u8]) {
     let mut plain = Vec::new();
     let mut rest = bytes;
     while let Some((&byte, after)) = rest.split_first() {
-        let code = rest.strip_prefix(b"\\u").and_then(|code| code.get(..4)).and_then(|code| std::str::from_utf8(code).ok());
+        let code =
+            rest.strip_prefix(b"\\u").and_then(|code| code.get(..4)).and_then(|code| std::str::from_utf8(code).ok());
         if let Some(code) = code.and_then(|code| u8::from_str_radix(code, 16).ok()) {
             plain.push(code);
             rest = &rest[6..];
@@ -82,7 +86,9 @@ fn made(form: &str, cuts: &[usize], path: &str, kind: &str, framing: &str) -> Wi
     wire.read(head.as_bytes());
     let event = event(form);
     let body = match framing {
-        "sse" => format!(": {form}\nid: {form}\nevent: {form}\n{form}: {form}\ndata: {event}\n\n{form}\n\ndata: {form}\n\ndata: [DONE]\n\n"),
+        "sse" => format!(
+            ": {form}\nid: {form}\nevent: {form}\n{form}: {form}\ndata: {event}\n\n{form}\n\ndata: {form}\n\ndata: [DONE]\n\n"
+        ),
         "lines" => format!("{event}\n{form}\n{event}\n"),
         "array" => format!("[{event}\n,\r\n{event}]"),
         _ => event,

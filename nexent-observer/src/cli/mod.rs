@@ -66,7 +66,9 @@ enum Command {
         flags: ConfigFlags,
     },
     /// Observe processes and record what is seen, without content unless asked for
-    #[command(after_help = "Needs at least one of --pid and --exe. Ends when interrupted, or with --seconds or --max-bytes.")]
+    #[command(
+        after_help = "Needs at least one of --pid and --exe. Ends when interrupted, or with --seconds or --max-bytes."
+    )]
     Record {
         /// Recording to write; replaced if it is there
         file: PathBuf,

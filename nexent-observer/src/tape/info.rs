@@ -30,7 +30,8 @@ pub struct RecordedLimits {
 }
 
 /// Most memory that a recording may ask for by its limits: beyond, those of this program hold.
-const MOST: Limits = Limits { connections: 1 << 20, idle_ns: u64::MAX, timeline_bytes: 1 << 24, content_bytes: 1 << 24 };
+const MOST: Limits =
+    Limits { connections: 1 << 20, idle_ns: u64::MAX, timeline_bytes: 1 << 24, content_bytes: 1 << 24 };
 
 impl From<&Limits> for RecordedLimits {
     fn from(limits: &Limits) -> Self {

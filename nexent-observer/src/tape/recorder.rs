@@ -20,8 +20,7 @@ use nexent_observer_core::{
     limits::Limits,
     pipeline::{Tap, Tapped},
     tape::{
-        Redactor, Secret,
-        entry,
+        Redactor, Secret, entry,
         frame::{self, BLOCK_BYTES, Block, Kind},
     },
 };
@@ -229,8 +228,7 @@ impl Recorder {
         }
         if over && !sink.closed {
             tracing::info!(bytes, "The recording ends: its time is up, or it is as long as it may be.");
-            drop(sink);
-            self.finish();
+            sink.close();
         }
         over && self.0.ends_run
     }
@@ -239,20 +237,13 @@ impl Recorder {
         self.0.until.is_some_and(|until| Instant::now() >= until)
     }
 
-    /// Writes what waits, and the end. What comes later is not recorded.
+    /// Writes what waits, and the end, and waits until that is done. What comes later is not recorded.
     pub fn finish(&self) {
         let mut sink = self.sink();
-        if sink.closed {
-            return;
-        }
-        sink.with_redactor(|redactor, write| redactor.finish(write));
-        sink.send();
-        sink.closed = true;
-        // The thread ends with its queue.
-        sink.queue = None;
-        if let Some(thread) = sink.thread.take()
-            && thread.join().is_err()
-        {
+        sink.close();
+        let Some(thread) = sink.thread.take() else { return };
+        drop(sink);
+        if thread.join().is_err() {
             tracing::error!("The recording was not finished: its thread failed.");
         }
         if self.0.progress {
@@ -313,6 +304,20 @@ impl Sink {
             Ok(()) => self.channel.depth.inc(),
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => self.lost(entries),
         }
+    }
+
+    /// Takes no more. The thread writes the end when it has written what waits.
+    fn close(&mut self) {
+        if self.closed {
+            return;
+        }
+        self.with_redactor(|redactor, write| redactor.finish(write));
+        if let Some(Redactor { forced: forced @ 1.., .. }) = self.redactor {
+            tracing::warn!(forced, "Names did not end in time and were replaced: numbers of a replay may differ.");
+        }
+        self.send();
+        self.closed = true;
+        self.queue = None;
     }
 
     fn lost(&self, entries: u64) {

@@ -158,7 +158,8 @@ fn through(file: &Path, mut pick: Option<Pick>, each: &mut dyn FnMut(&Exchange))
     let mut core = Core::None;
     let report = source::read(file, |kind, entry| {
         if let Entry::Info(json) = entry {
-            let limits = serde_json::from_slice::<Info>(json).map_or_else(|_| Limits::default(), |info| info.limits.limits());
+            let limits =
+                serde_json::from_slice::<Info>(json).map_or_else(|_| Limits::default(), |info| info.limits.limits());
             core = Core::new(kind, limits, timing::Options::default());
             if let (Core::Pipeline(pipeline), Some(pick)) = (&mut core, &pick) {
                 pipeline.set_tap(Box::new(pick.clone()));
@@ -265,8 +266,8 @@ async fn read_request(stream: &mut TcpStream) -> io::Result<()> {
 /// # Errors
 /// A sentence that says what is expected.
 pub fn parse_id(text: &str) -> Result<ExchangeId, String> {
-    let parsed = text.split_once('-').and_then(|(conn, no)| {
-        Some(ExchangeId { conn: ConnId(conn.parse().ok()?), no: no.parse().ok()? })
-    });
+    let parsed = text
+        .split_once('-')
+        .and_then(|(conn, no)| Some(ExchangeId { conn: ConnId(conn.parse().ok()?), no: no.parse().ok()? }));
     parsed.ok_or_else(|| "the id of an exchange, as the JSON lines have it: two numbers with - between".to_owned())
 }

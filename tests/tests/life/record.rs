@@ -24,10 +24,36 @@ use crate::harness::{Client, Place, SOON, binary, lines, until};
 
 /// Answers of every form, and every way in which one fails.
 const SCENARIOS: [&str; 30] = [
-    "plain", "head-with-role", "head-with-first", "head-with-first-token", "head-with-all", "coalesced", "cut", "cut-random-chunks",
-    "cut-size-line", "multibyte", "multi-token", "tool", "tools", "reasoning", "refusal", "usage-always", "no-usage", "no-done",
-    "until-close", "comments", "crlf", "no-space", "big-events", "fast", "empty", "stream-error", "abort-reset", "abort-close",
-    "http-429", "http-502-html",
+    "plain",
+    "head-with-role",
+    "head-with-first",
+    "head-with-first-token",
+    "head-with-all",
+    "coalesced",
+    "cut",
+    "cut-random-chunks",
+    "cut-size-line",
+    "multibyte",
+    "multi-token",
+    "tool",
+    "tools",
+    "reasoning",
+    "refusal",
+    "usage-always",
+    "no-usage",
+    "no-done",
+    "until-close",
+    "comments",
+    "crlf",
+    "no-space",
+    "big-events",
+    "fast",
+    "empty",
+    "stream-error",
+    "abort-reset",
+    "abort-close",
+    "http-429",
+    "http-502-html",
 ];
 
 /// By their id, without what is made anew in every run: ids of spans, where the call itself brings none.
@@ -66,7 +92,8 @@ fn replayed(tape: &Path, arguments: &[&str]) -> BTreeMap<String, Value> {
 /// Starts every scenario at once on a client, and waits for all in its log: on standard output its threads get in each other's way.
 fn busy(client: &mut Client, log: &Path) -> usize {
     for (seed, scenario) in SCENARIOS.iter().enumerate() {
-        let command = json!({"do": "chat", "scenario": scenario, "seed": seed + 1, "background": true, "tag": scenario});
+        let command =
+            json!({"do": "chat", "scenario": scenario, "seed": seed + 1, "background": true, "tag": scenario});
         client.tell(&command);
     }
     client.tell(&json!({"do": "chat", "scenario": "plain", "stream": false}));
@@ -81,8 +108,7 @@ fn run(place: &Place, name: &str, arguments: &[&str], env: &[(&str, &str)]) -> B
     let elsewhere = place.dir.join("plain");
     fs::create_dir_all(&elsewhere).unwrap();
     let plain = LlmServer::start(Kind::Plain, &elsewhere, 1).unwrap();
-    let mut clients =
-        [place.client(&server, "one"), place.client(&server, "two"), place.client(&plain, "three")];
+    let mut clients = [place.client(&server, "one"), place.client(&server, "two"), place.client(&plain, "three")];
     let pids = clients.each_ref().map(Client::pid);
     let mut all: Vec<&str> = pids.iter().flat_map(|pid| ["--pid", pid.as_str()]).collect();
     all.extend(["--plain-http", "on"]);
@@ -146,7 +172,8 @@ fn a_recording_without_content_gives_the_same_numbers_and_has_no_text() {
     fs::copy(&tape, &shared).unwrap();
     fs::set_permissions(&shared, fs::Permissions::from_mode(0o644)).unwrap();
     fs::copy(binary(), &program).unwrap();
-    let output = Command::new(&program).arg("replay").arg(&shared).uid(65_534).gid(65_534).current_dir("/").output().unwrap();
+    let output =
+        Command::new(&program).arg("replay").arg(&shared).uid(65_534).gid(65_534).current_dir("/").output().unwrap();
     fs::remove_file(&program).unwrap();
     fs::remove_file(&shared).unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -160,7 +187,10 @@ fn a_loss_is_in_the_recording_and_in_its_replay() {
         let tape = place.dir.join("tape");
         let arguments: Vec<&str> = ["--record", tape.to_str().unwrap()].iter().chain(arguments).copied().collect();
         let live = run(&place, "observer", &arguments, &[("NEXENT_OBSERVER_TEST_FAULT", "drop_record:400")]);
-        assert!(live.values().any(|line| line["outcome"] == "incomplete" && line["bytes_lost"] != 0), "nothing was lost");
+        assert!(
+            live.values().any(|line| line["outcome"] == "incomplete" && line["bytes_lost"] != 0),
+            "nothing was lost"
+        );
         assert_eq!(numbers(&replayed(&tape, &["--capture-content"])), numbers(&live));
     }
 }

@@ -1,6 +1,10 @@
 //! Redaction of AWS event streams: each frame is taken whole, its payload redacted as a text, and its checksums made anew.
 
-use super::{Secret, text::{FILLER, Text}, words};
+use super::{
+    Secret,
+    text::{FILLER, Text},
+    words,
+};
 use crate::limits::EVENT_BYTES;
 
 /// Lengths and their checksum, and that at the end of a frame, in bytes.

@@ -37,7 +37,9 @@ mod tests {
 
     #[test]
     fn the_examples_of_the_standard_are_read_and_written() {
-        for (text, bytes) in [("", ""), ("Zg==", "f"), ("Zm8=", "fo"), ("Zm9v", "foo"), ("Zm9vYg==", "foob"), ("Zm9vYmFy", "foobar")] {
+        for (text, bytes) in
+            [("", ""), ("Zg==", "f"), ("Zm8=", "fo"), ("Zm9v", "foo"), ("Zm9vYg==", "foob"), ("Zm9vYmFy", "foobar")]
+        {
             assert_eq!(decode(text.as_bytes()).unwrap(), bytes.as_bytes());
             let mut out = Vec::new();
             encode(bytes.as_bytes(), &mut out);

@@ -21,33 +21,82 @@ pub(super) struct Request {
 const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
 /// Content types that later stages know.
 const TYPES: [&str; 10] = [
-    "text/event-stream", "application/json", "application/x-ndjson", "application/ndjson", "application/jsonl",
-    "application/stream+json", "application/vnd.amazon.eventstream", "application/octet-stream", "text/plain", "application/problem+json",
+    "text/event-stream",
+    "application/json",
+    "application/x-ndjson",
+    "application/ndjson",
+    "application/jsonl",
+    "application/stream+json",
+    "application/vnd.amazon.eventstream",
+    "application/octet-stream",
+    "text/plain",
+    "application/problem+json",
 ];
 /// Fields whose presence alone says something.
 const PRESENT: [&str; 7] = [
-    "mcp-protocol-version", "mcp-session-id", "mcp-method", "anthropic-version", "x-groq-region", "x-ms-deployment-name",
+    "mcp-protocol-version",
+    "mcp-session-id",
+    "mcp-method",
+    "anthropic-version",
+    "x-groq-region",
+    "x-ms-deployment-name",
     "azureml-model-session",
 ];
 /// Fields with an id.
 const IDS: [&str; 10] = [
-    "x-request-id", "apim-request-id", "request-id", "x-amzn-requestid", "mistral-correlation-id", "x-debug-trace-id", "x-ds-trace-id",
-    "x-siliconcloud-trace-id", "x-generation-id", "x-litellm-call-id",
+    "x-request-id",
+    "apim-request-id",
+    "request-id",
+    "x-amzn-requestid",
+    "mistral-correlation-id",
+    "x-debug-trace-id",
+    "x-ds-trace-id",
+    "x-siliconcloud-trace-id",
+    "x-generation-id",
+    "x-litellm-call-id",
 ];
 /// Fields with a number.
 const NUMBERS: [&str; 14] = [
-    "x-stainless-retry-count", "openai-processing-ms", "x-amzn-bedrock-invocation-latency", "x-total-time",
-    "x-litellm-response-duration-ms", "x-kong-upstream-latency", "x-envoy-upstream-service-time", "x-prompt-tokens",
-    "x-generated-tokens", "x-amzn-bedrock-input-token-count", "x-amzn-bedrock-output-token-count",
-    "x-amzn-bedrock-cache-read-input-token-count", "x-amzn-bedrock-cache-write-input-token-count", "content-length",
+    "x-stainless-retry-count",
+    "openai-processing-ms",
+    "x-amzn-bedrock-invocation-latency",
+    "x-total-time",
+    "x-litellm-response-duration-ms",
+    "x-kong-upstream-latency",
+    "x-envoy-upstream-service-time",
+    "x-prompt-tokens",
+    "x-generated-tokens",
+    "x-amzn-bedrock-input-token-count",
+    "x-amzn-bedrock-output-token-count",
+    "x-amzn-bedrock-cache-read-input-token-count",
+    "x-amzn-bedrock-cache-write-input-token-count",
+    "content-length",
 ];
 /// Beginnings of the names of fields that tell rate limits.
 const LIMITS: [&str; 6] =
     ["x-ratelimit-", "ratelimit-", "anthropic-ratelimit-", "retry-after", "x-should-retry", "x-trial-endpoint-call-"];
 /// Words of such names that the APIs use, besides those of [`words`].
 const LIMIT_WORDS: [&str; 20] = [
-    "x", "ratelimit", "anthropic", "retry", "after", "should", "trial", "endpoint", "call", "limit", "remaining", "reset", "requests",
-    "tokens", "ms", "day", "minute", "used", "req", "policy",
+    "x",
+    "ratelimit",
+    "anthropic",
+    "retry",
+    "after",
+    "should",
+    "trial",
+    "endpoint",
+    "call",
+    "limit",
+    "remaining",
+    "reset",
+    "requests",
+    "tokens",
+    "ms",
+    "day",
+    "minute",
+    "used",
+    "req",
+    "policy",
 ];
 
 pub(super) fn request(head: &RequestHead<'_>, secret: Secret) -> Request {
@@ -57,7 +106,8 @@ pub(super) fn request(head: &RequestHead<'_>, secret: Secret) -> Request {
         path: path(head.path),
         host: head.host.map(host),
         fields: fields(&head.headers, secret),
-        cumulative: head.path.contains("/services/aigc/") || head.path.split('?').next().is_some_and(|path| path.ends_with("/generate")),
+        cumulative: head.path.contains("/services/aigc/")
+            || head.path.split('?').next().is_some_and(|path| path.ends_with("/generate")),
     }
 }
 
@@ -83,7 +133,14 @@ fn field(name: &str, value: &str, secret: Secret) -> Option<Vec<u8>> {
         "content-type" => Some(content_type(value).into()),
         "accept" => {
             let known = |kind: &&str| value.contains(*kind);
-            Some(["application/json", "text/event-stream"].into_iter().filter(known).collect::<Vec<_>>().join(", ").into())
+            Some(
+                ["application/json", "text/event-stream"]
+                    .into_iter()
+                    .filter(known)
+                    .collect::<Vec<_>>()
+                    .join(", ")
+                    .into(),
+            )
         }
         "upgrade" | ":protocol" => kept(value.eq_ignore_ascii_case("websocket")),
         "x-dashscope-sse" => Some(if value == "disable" { "disable" } else { "enable" }.into()),
@@ -95,7 +152,14 @@ fn field(name: &str, value: &str, secret: Secret) -> Option<Vec<u8>> {
         }
         "x-amzn-errortype" => {
             let kind = value.split(':').next().unwrap_or_default();
-            Some(if words::is_identifier(kind.as_bytes()) && !words::is_credential(kind.as_bytes()) { kind } else { " " }.into())
+            Some(
+                if words::is_identifier(kind.as_bytes()) && !words::is_credential(kind.as_bytes()) {
+                    kind
+                } else {
+                    " "
+                }
+                .into(),
+            )
         }
         _ if IDS.contains(&name) => {
             let mut id = Vec::new();
@@ -128,7 +192,8 @@ fn content_type(value: &str) -> &'static str {
 /// W3C Trace Context, version 00: hexadecimal digits in their places.
 fn is_traceparent(value: &str) -> bool {
     let at_dash = |n: usize| matches!(n, 2 | 35 | 52);
-    value.len() == 55 && value.bytes().enumerate().all(|(n, b)| if at_dash(n) { b == b'-' } else { b.is_ascii_hexdigit() })
+    value.len() == 55
+        && value.bytes().enumerate().all(|(n, b)| if at_dash(n) { b == b'-' } else { b.is_ascii_hexdigit() })
 }
 
 /// A number, a duration (`6m0s`, `12ms`), a time (RFC 3339, or of HTTP), or a truth value.
@@ -136,7 +201,10 @@ fn is_limit(value: &str) -> bool {
     let mut letters = 0;
     let plain = value.bytes().all(|b| {
         letters = if b.is_ascii_alphabetic() { letters + 1 } else { 0 };
-        b.is_ascii_digit() || letters == 1 && b"smhdTZ".contains(&b) || letters == 2 && b == b's' || b".:-+".contains(&b)
+        b.is_ascii_digit()
+            || letters == 1 && b"smhdTZ".contains(&b)
+            || letters == 2 && b == b's'
+            || b".:-+".contains(&b)
     });
     let begins = value.starts_with(|c: char| c.is_ascii_digit());
     matches!(value, "true" | "false") || value.len() <= 32 && plain && begins
@@ -160,11 +228,11 @@ fn path(path: &str) -> String {
         if n > 0 {
             out.push('/');
         }
-        let (name, verb) = segment.rsplit_once(':').filter(|(_, verb)| words::is_known(verb.as_bytes())).unwrap_or((segment, ""));
+        let (name, verb) =
+            segment.rsplit_once(':').filter(|(_, verb)| words::is_known(verb.as_bytes())).unwrap_or((segment, ""));
         let model = matches!(before, "models" | "model" | "deployments" | "engines") || !verb.is_empty();
-        if segment.is_empty() || words::is_known(segment.as_bytes()) {
-            out.push_str(segment);
-        } else if model && words::is_model(name.as_bytes()) {
+        let known = segment.is_empty() || words::is_known(segment.as_bytes());
+        if known || model && words::is_model(name.as_bytes()) {
             out.push_str(segment);
         } else {
             out.extend(std::iter::repeat_n('x', segment.len()));
@@ -194,8 +262,14 @@ mod tests {
             ("/v1/chat/completions", "/v1/chat/completions"),
             ("/v1/chat/completions?key=secret#secret", "/v1/chat/completions"),
             ("/hooks/T0SECRET/v1/messages", "/xxxxx/xxxxxxxx/v1/messages"),
-            ("/openai/deployments/my-gpt/chat/completions?api-version=1", "/openai/deployments/my-gpt/chat/completions"),
-            ("/v1beta/models/gemini-2.5-flash:streamGenerateContent?alt=sse", "/v1beta/models/gemini-2.5-flash:streamGenerateContent"),
+            (
+                "/openai/deployments/my-gpt/chat/completions?api-version=1",
+                "/openai/deployments/my-gpt/chat/completions",
+            ),
+            (
+                "/v1beta/models/gemini-2.5-flash:streamGenerateContent?alt=sse",
+                "/v1beta/models/gemini-2.5-flash:streamGenerateContent",
+            ),
             ("/v1/models/sk-live-abc", "/v1/models/xxxxxxxxxxx"),
             ("/v1/realtime?model=gpt-realtime&key=secret", "/v1/realtime?model=gpt-realtime"),
             ("/api/v1/services/aigc/text-generation/generation", "/api/v1/services/aigc/text-generation/generation"),

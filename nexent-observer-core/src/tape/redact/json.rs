@@ -75,16 +75,16 @@ impl Facts {
             b"type" | b"status" => (facts.structure, facts.failure) = (true, true),
             b"event" | b"object" | b"role" | b"phase" | b"jsonrpc" => facts.structure = true,
             b"model" | b"modelVersion" => facts.model = true,
-            b"finish_reason" | b"finishReason" | b"stop_reason" | b"stopReason" | b"completionReason" | b"done_reason"
-            | b"blockReason" | b"stop_type" => facts.reason = true,
+            b"finish_reason" | b"finishReason" | b"stop_reason" | b"stopReason" | b"completionReason"
+            | b"done_reason" | b"blockReason" | b"stop_type" => facts.reason = true,
             b"code" | b"error_type" => (facts.failure, facts.structure) = (true, true),
             b"reason" => (facts.failure, facts.structure) = (true, true),
             b"error" => (facts.error, facts.reason) = (true, true),
             b"details" | b"incomplete_details" | b"status_details" => facts.error = true,
             b"message" | b"response" | b"session" => facts.holds_model = true,
             b"bytes" => facts.base64 = true,
-            b"args" | b"arguments" | b"input" | b"parsed" | b"properties" | b"schema" | b"messages" | b"contents" | b"tools"
-            | b"functions" | b"documents" => facts.content = true,
+            b"args" | b"arguments" | b"input" | b"parsed" | b"properties" | b"schema" | b"messages" | b"contents"
+            | b"tools" | b"functions" | b"documents" => facts.content = true,
             _ => {}
         }
         facts
@@ -93,7 +93,20 @@ impl Facts {
 
 /// Words of which one is in every key of a number that is kept.
 const NUMBERS: [&str; 14] = [
-    "tokens", "token", "count", "index", "n", "temperature", "top", "max", "predict", "code", "status", "number", "length", "units",
+    "tokens",
+    "token",
+    "count",
+    "index",
+    "n",
+    "temperature",
+    "top",
+    "max",
+    "predict",
+    "code",
+    "status",
+    "number",
+    "length",
+    "units",
 ];
 
 #[derive(Debug, Clone, Copy)]

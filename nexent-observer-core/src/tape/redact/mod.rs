@@ -25,7 +25,9 @@ use std::collections::{HashMap, VecDeque};
 
 use crate::{
     event::{ConnId, Stamp},
-    http::{ExchangeNo, Head, Headers, HttpEvent, HttpEventKind, Message, MessageKind, RequestHead, ResponseHead, Side},
+    http::{
+        ExchangeNo, Head, Headers, HttpEvent, HttpEventKind, Message, MessageKind, RequestHead, ResponseHead, Side,
+    },
     limits::{REDACT_BYTES, REDACT_EVENTS},
     pipeline::Tapped,
     tape::entry,
@@ -158,9 +160,8 @@ impl Connection {
 
     fn event(&mut self, conn: ConnId, event: &HttpEvent<'_>, secret: Secret) {
         let HttpEvent { exchange, side, at, kind } = *event;
-        let http = |kind: HttpEventKind<'_>| {
-            entry::tapped(conn, &Tapped::Http(&HttpEvent { exchange, side, at, kind }))
-        };
+        let http =
+            |kind: HttpEventKind<'_>| entry::tapped(conn, &Tapped::Http(&HttpEvent { exchange, side, at, kind }));
         match kind {
             HttpEventKind::Head { first, head } => {
                 let entry = self.head(exchange, side, &head, secret, |head| http(HttpEventKind::Head { first, head }));

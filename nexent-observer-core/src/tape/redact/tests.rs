@@ -36,13 +36,22 @@ fn response(text: &str) -> String {
 #[test]
 fn events_keep_their_framing_and_lose_their_content() {
     for (given, kept) in [
-        ("data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"Hi \\\"you\\\"\"}}]}\n\n", "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"xxxxxxxxxx\"}}]}\n\n"),
+        (
+            "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"Hi \\\"you\\\"\"}}]}\n\n",
+            "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"xxxxxxxxxx\"}}]}\n\n",
+        ),
         ("data: [DONE]\r\n\r\n", "data: [DONE]\r\n\r\n"),
         (": secret\n\n", ":xxxxxxx\n\n"),
-        ("event: content_block_delta\nid: secret\nretry: 7\nsecret: 7\n\n", "event: content_block_delta\nid:xxxxxxx\nretry:xx\nxxxxxx: 1\n\n"),
+        (
+            "event: content_block_delta\nid: secret\nretry: 7\nsecret: 7\n\n",
+            "event: content_block_delta\nid:xxxxxxx\nretry:xx\nxxxxxx: 1\n\n",
+        ),
         ("event: secret\ndata: secret 42\n\n", "event:xxxxxxx\ndata: xxxxxx 10\n\n"),
         ("data\n\n", "data\n\n"),
-        ("error: {\"error\":{\"code\":400,\"message\":\"no\"}}\n", "error: {\"error\":{\"code\":400,\"message\":\"xx\"}}\n"),
+        (
+            "error: {\"error\":{\"code\":400,\"message\":\"no\"}}\n",
+            "error: {\"error\":{\"code\":400,\"message\":\"xx\"}}\n",
+        ),
     ] {
         assert_eq!(response(given), kept);
     }
@@ -56,10 +65,19 @@ fn members_stay_by_their_place() {
         (r#"{"message":{"model":"claude"},"secret":1}"#, r#"{"message":{"model":"claude"},"xxxxxx":1}"#),
         (r#"[{"modelVersion":"gemini-2"}]"#, r#"[{"modelVersion":"gemini-2"}]"#),
         (r#"{"finish_reason":"tool_calls","a":"stop"}"#, r#"{"finish_reason":"tool_calls","x":"xxxx"}"#),
-        (r#"{"error":{"code":"quota_x","type":null,"message":"m"}}"#, r#"{"error":{"code":"quota_x","type":null,"message":"x"}}"#),
+        (
+            r#"{"error":{"code":"quota_x","type":null,"message":"m"}}"#,
+            r#"{"error":{"code":"quota_x","type":null,"message":"x"}}"#,
+        ),
         (r#"{"code":"secret()","error":"not found"}"#, r#"{"code":" x x x x","error":" x x x x "}"#),
-        (r#"{"usage":{"total_tokens":42},"embedding":[0.25,-3e7,12]}"#, r#"{"usage":{"total_tokens":42},"embedding":[0.00,-1e0,10]}"#),
-        (r#"{"name":"get_secret","input":{"type":"text","index":42,"secret":[true,null]}}"#, r#"{"name":"xxxxxxxxxx","input":{"xxxx":"xxxx","xxxxx":10,"xxxxxx":[true,null]}}"#),
+        (
+            r#"{"usage":{"total_tokens":42},"embedding":[0.25,-3e7,12]}"#,
+            r#"{"usage":{"total_tokens":42},"embedding":[0.00,-1e0,10]}"#,
+        ),
+        (
+            r#"{"name":"get_secret","input":{"type":"text","index":42,"secret":[true,null]}}"#,
+            r#"{"name":"xxxxxxxxxx","input":{"xxxx":"xxxx","xxxxx":10,"xxxxxx":[true,null]}}"#,
+        ),
         (r#"{"arguments":{"model":"secret","id":"secret"}}"#, r#"{"arguments":{"xxxxx":"xxxxxx","xx":"xxxxxx"}}"#),
     ] {
         assert_eq!(response(given), kept);
