@@ -1,4 +1,5 @@
 //! Recordings of the project's own test server, replayed: the same lines as when they were made. `UPDATE_GOLDEN=1` writes the lines anew.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::{
     fs,

@@ -1,6 +1,6 @@
 //! A recording in memory, and the exchanges that a replay of it gives.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nexent_observer_core::{
     event::ConnId,
@@ -27,14 +27,14 @@ struct Recording {
 impl Tap for Recording {
     fn take(&mut self, conn: ConnId, tapped: Tapped<'_>) {
         let Self { redactor, tape } = self;
-        redactor.take(conn, &tapped, &mut |entry| tape.0.lock().unwrap().push(entry.to_vec()));
+        redactor.take(conn, &tapped, &mut |entry| tape.entries().push(entry.to_vec()));
     }
 }
 
 impl Drop for Recording {
     fn drop(&mut self) {
         let Self { redactor, tape } = self;
-        redactor.finish(&mut |entry| tape.0.lock().unwrap().push(entry.to_vec()));
+        redactor.finish(&mut |entry| tape.entries().push(entry.to_vec()));
         assert_eq!(redactor.forced, 0, "nothing had to be given up");
     }
 }
@@ -45,16 +45,20 @@ impl Tape {
         Box::new(Recording { redactor: Redactor::new(Secret::new([9; 16])), tape: self.clone() })
     }
 
+    fn entries(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Exchanges of a replay.
     pub(crate) fn replay(&self, limits: Limits) -> Vec<Exchange> {
         let mut replay = Replay::new(limits, Options::default());
         let mut exchanges = Vec::new();
-        for bytes in self.0.lock().unwrap().iter() {
+        for bytes in self.entries().iter() {
             let tapped = entry::read(bytes, |entry| {
                 let Entry::Tapped(conn, tapped) = entry else { panic!("{entry:?}") };
                 replay.handle(conn, &tapped);
             });
-            tapped.unwrap();
+            assert_eq!(tapped, Ok(()));
             while let Some(Output::Exchange(exchange)) = replay.poll_output() {
                 exchanges.push(*exchange);
             }

@@ -170,12 +170,12 @@ fn dispatch(
         Command::Run { recording, flags } => {
             let RecordingFlags { record, with_content, record_max_bytes: max_bytes } = recording;
             let options = |file| recorder::Options { file, with_content, time: None, max_bytes, ends_run: false };
-            run(flags.into(), record.map(options), environment, err)
+            run(flags.into(), record.map(options).as_ref(), environment, err)
         }
         Command::Record { file, with_content, seconds, max_bytes, flags } => {
             let time = seconds.map(|seconds| Duration::from_secs(seconds.into()));
             let options = recorder::Options { file, with_content, time, max_bytes, ends_run: true };
-            run(flags.into(), Some(options), environment, err)
+            run(flags.into(), Some(&options), environment, err)
         }
         Command::Replay { file, speed, serve, exchange, flags } => {
             let config = Config::load(flags.into(), environment)?;
@@ -209,13 +209,13 @@ fn dispatch(
 
 fn run(
     flags: Flags,
-    recording: Option<recorder::Options>,
+    recording: Option<&recorder::Options>,
     environment: &Environment,
     err: &mut impl Write,
 ) -> Result<(), RunError> {
     let mut config = Config::load(flags, environment)?;
     let chosen = |key| config.origin(key) != Origin::Default;
-    if recording.as_ref().is_some_and(|recording| recording.ends_run) && !chosen(&LISTEN) && !chosen(&PROMETHEUS_PORT) {
+    if recording.is_some_and(|recording| recording.ends_run) && !chosen(&LISTEN) && !chosen(&PROMETHEUS_PORT) {
         // A recording is made beside an observer that runs: its port is taken.
         config.listen = Listen::Off;
     }
@@ -229,7 +229,7 @@ fn run(
     for warning in &config.warnings {
         tracing::warn!("{warning}.");
     }
-    crate::run::run(&config, recording.as_ref())
+    crate::run::run(&config, recording)
 }
 
 /// Writes to standard output. A reader that went away (`| head`) is no error; any other failure is.

@@ -349,10 +349,10 @@ impl Writer {
         while let Ok((block, entries)) = packets.recv() {
             self.channel.depth.dec();
             self.note_loss();
-            self.write(block.pack(), entries);
+            self.write(block.pack().as_deref(), entries);
         }
         self.note_loss();
-        self.write(Some(frame::end()), 0);
+        self.write(Some(&frame::end()), 0);
     }
 
     /// What was lost is said where it is missing.
@@ -367,8 +367,8 @@ impl Writer {
         }
     }
 
-    fn write(&mut self, block: Option<Vec<u8>>, entries: u64) {
-        if self.put(block.as_deref()) {
+    fn write(&mut self, block: Option<&[u8]>, entries: u64) {
+        if self.put(block) {
             self.channel.exported.inc_by(entries);
         } else {
             self.written.lose(entries);

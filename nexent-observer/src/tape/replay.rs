@@ -233,7 +233,7 @@ fn time(entry: &Entry<'_>) -> Option<MonoNs> {
 struct Services {
     known: HashMap<u32, Arc<Service>>,
     /// Exchanges whose process was not named yet: its name comes right behind the entry that ended them.
-    nameless: Vec<Box<Exchange>>,
+    nameless: Vec<Exchange>,
 }
 
 impl Services {
@@ -286,7 +286,7 @@ impl Replaying {
                 self.core.take(entry);
                 while let Some(exchange) = self.core.next() {
                     if self.services.nameless.len() < NAMELESS {
-                        self.services.nameless.push(exchange);
+                        self.services.nameless.push(*exchange);
                     }
                 }
                 return !self.pace.is_stopped();
@@ -306,7 +306,7 @@ impl Replaying {
             }
             let service = self.services.of(exchange.pid);
             let endpoint = exchange.said.as_ref().and_then(|said| said.endpoint.clone());
-            self.exports.export(Observed { exchange: *exchange, service, endpoint });
+            self.exports.export(Observed { exchange, service, endpoint });
             while lines.get() > LINES_AHEAD && !self.pace.is_stopped() {
                 std::thread::sleep(Duration::from_millis(1));
             }
@@ -347,7 +347,7 @@ impl Pace {
     /// How long until `at` is due.
     fn left(&mut self, at: MonoNs) -> Duration {
         let Speed::Times(times) = self.speed else { return Duration::ZERO };
-        let (began, first) = *self.began.get_or_insert((Instant::now(), at));
+        let (began, first) = *self.began.get_or_insert_with(|| (Instant::now(), at));
         let due = Duration::try_from_secs_f64(at.seconds_since(first) / times).unwrap_or(Duration::MAX);
         due.saturating_sub(began.elapsed())
     }
