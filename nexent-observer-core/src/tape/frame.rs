@@ -192,6 +192,9 @@ impl Unpacker {
         }
         let Some((packed, len, sum)) = self.lengths().filter(|_| !self.ended) else { return Ok(None) };
         if packed == 0 && len == 0 {
+            if sum != 0 {
+                return Err(Broken::Checksum);
+            }
             self.ended = true;
             self.held = Vec::new();
             return Ok(None);
