@@ -94,6 +94,8 @@ struct Observer {
     recorder: Option<Recorder>,
     /// Processes found dead before the last drain; their connections end after the next one.
     dying: Vec<Ended>,
+    /// Processes whose connections ended: their names are wanted until the next drain has exported their last exchanges.
+    dead: Vec<u32>,
     ends_with_targets: bool,
 }
 
@@ -142,6 +144,7 @@ impl Observer {
             },
             recorder,
             dying: Vec::new(),
+            dead: Vec::new(),
             ends_with_targets: config.exes.is_empty(),
         };
         for pid in &config.pids {
@@ -265,6 +268,11 @@ impl Observer {
 
     /// Follows processes.
     fn turn(&mut self, now: MonoNs) {
+        for pid in std::mem::take(&mut self.dead) {
+            if !self.targets.attacher().observes(pid) {
+                self.services.known.remove(&pid);
+            }
+        }
         for Ended { pid, open, replaced } in std::mem::take(&mut self.dying) {
             if !replaced {
                 let recorder = self.recorder.as_ref().filter(|recorder| recorder.with_content());
@@ -280,9 +288,7 @@ impl Observer {
                 }
                 self.pipeline.process_exit(pid, now);
             }
-            if !self.targets.attacher().observes(pid) {
-                self.services.known.remove(&pid);
-            }
+            self.dead.push(pid);
         }
         for change in self.targets.poll(now) {
             match change {
