@@ -109,8 +109,10 @@ fn run(place: &Place, name: &str, arguments: &[&str], env: &[(&str, &str)]) -> B
     fs::create_dir_all(&elsewhere).unwrap();
     let plain = LlmServer::start(Kind::Plain, &elsewhere, 1).unwrap();
     let mut clients = [place.client(&server, "one"), place.client(&server, "two"), place.client(&plain, "three")];
+    let mut mortal = place.client(&server, "four");
     let pids = clients.each_ref().map(Client::pid);
-    let mut all: Vec<&str> = pids.iter().flat_map(|pid| ["--pid", pid.as_str()]).collect();
+    let last = mortal.pid();
+    let mut all: Vec<&str> = pids.iter().chain([&last]).flat_map(|pid| ["--pid", pid.as_str()]).collect();
     all.extend(["--plain-http", "on"]);
     all.extend(arguments);
     let mut observer = place.observe_with(name, &all, env);
