@@ -269,7 +269,7 @@ fn conn_of(output: &Output) -> u64 {
 }
 
 fn play(steps: &[Step<'_>]) -> Vec<Output> {
-    let mut pipeline = Pipeline::new(Limits::default(), Options { capture_content: true });
+    let mut pipeline = Pipeline::new(Limits::default(), Options { capture_content: true, ..Options::default() });
     let mut outputs = Vec::new();
     let (mut records, mut bytes) = (0, 0);
     #[cfg(feature = "planted")]

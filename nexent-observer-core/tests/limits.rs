@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 /// Cap, file and name of the test that proves it.
-const PROVEN: [(&str, &str, &str); 30] = [
+const PROVEN: [(&str, &str, &str); 35] = [
     ("HEAD_BYTES", "src/http/http1/tests/mod.rs", "endless_heads_are_cut_off_and_the_next_exchange_is_right"),
     ("HEAD_FIELDS", "src/http/http1/head.rs", "too_many_fields_are_a_defect_of_their_own"),
     ("HPACK_TABLE_BYTES", "src/http/http2/hpack/tests.rs", "no_block_whatsoever_does_harm"),
@@ -30,6 +30,11 @@ const PROVEN: [(&str, &str, &str); 30] = [
     ("ZSTD_WINDOW_LOG", "src/http/coding/tests.rs", "a_zstd_window_over_the_cap_is_refused"),
     ("MESSAGE_BYTES", "src/http/websocket/tests.rs", "a_message_over_the_cap_is_cut_and_counted"),
     ("SOCKET_CALLS", "tests/pipeline_websocket.rs", "calls_that_are_never_answered_are_let_go_at_the_cap"),
+    ("TOKENIZER_PENDING_BYTES", "src/timing/counting.rs", "a_text_without_borders_is_held_up_to_the_cap_only"),
+    ("TOKENIZER_LANES", "src/timing/counting.rs", "lanes_are_capped_and_what_the_old_ones_hold_is_counted"),
+    ("TOKENIZED_BYTES", "src/timing/counting.rs", "a_text_over_the_cap_has_no_count"),
+    ("RETRIES", "src/timing/retries.rs", "failed_calls_are_remembered_up_to_the_cap_and_the_oldest_go"),
+    ("RETRY_WINDOW_NS", "src/timing/retries.rs", "failed_calls_are_remembered_for_the_window_only"),
     ("connections", "src/conn/table.rs", "a_full_table_lets_the_one_silent_longest_go"),
     ("idle_ns", "src/conn/table.rs", "the_idle_go_in_the_order_of_their_silence"),
     (

@@ -63,7 +63,7 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let mut bench = Self {
-            pipeline: Pipeline::new(Limits::default(), Options { capture_content: true }),
+            pipeline: Pipeline::new(Limits::default(), Options { capture_content: true, ..Options::default() }),
             client: Encoder::with_dynamic_size(4096),
             server: Encoder::with_dynamic_size(4096),
             observed: true,

@@ -85,7 +85,7 @@ fn cut(turns: &[Turn], mut size: impl FnMut() -> usize) -> Cut {
 
 /// Feeds the records in the order that `next` chooses among the connections that have some left.
 fn run(cuts: &[Cut], mut next: impl FnMut(usize) -> usize) -> Vec<Exchange> {
-    let mut pipeline = Pipeline::new(Limits::default(), Options { capture_content: true });
+    let mut pipeline = Pipeline::new(Limits::default(), Options { capture_content: true, ..Options::default() });
     let mut out = Vec::new();
     let mut left: Vec<_> = cuts.iter().enumerate().map(|(i, c)| (i as u64 + 1, c.iter(), [0u64; 2])).collect();
     let mut now = 1_000;

@@ -66,7 +66,7 @@ impl Bench {
     fn asking(path: &str, cut: Cut, deflate: bool) -> Self {
         let compress = || Compress::new(Compression::default(), false);
         let mut b = Self {
-            pipeline: Pipeline::new(Limits::default(), Options { capture_content: true }),
+            pipeline: Pipeline::new(Limits::default(), Options { capture_content: true, ..Options::default() }),
             cut,
             deflate: deflate.then(|| [compress(), compress()]),
             now: 1000 * MS,

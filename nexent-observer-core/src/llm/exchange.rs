@@ -60,6 +60,8 @@ struct Conversation {
     /// The API that the path belongs to, and what the path says. Proven or not.
     routed: Option<Box<Routed>>,
     held: Option<Box<Held>>,
+    /// Digest of the request body, once it was seen to its end.
+    request_digest: Option<u64>,
     status: Option<u16>,
     /// What the response head says about an error.
     error_kind: Option<Box<str>>,
@@ -114,6 +116,7 @@ impl LlmExchange {
                 accepts_like_mcp: false,
                 routed: None,
                 held: None,
+                request_digest: None,
                 status: None,
                 error_kind: None,
                 errored: false,
@@ -128,6 +131,13 @@ impl LlmExchange {
     #[must_use]
     pub fn verdict(&self) -> Verdict {
         self.call.verdict
+    }
+
+    /// Digest of the whole request body as the API reads it (decoded), by which the same request is known again; `None` where it
+    /// was not seen. Of what the kernel half left uncopied only the size is in it. It must not leave the core.
+    #[must_use]
+    pub fn request_digest(&self) -> Option<u64> {
+        self.call.request_digest
     }
 
     /// Takes the next event of this exchange; what follows from it goes to `sink`, defects are counted in `stats`.
@@ -213,14 +223,15 @@ impl Conversation {
                     self.reject(ev.at, why, to);
                 }
             }
-            HttpEventKind::Gap { .. } => {
+            HttpEventKind::Gap { len, cause } => {
                 if let Some(request) = &mut self.request {
-                    request.gap();
+                    request.gap(len, cause);
                 }
             }
             HttpEventKind::End => {
                 if let Some(request) = &mut self.request {
                     request.end();
+                    self.request_digest = request.digest();
                 }
                 self.tell_request(ev.at, true, to);
                 match self.verdict {

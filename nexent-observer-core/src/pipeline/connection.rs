@@ -93,8 +93,8 @@ pub(super) struct About {
 }
 
 impl About {
-    /// Gives out a call that is over.
-    pub(super) fn finish(self, timing: Timing, said: Option<Arc<Said>>, shared: &mut SharedCalls) {
+    /// Gives out a call that is over; `digest` is that of its request body.
+    pub(super) fn finish(self, timing: Timing, said: Option<Arc<Said>>, digest: Option<u64>, shared: &mut SharedCalls) {
         let Self { role, peer } = self;
         shared.timing.exchanges_open -= 1;
         let mut exchange = timing.finish(&mut shared.timing);
@@ -103,6 +103,7 @@ impl About {
         // Later calls on the connection had no connect.
         exchange.connect_ns = peer.filter(|_| client && exchange.id.no == 0).and_then(|peer| peer.connect_ns);
         exchange.said = said.filter(|_| client);
+        shared.retries.link(&mut exchange, digest);
         shared.give_out(Output::Exchange(Box::new(exchange)));
     }
 }
@@ -344,7 +345,7 @@ impl Calls {
         self.not_llm = None;
         shared.timing.exchanges_open += 1;
         let id = ExchangeId { conn: self.id, no: no.0 };
-        let timing = Timing::new(id, self.pid, self.asker(), shared.options, &shared.limits);
+        let timing = Timing::new(id, self.pid, self.asker(), &shared.options, &shared.limits);
         let asked = matches!(event.kind, HttpEventKind::Head { head: Head::Request(_), .. });
         let (said, named_now) = self.name_request();
         self.open.push(Open { no, asked, said, named_now, both: Box::new((LlmExchange::new(), timing)) });
@@ -397,7 +398,8 @@ impl Calls {
 
     fn finish(&mut self, at: usize, shared: &mut SharedCalls) {
         let Open { both, said, .. } = self.open.remove(at);
-        self.about().finish(both.1, said, shared);
+        let (llm, timing) = *both;
+        self.about().finish(timing, said, llm.request_digest(), shared);
     }
 
     fn about(&self) -> About {

@@ -20,7 +20,7 @@ use crate::{
     event::{ConnId, Direction, MonoNs, Record, RecordKind, Said},
     limits::{Limits, OUTPUTS},
     stats::{DropReason, Stats},
-    timing::{ActiveStream, Exchange, Options},
+    timing::{ActiveStream, Exchange, Options, Retries},
 };
 
 use connection::Connection;
@@ -75,6 +75,7 @@ struct Shared {
 struct SharedCalls {
     limits: Limits,
     options: Options,
+    retries: Retries,
     llm: Stats,
     timing: Stats,
     outputs: VecDeque<Output>,
@@ -92,6 +93,7 @@ impl Pipeline {
                 calls: SharedCalls {
                     limits,
                     options,
+                    retries: Retries::default(),
                     llm: Stats::default(),
                     timing: Stats::default(),
                     outputs: VecDeque::new(),

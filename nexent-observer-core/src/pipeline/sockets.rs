@@ -81,7 +81,7 @@ impl Sockets {
                 *numbered = numbered.wrapping_add(1);
                 timing_stats.exchanges_open += 1;
                 let id = ExchangeId { conn: origin.conn, no };
-                let timing = Timing::new(id, origin.pid, origin.asker, *options, limits);
+                let timing = Timing::new(id, origin.pid, origin.asker, options, limits);
                 calls.push((call, Call { timing: Box::new(timing), said: origin.said.cloned() }));
                 calls.len() - 1
             });
@@ -91,7 +91,7 @@ impl Sockets {
             }
         });
         for Call { timing, said } in finished {
-            origin.about.finish(*timing, said, shared);
+            origin.about.finish(*timing, said, None, shared);
         }
         if state != SocketState::Open {
             open.remove(at);

@@ -6,8 +6,10 @@
 //! Stamps of one direction can step back a little when several threads read in turn. A time of the token timeline
 //! never does: a chunk stamped before the chunk in front of it takes that chunk's time (and is coalesced with it).
 
+mod counting;
 mod outcome;
 mod rates;
+mod retries;
 mod timeline;
 mod tokens;
 mod track;
@@ -15,7 +17,9 @@ mod track;
 #[cfg(test)]
 mod tests;
 
+pub use counting::{Tokenizer, Tokenizers};
 pub use rates::{RATE_SPAN_MIN_NS, STALL_MEDIANS, STALL_MIN_NS, stall_threshold};
+pub use retries::Retries;
 pub use timeline::{Chunks, Gaps, Timeline, TimelineChunk};
 pub use track::{ActiveStream, Options, Progress, Timing};
 
@@ -88,6 +92,11 @@ pub struct Exchange {
     pub last_token: Option<MonoNs>,
     /// Last byte of the exchange that belongs to it (end marker, message end, or the abort).
     pub end: Option<MonoNs>,
+    /// The failed call of the same process that this one repeats, byte for byte; see [`Retries`].
+    pub retry_of: Option<ExchangeId>,
+    /// Which repetition this is, from 1: as its client says (`x-stainless-retry-count`), else as was seen. 0: a client says that it
+    /// is none. `None`: nothing says that it is one.
+    pub retry_count: Option<u32>,
 
     /// Output chunks in the order of arrival.
     pub chunks: Timeline,
@@ -108,8 +117,14 @@ pub struct Exchange {
     /// Number N of output tokens used for rates, by `usage_source`. `None` for an answer that is not a stream and
     /// without usage: one body is not one token. A lower bound when it counts chunks and bytes were lost.
     pub output_tokens: Option<u64>,
+    /// Tokens that a tokenizer counted in the generated text, whoever `output_tokens` comes from. A lower bound when bytes were
+    /// lost. `None`: no tokenizer is known for the model, or there was more than [`crate::limits::TOKENIZED_BYTES`].
+    pub counted_tokens: Option<u64>,
+    /// `counted_tokens` over the provider's count of the same text (its output tokens, without reasoning that was not shown).
+    /// `None` unless both counted all of it.
+    pub token_count_ratio: Option<f64>,
     /// Decode rate, tokens/s; see DESIGN section 3. With counts per chunk (continuous usage) the tokens that share the
-    /// first time are counted, else they are their share of the chunks. Unknown when bytes of the response were lost.
+    /// first time are counted, so with those of a tokenizer, else they are their share of the chunks. Unknown when bytes of the response were lost.
     pub decode_rate: Option<f64>,
     /// End-to-end rate, tokens/s: N over the time from the request start to the last output chunk (to the end, for an
     /// answer that is not a stream). With a loss it is known only from usage, and only when the

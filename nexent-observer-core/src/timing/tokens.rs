@@ -2,7 +2,7 @@
 
 use crate::{event::MonoNs, limits::STALLS};
 
-use super::{Timeline, rates::STALL_MIN_NS};
+use super::{Timeline, counting::Counting, rates::STALL_MIN_NS};
 
 /// Where the token timeline stands.
 #[derive(Debug, Clone, Default)]
@@ -14,6 +14,10 @@ pub(super) struct Tokens {
     /// Output chunks that share the first time, and their tokens as long as every one of them is counted.
     pub(super) first_chunks: u32,
     pub(super) first_tokens: Option<u64>,
+    /// Likewise, those that a tokenizer counted.
+    pub(super) first_counted: u64,
+    /// What a tokenizer counts, where there is one. Looked for at the first output.
+    pub(super) counting: Option<Box<Counting>>,
     /// Times of the first and last output chunk that were seen.
     pub(super) first: Option<MonoNs>,
     pub(super) last: MonoNs,
@@ -89,12 +93,21 @@ impl Tokens {
             (Some(before), Some(now)) => self.tokens_between(before, now),
             _ => None,
         };
+        let counted = self.counting.as_mut().and_then(|counting| counting.told());
         self.reported = chunk.usage;
         self.usage_stale = chunk.usage.is_none();
         if self.first == Some(chunk.at) {
             self.first_tokens = self.first_tokens.zip(tokens).map(|(sum, n)| sum.saturating_add(u64::from(n)));
+            self.first_counted = self.first_counted.saturating_add(u64::from(counted.unwrap_or(0)));
         }
-        timeline.push(gap, tokens, after_hole, cap as usize);
+        timeline.push(gap, tokens.or(counted), after_hole, cap as usize);
+    }
+
+    /// The text has a hole here, or ends.
+    pub(super) fn end_text(&mut self) {
+        if let Some(counting) = &mut self.counting {
+            counting.end_text();
+        }
     }
 
     /// Tokens that were streamed between two reports: reasoning counts only if it is shown.

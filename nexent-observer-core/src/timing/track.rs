@@ -1,5 +1,7 @@
 //! Follows one exchange from its first event to its last.
 
+use std::sync::Arc;
+
 use crate::{
     event::{MonoNs, Role, Stamp},
     limits::{FINISH_REASONS, Limits, NAME_BYTES, STALLS},
@@ -8,17 +10,20 @@ use crate::{
 };
 
 use super::{
-    Exchange, ExchangeId, Outcome, Timeline, TokenSource,
+    Exchange, ExchangeId, Outcome, Timeline, TokenSource, Tokenizers,
+    counting::Counting,
     outcome::{Ending, Seen, decide},
     rates::{self, Decode, stall_threshold},
     tokens::{Chunk, Output, Reported, Tokens},
 };
 
 /// What a user may choose about the exchanges.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Options {
     /// Keep the generated text. Off unless asked for.
     pub capture_content: bool,
+    /// Who counts the tokens of the generated text; `None`: nobody.
+    pub tokenizers: Option<Arc<dyn Tokenizers>>,
 }
 
 /// What an event meant for the exchange.
@@ -56,6 +61,7 @@ pub struct Timing {
     last_event: Option<MonoNs>,
     end: Option<(MonoNs, Ending)>,
 
+    tokenizers: Option<Arc<dyn Tokenizers>>,
     tokens: Tokens,
     timeline: Timeline,
     usage: Usage,
@@ -86,7 +92,7 @@ struct Content {
 impl Timing {
     /// An exchange of which nothing is known yet.
     #[must_use]
-    pub fn new(id: ExchangeId, pid: u32, tid: Option<u32>, options: Options, limits: &Limits) -> Self {
+    pub fn new(id: ExchangeId, pid: u32, tid: Option<u32>, options: &Options, limits: &Limits) -> Self {
         let content =
             options.capture_content.then(|| Box::new(Content { cap: limits.content_bytes, ..Content::default() }));
         Self {
@@ -107,6 +113,7 @@ impl Timing {
             first_chunk: None,
             last_event: None,
             end: None,
+            tokenizers: options.tokenizers.clone(),
             tokens: Tokens::new(),
             timeline: Timeline::default(),
             usage: Usage::default(),
@@ -187,6 +194,7 @@ impl Timing {
         if let (Payload::Text, 0, Some(content)) = (payload, choice, &mut self.content) {
             content.push(text);
         }
+        self.count_text(payload, choice, text);
         let Some(chunk) = &mut self.tokens.chunk else { return };
         if chunk.output.is_some() {
             return;
@@ -199,6 +207,18 @@ impl Timing {
         };
         chunk.output = Some(Output { gap, after_hole });
         self.tokens.output(at, gap, after_hole, &mut self.timeline);
+    }
+
+    /// Gives text to the tokenizer of the model, as the answer names it, else as the request did: an alias tells less.
+    fn count_text(&mut self, payload: Payload, choice: u32, text: &str) {
+        if let Some(tokenizers) = self.tokenizers.take() {
+            let names = [self.response_model.as_deref(), self.request.model.as_deref()];
+            let known = names.into_iter().flatten().find_map(|model| tokenizers.of_model(model));
+            self.tokens.counting = known.map(|tokenizer| Box::new(Counting::new(tokenizer)));
+        }
+        if let Some(counting) = &mut self.tokens.counting {
+            counting.text(payload, choice, text);
+        }
     }
 
     fn usage(&mut self, usage: Usage) {
@@ -236,6 +256,7 @@ impl Timing {
 
     /// From here to the next event, anything may have been said.
     fn hole(&mut self) {
+        self.tokens.end_text();
         self.tokens.close_chunk(&mut self.timeline, self.timeline_cap);
         self.tokens.reported = None;
         self.tokens.usage_stale = true;
@@ -252,6 +273,7 @@ impl Timing {
     }
 
     fn over(&mut self, at: MonoNs, ending: Ending) -> Progress {
+        self.tokens.end_text();
         self.tokens.close_chunk(&mut self.timeline, self.timeline_cap);
         self.end = Some((at, ending));
         Progress::Finished
@@ -285,6 +307,7 @@ impl Timing {
     /// The finished exchange. Before [`Progress::Finished`] it is one whose end was never seen: incomplete.
     #[must_use]
     pub fn finish(mut self, stats: &mut Stats) -> Exchange {
+        self.tokens.end_text();
         self.tokens.close_chunk(&mut self.timeline, self.timeline_cap);
         if self.holes.other_answer {
             self.holes.since_last_token = true;
@@ -339,6 +362,10 @@ impl Timing {
             usage,
             usage_source,
             output_tokens,
+            counted_tokens: self.counted(),
+            token_count_ratio: self.token_count_ratio(),
+            retry_of: None,
+            retry_count: self.call.retry_count,
             decode_rate: self.decode_rate(first_token, last_token, output_tokens, usage_source),
             end_to_end_rate: self.end_to_end_rate(if streamed { last_token } else { end }, output_tokens, usage_source),
             bytes_lost: (!self.holes.unknown_size).then_some(self.holes.bytes),
@@ -380,12 +407,28 @@ impl Timing {
     fn count(&self, streamed: bool) -> (Option<u64>, TokenSource) {
         match self.usage.output.filter(|_| !self.tokens.usage_stale) {
             Some(n) => (Some(n), TokenSource::Usage),
+            None if self.counted().is_some() => (self.counted(), TokenSource::Tokenizer),
             None if streamed => {
                 let n = u64::from(self.tokens.chunks);
                 ((n > 0).then_some(n), TokenSource::Chunks)
             }
             None => (None, TokenSource::Usage),
         }
+    }
+
+    fn counted(&self) -> Option<u64> {
+        self.tokens.counting.as_ref()?.finish()
+    }
+
+    /// What the tokenizer counted over what the provider counted of the text that was shown.
+    fn token_count_ratio(&self) -> Option<f64> {
+        let finished = self.end.is_some_and(|(_, ending)| !matches!(ending, Ending::Abort(_)));
+        if !finished || self.holes.any || self.tokens.usage_stale {
+            return None;
+        }
+        let hidden = if self.tokens.reasoning_seen { 0 } else { self.usage.reasoning.unwrap_or(0) };
+        let shown = self.usage.output?.checked_sub(hidden).filter(|&n| n > 0)?;
+        Some(self.counted()? as f64 / shown as f64)
     }
 
     fn token_times(&self, streamed: bool) -> (Option<MonoNs>, Option<MonoNs>) {
@@ -412,7 +455,11 @@ impl Timing {
             first: first?,
             last: last?,
             tokens: tokens?.saturating_sub(unseen),
-            first_tokens: t.first_tokens.filter(|_| from_usage),
+            first_tokens: match source {
+                TokenSource::Usage => t.first_tokens,
+                TokenSource::Tokenizer => Some(t.first_counted),
+                TokenSource::Chunks => None,
+            },
             chunks: u64::from(t.chunks),
             first_chunks: u64::from(t.first_chunks),
         })

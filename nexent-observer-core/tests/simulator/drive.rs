@@ -29,7 +29,7 @@ pub(crate) struct Outcome {
 pub(crate) fn drive(wires: &[Wire]) -> Outcome {
     let mut rows: Vec<Row> = wires.iter().flat_map(|w| w.rows.iter().cloned()).collect();
     rows.sort_by_key(|r| r.at.ret);
-    let mut pipeline = Pipeline::new(Limits::default(), Options { capture_content: true });
+    let mut pipeline = Pipeline::new(Limits::default(), Options { capture_content: true, ..Options::default() });
     let mut out = Outcome { exchanges: vec![], not_llm: vec![], skipped: 0, stats: Stats::default(), most_waiting: 0 };
     let mut verdicts: HashMap<ConnId, u32> = HashMap::new();
     // Whether one of the records left out would have told of a loss of unknown size: the next one has to.

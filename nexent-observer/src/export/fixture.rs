@@ -24,7 +24,7 @@ fn at(ms: u64) -> Option<MonoNs> {
 pub(super) fn timeline(chunks: impl IntoIterator<Item = (MonoNs, Option<u32>)>) -> Timeline {
     let limits = Limits { timeline_bytes: 1 << 20, ..Limits::default() };
     let id = ExchangeId { conn: ConnId(1), no: 0 };
-    let mut timing = Timing::new(id, 1, None, Options::default(), &limits);
+    let mut timing = Timing::new(id, 1, None, &Options::default(), &limits);
     let mut stats = Stats::default();
     let mut total = 0;
     let mut feed = |at: MonoNs, kind| {
