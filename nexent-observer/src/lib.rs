@@ -10,6 +10,7 @@ pub mod export;
 pub mod hooks;
 pub mod serve;
 pub mod telemetry;
+pub mod tokens;
 pub mod web;
 
 pub mod cli;

@@ -15,7 +15,7 @@ use nexent_observer_common::counters::Counter;
 use nexent_observer_core::{
     event::MonoNs,
     pipeline::{Output, Pipeline},
-    timing,
+    timing::{self, Tokenizers},
 };
 use std::os::fd::AsRawFd;
 
@@ -35,6 +35,7 @@ use crate::{
     ring::{Drain, ProcessEvent, ProcessEventKind, RingEvent},
     serve::Outside,
     telemetry::KernelCounts,
+    tokens::Known,
 };
 
 /// Runs until it is told to stop (SIGINT, SIGTERM), or until every process named by pid has ended.
@@ -48,8 +49,11 @@ pub fn run(config: &Config) -> Result<(), RunError> {
         tracing::warn!(?fault, "A fault is put in on purpose: the numbers will be wrong.");
     }
     // What can fail without touching a process comes first.
+    let known = config.tokenizer.then(|| Known::load(&config.tokenizer_files)).transpose();
+    let known = known.map_err(|error| RunError::runtime(error.to_string()))?;
+    let tokenizers = known.map(|known| Arc::new(known) as Arc<dyn Tokenizers>);
     let (outside, exports) = Outside::start(config)?;
-    let mut observer = Observer::attach(config, exports, fault)?;
+    let mut observer = Observer::attach(config, exports, tokenizers, fault)?;
     let done = observer.observe(&outside, config.drain_interval);
     let Observer { exports, targets, .. } = observer;
     drop(targets); // detaches
@@ -93,7 +97,12 @@ struct Observer {
 
 impl Observer {
     /// Loads the kernel half and attaches to the processes named by pid.
-    fn attach(config: &Config, exports: Exports, fault: Option<Fault>) -> Result<Self, RunError> {
+    fn attach(
+        config: &Config,
+        exports: Exports,
+        tokenizers: Option<Arc<dyn Tokenizers>>,
+        fault: Option<Fault>,
+    ) -> Result<Self, RunError> {
         let (kernel, rings) = KernelHalf::load(KernelOptions {
             read_ring_bytes: config.read_ring_bytes,
             write_ring_bytes: config.write_ring_bytes,
@@ -112,7 +121,7 @@ impl Observer {
             .map_err(|error| RunError::caused("capabilities that are not needed cannot be dropped", error))?;
         tracing::info!("Capabilities: {held}.");
         exports.health.held_capabilities(&held.names());
-        let options = timing::Options { capture_content: config.capture_content };
+        let options = timing::Options { capture_content: config.capture_content, tokenizers };
         let mut observer = Self {
             drain: Drain::new(rings),
             pipeline: Pipeline::new(config.limits.clone(), options),

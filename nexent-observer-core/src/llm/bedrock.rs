@@ -220,7 +220,7 @@ impl Decoder for Invoke {
             return;
         }
         let json = out.frame_text(&frame);
-        let wrapped = lenient::parse::<Option<Box<Wrapped<'_>>>>(&json).ok().flatten();
+        let wrapped = lenient::parse::<Option<Box<Wrapped<'_>>>>(&json).ok().and_then(|(wrapped, _)| wrapped);
         let Some(bytes) = wrapped.as_ref().and_then(|wrapped| wrapped.bytes.non_empty()) else {
             return out.count(DropReason::JsonInvalid);
         };

@@ -279,7 +279,7 @@ mod tests {
         counting.end_text();
         assert!(counting.finish().is_some());
         let long = "x".repeat(5 * TOKENIZER_PENDING_BYTES);
-        assert_eq!(count(super::tests::counting(), &[&long]).0, Some(words(&long)));
+        assert_eq!(count(Counting::new(Arc::new(Words::default())), &[&long]).0, Some(words(&long)));
     }
 
     #[test]

@@ -221,6 +221,24 @@ pub const SEMCONV: Key = Key {
     meaning: "OpenTelemetry's GenAI names in spans and OTLP metrics: those of semantic conventions v1.41, those of 2026 (semantic-conventions-genai 0.1), or both; OTEL_SEMCONV_STABILITY_OPT_IN=gen_ai_latest_experimental means 2026",
     ..BASE
 };
+/// Whether tokens are counted.
+pub const TOKENIZER: Key = Key {
+    name: "tokenizer",
+    value_name: "WHEN",
+    default: Some("auto"),
+    allowed: "auto or off",
+    meaning: "Count the tokens of generated text of models whose tokenizer is known (OpenAI's, and those of tokenizer_files): the count where the provider gives none, and a check where it does; off: such streams are counted by their chunks",
+    ..BASE
+};
+/// Tokenizers of other models.
+pub const TOKENIZER_FILES: Key = Key {
+    name: "tokenizer_files",
+    kind: Kind::Many { separator: ',' },
+    value_name: "MODEL=FILE",
+    allowed: "MODEL=FILE, where MODEL is the name of a model, with * at its beginning or end for any text",
+    meaning: "Tokenizer of these models, a tokenizer.json as models on Hugging Face have it; may be given several times, the first that fits counts, and it goes before what is built in",
+    ..BASE
+};
 /// Ring of what targets read.
 pub const READ_RING_BYTES: Key = Key {
     name: "read_ring_bytes",
@@ -343,7 +361,7 @@ pub const LOG_FORMAT: Key = Key {
 };
 
 /// All keys, in the order of help, `config` and docs/config.md.
-pub const KEYS: [&Key; 29] = [
+pub const KEYS: [&Key; 31] = [
     &PID,
     &EXE,
     &ALL,
@@ -360,6 +378,8 @@ pub const KEYS: [&Key; 29] = [
     &SLOW_TOKEN_RATE_THRESHOLD,
     &JAEGER_ENDPOINT,
     &SEMCONV,
+    &TOKENIZER,
+    &TOKENIZER_FILES,
     &READ_RING_BYTES,
     &WRITE_RING_BYTES,
     &WRITE_HEAD_BYTES,

@@ -39,6 +39,8 @@ pub(super) fn resolve(raw: &RawConfig) -> Result<Config, ConfigError> {
         slow_token_rate_threshold: r.one(&keys::SLOW_TOKEN_RATE_THRESHOLD, value::number(0.0, 1e6))?,
         jaeger_endpoint: r.optional(&keys::JAEGER_ENDPOINT, value::endpoint)?,
         semconv: r.one(&keys::SEMCONV, value::semconv)?,
+        tokenizer: r.one(&keys::TOKENIZER, value::tokenizer)?.0,
+        tokenizer_files: r.list(&keys::TOKENIZER_FILES, value::model_file)?,
         read_ring_bytes: r.one(&keys::READ_RING_BYTES, as_u32(value::ring_size))?,
         write_ring_bytes: r.one(&keys::WRITE_RING_BYTES, as_u32(value::ring_size))?,
         write_head_bytes: r.one(&keys::WRITE_HEAD_BYTES, value::size(1 << 10, 16 << 20))?,

@@ -100,6 +100,8 @@ fn every_key_can_be_set_by_its_flag_its_variable_and_the_file() {
             "telemetry_sample_rate" => ("0.5", "0.5"),
             "slow_request_threshold_seconds" | "slow_token_rate_threshold" => ("2.5", "2.5"),
             "semconv" => ("2026", "\"2026\""),
+            "tokenizer" => ("off", "\"off\""),
+            "tokenizer_files" => ("qwen*=/t.json", "[\"qwen*=/t.json\"]"),
             "log_level" => ("debug", "\"debug\""),
             "log_format" => ("json", "\"json\""),
             name if name.ends_with("_bytes") => ("65536", "65536"),

@@ -99,12 +99,16 @@ pub(super) fn completed() -> Exchange {
         first_token: at(250),
         last_token: at(350),
         end: at(360),
+        retry_of: None,
+        retry_count: Some(1),
         chunks: timeline([chunk(250), chunk(270), chunk(270), chunk(300), chunk(350)]),
         stalls: Vec::new(),
         stalled_before_first_token: false,
         usage: Usage { input: Some(20), output: Some(10), cached_input: Some(8), reasoning: None },
         usage_source: TokenSource::Usage,
         output_tokens: Some(10),
+        counted_tokens: Some(9),
+        token_count_ratio: Some(0.9),
         decode_rate: Some(80.0),
         end_to_end_rate: Some(28.571_428_571_428_573),
         bytes_lost: Some(0),
@@ -118,6 +122,7 @@ pub(super) fn failed() -> Exchange {
     exchange.id.no = 4;
     exchange.call.traceparent = None;
     exchange.call.retry_count = None;
+    exchange.retry_count = None;
     exchange.response.status = Some(429);
     exchange.response.stream = false;
     exchange.streamed = false;
@@ -133,6 +138,8 @@ pub(super) fn failed() -> Exchange {
     exchange.chunks = Timeline::default();
     exchange.usage = Usage::default();
     exchange.output_tokens = None;
+    exchange.counted_tokens = None;
+    exchange.token_count_ratio = None;
     exchange.decode_rate = None;
     exchange.end_to_end_rate = None;
     exchange
@@ -143,6 +150,8 @@ pub(super) fn joined() -> Exchange {
     let mut exchange = completed();
     exchange.id.no = 5;
     exchange.call.traceparent = None;
+    exchange.call.retry_count = None;
+    exchange.retry_count = None;
     exchange.call.provider = None;
     exchange.call.operation = "";
     exchange.call.method = String::new();
@@ -160,6 +169,8 @@ pub(super) fn joined() -> Exchange {
     exchange.usage = Usage::default();
     exchange.usage_source = TokenSource::Chunks;
     exchange.output_tokens = Some(5);
+    exchange.counted_tokens = None;
+    exchange.token_count_ratio = None;
     exchange.decode_rate = None;
     exchange.end_to_end_rate = None;
     exchange.bytes_lost = None;

@@ -247,6 +247,7 @@ struct Record<'a> {
     finish_reasons: &'a [String],
     request_id: Option<&'a str>,
     retry_count: Option<u32>,
+    retry_of: Option<String>,
     connect_ns: Option<u64>,
     tls_ns: Option<u64>,
     request_start_ns: Option<u64>,
@@ -279,6 +280,7 @@ struct Tokens {
     cached_input: Option<u64>,
     reasoning: Option<u64>,
     source: Option<&'static str>,
+    counted: Option<u64>,
 }
 
 /// `[[ns since request_start, tokens or null, coalesced], ...]`; ns is null where the request start was not seen.
@@ -327,12 +329,16 @@ impl<'a> Record<'a> {
             first_token,
             last_token,
             end,
+            retry_of,
+            retry_count,
             chunks,
             stalls,
             stalled_before_first_token: _,
             usage,
             usage_source,
             output_tokens,
+            counted_tokens,
+            token_count_ratio: _,
             decode_rate,
             end_to_end_rate,
             bytes_lost,
@@ -344,7 +350,7 @@ impl<'a> Record<'a> {
         let seen = |text: &'a str| (!text.is_empty()).then_some(text);
         let source = output_tokens.map(|_| usage_source.as_str());
         Self {
-            id: format!("{}-{}", id.conn.0, id.no),
+            id: view::id(*id),
             pid: *pid,
             service: &service.name,
             endpoint: endpoint.as_deref(),
@@ -363,7 +369,8 @@ impl<'a> Record<'a> {
             error_type: view::error_type(exchange),
             finish_reasons,
             request_id: response.request_id.as_deref(),
-            retry_count: call.retry_count,
+            retry_count: *retry_count,
+            retry_of: retry_of.map(view::id),
             connect_ns: *connect_ns,
             tls_ns: *tls_ns,
             request_start_ns: ns(request_start),
@@ -383,6 +390,7 @@ impl<'a> Record<'a> {
                 cached_input: usage.cached_input,
                 reasoning: usage.reasoning,
                 source,
+                counted: *counted_tokens,
             },
             chunks: Chunks { start: *request_start, timeline: chunks },
             stalls: stalls.iter().map(|(from, to)| (from.0, to.0)).collect(),
@@ -478,7 +486,7 @@ mod tests {
     #[test]
     fn keys_and_their_order_are_those_of_the_design() {
         let keys = "id, pid, service, endpoint, provider, model, response_model, operation, stream, method, host, path, role, peer, \
-            http_status, outcome, error_type, finish_reasons, request_id, retry_count, connect_ns, tls_ns, \
+            http_status, outcome, error_type, finish_reasons, request_id, retry_count, retry_of, connect_ns, tls_ns, \
             request_start_ns, request_sent_ns, first_byte_ns, first_chunk_ns, first_token_ns, last_token_ns, end_ns, \
             ttft_s, duration_s, decode_tokens_per_s, end_to_end_tokens_per_s, usage, chunks, stalls, bytes_lost, \
             timeline_truncated, trace_id, span_id, parent_rule";

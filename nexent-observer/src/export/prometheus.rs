@@ -38,6 +38,8 @@ pub struct Prometheus {
     inter_chunk_latency: HistogramVec,
     end_to_end_token_rate: HistogramVec,
     requests: IntCounterVec,
+    retries: IntCounterVec,
+    token_count_ratio: HistogramVec,
     stream_stalls: IntCounterVec,
     slow_requests: IntCounterVec,
     gauges: Mutex<LiveGauges>,
@@ -72,6 +74,8 @@ impl Prometheus {
             inter_chunk_latency: register.histogram(Metric::InterChunkLatency)?,
             end_to_end_token_rate: register.histogram(Metric::EndToEndTokenRate)?,
             requests: register.counter(Metric::Requests)?,
+            retries: register.counter(Metric::Retries)?,
+            token_count_ratio: register.histogram(Metric::TokenCountRatio)?,
             stream_stalls: register.counter(Metric::StreamStalls)?,
             slow_requests: register.counter(Metric::SlowRequests)?,
             gauges: Mutex::new(LiveGauges {
@@ -95,6 +99,7 @@ impl Prometheus {
             self.error_count.with_label_values(&with(&labels, [operation, &error_type])).inc();
         }
         // Touched even when nothing is added: a counter that first appears with its first event has no rate.
+        self.retries.with_label_values(&labels).inc_by(u64::from(view::is_retry(exchange)));
         let stalls = self.stream_stalls.with_label_values(&labels);
         for (reason, is_slow) in Slow::REASONS.into_iter().zip(slow.flags()) {
             let counter = self.slow_requests.with_label_values(&with(&labels, [reason]));
@@ -122,6 +127,7 @@ impl Prometheus {
         };
         observe(&self.time_to_first_token, view::ttft(exchange));
         observe(&self.token_generation_rate, exchange.decode_rate);
+        observe(&self.token_count_ratio, exchange.token_count_ratio);
         observe(&self.end_to_end_token_rate, exchange.end_to_end_rate);
         if let Some(seconds) = view::duration(exchange) {
             let values = with(labels, [view::operation(exchange), exchange.outcome.as_str()]);
@@ -257,6 +263,21 @@ mod tests {
             text.contains(&format!("llm_slow_requests{{{labels}reason=\"duration\",service=\"nexent-backend\"}} 0\n"))
         );
         assert!(text.contains(&format!("llm_stream_stalls{{{labels}service=\"nexent-backend\"}} 1\n")));
+    }
+
+    #[test]
+    fn retries_are_counted_by_what_the_client_says_and_by_what_was_seen() {
+        let bench = bench(Caps::default());
+        let seen = fixture::completed().id;
+        for (retry_count, retry_of) in
+            [(None, None), (Some(0), None), (Some(2), None), (None, Some(seen)), (Some(1), Some(seen))]
+        {
+            record(&bench, Exchange { retry_count, retry_of, ..fixture::completed() });
+        }
+        let text = bench.prometheus.render().unwrap();
+        let labels = r#"{endpoint="unknown",model="gpt-4o",provider="openai",service="nexent-backend"}"#;
+        assert!(text.contains(&format!("llm_requests{labels} 5\n")));
+        assert!(text.contains(&format!("llm_retries{labels} 3\n")));
     }
 
     #[test]

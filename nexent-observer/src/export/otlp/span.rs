@@ -24,7 +24,7 @@ use super::{
     limits,
     resource::{array, boolean, float, int, resource, schema_url, scope, text},
 };
-use crate::export::{Service, breakdown::Breakdown, clock::Offset, view};
+use crate::export::{Service, breakdown::Breakdown, clock::Offset, ids::SpanIds, view};
 
 /// Chunks of the timeline that go into one span; the JSON line has all of them.
 const CHUNKS: usize = 1024;
@@ -78,7 +78,7 @@ fn bounds(exchange: &Exchange) -> Option<(MonoNs, MonoNs)> {
 }
 
 fn span(finished: &Finished, config: &OtlpConfig) -> Option<Span> {
-    let Finished { observed, ids, kept, offset } = finished;
+    let Finished { observed, ids, retry_of, kept, offset } = finished;
     let exchange = &observed.exchange;
     let (start, end) = bounds(exchange)?;
     let mut attributes = Vec::with_capacity(48);
@@ -113,6 +113,7 @@ fn span(finished: &Finished, config: &OtlpConfig) -> Option<Span> {
         end_time_unix_nano: offset.unix_ns(end),
         attributes,
         events: stall_events(exchange, *offset),
+        links: retry_of.iter().map(link).collect(),
         dropped_events_count: exchange.stalls.len().saturating_sub(STALLS) as u32, // stalls of one stream: far below 2^32
         // Unset, not Ok, on success: Ok is the application's word (OpenTelemetry, "Set status").
         status: failed.then(|| Status { message: String::new(), code: status::StatusCode::Error.into() }),
@@ -123,7 +124,7 @@ fn span(finished: &Finished, config: &OtlpConfig) -> Option<Span> {
 }
 
 fn call_attributes(out: &mut Vec<KeyValue>, exchange: &Exchange) {
-    let Call { provider: _, operation: _, method, host, path, traceparent: _, retry_count } = &exchange.call;
+    let Call { provider: _, operation: _, method, host, path, traceparent: _, retry_count: _ } = &exchange.call;
     out.push(text("gen_ai.operation.name", view::operation(exchange)));
     out.push(text("gen_ai.provider.name", view::provider(exchange).unwrap_or(view::UNKNOWN)));
     if let Some(host) = host {
@@ -134,7 +135,8 @@ fn call_attributes(out: &mut Vec<KeyValue>, exchange: &Exchange) {
     // Of an HTTP/2 connection joined mid-life either may be unknown by itself.
     out.extend((!method.is_empty()).then(|| text("http.request.method", method)));
     out.extend((!path.is_empty()).then(|| text("url.path", path)));
-    out.extend(retry_count.filter(|n| *n > 0).map(|n| int("http.request.resend_count", u64::from(n))));
+    out.extend(exchange.retry_count.filter(|n| *n > 0).map(|n| int("http.request.resend_count", u64::from(n))));
+    out.extend(exchange.retry_of.map(|id| text("nexent.retry_of", &view::id(id))));
     out.extend(view::error_type(exchange).map(|error_type| text("error.type", error_type)));
 }
 
@@ -190,6 +192,7 @@ fn response_attributes(out: &mut Vec<KeyValue>, exchange: &Exchange, names: Name
         out.push(int("nexent.output_tokens", tokens));
         out.push(text("nexent.token.source", exchange.usage_source.as_str()));
     }
+    out.extend(exchange.counted_tokens.map(|n| int("nexent.counted_tokens", n)));
     out.push(text("nexent.outcome", exchange.outcome.as_str()));
     // Absent: some were lost, and nobody knows how many.
     out.extend(exchange.bytes_lost.map(|n| int("nexent.bytes_lost", n)));
@@ -244,6 +247,17 @@ fn chunk_attributes(out: &mut Vec<KeyValue>, exchange: &Exchange, start: MonoNs)
     out.extend(truncated.then(|| boolean("nexent.chunk.truncated", true)));
 }
 
+/// A link to the try before: the spans of one logical operation hang together by it.
+fn link(ids: &SpanIds) -> span::Link {
+    span::Link {
+        trace_id: ids.trace.0.to_vec(),
+        span_id: ids.span.0.to_vec(),
+        attributes: vec![text("nexent.link.kind", "retry_of")],
+        flags: SAMPLED,
+        ..span::Link::default()
+    }
+}
+
 fn stall_events(exchange: &Exchange, offset: Offset) -> Vec<span::Event> {
     let event = |(from, to): &(MonoNs, MonoNs)| span::Event {
         time_unix_nano: offset.unix_ns(*from),
@@ -269,7 +283,13 @@ mod tests {
     const MS: u64 = 1_000_000;
 
     fn finished(exchange: Exchange) -> Finished {
-        Finished { observed: fixture::observed(exchange), ids: IDS, kept: Kept::default(), offset: OFFSET }
+        Finished {
+            observed: fixture::observed(exchange),
+            ids: IDS,
+            retry_of: None,
+            kept: Kept::default(),
+            offset: OFFSET,
+        }
     }
 
     fn only_span(exchange: Exchange) -> Span {
@@ -544,6 +564,18 @@ mod tests {
     }
 
     #[test]
+    fn a_retry_links_to_the_span_before_and_names_the_call() {
+        let before = SpanIds { trace: TraceId([4; 16]), span: SpanId([5; 8]), parent: None };
+        let exchange = Exchange { retry_of: Some(fixture::failed().id), retry_count: Some(2), ..fixture::completed() };
+        let span = span(&Finished { retry_of: Some(before), ..finished(exchange) }, &OtlpConfig::default()).unwrap();
+        let [link] = span.links.as_slice() else { panic!("{:?}", span.links) };
+        assert_eq!((link.trace_id.as_slice(), link.span_id.as_slice()), (&[4; 16][..], &[5; 8][..]));
+        assert_eq!(str_of(&span, "nexent.retry_of").as_deref(), Some("17-4"));
+        assert_eq!(int_of(&span, "http.request.resend_count"), Some(2));
+        assert_eq!(int_of(&span, "nexent.counted_tokens"), Some(9));
+    }
+
+    #[test]
     fn one_resource_per_service_each_with_its_own_spans() {
         let mut other = fixture::observed(fixture::failed());
         other.service = Arc::new(Service { name: "other".into(), pid: 7, ..Service::default() });
@@ -555,7 +587,8 @@ mod tests {
         (timeless.first_token, timeless.last_token, timeless.end) = (None, None, None);
         timeless.chunks = Timeline::default();
         assert!(!has_time(&timeless));
-        let finished_of = |observed: Observed| Finished { observed, ids: IDS, kept: Kept::default(), offset: OFFSET };
+        let finished_of =
+            |observed: Observed| Finished { observed, ids: IDS, retry_of: None, kept: Kept::default(), offset: OFFSET };
         let batch =
             [finished(fixture::completed()), finished_of(other), finished(fixture::joined()), finished(timeless)];
         let shared = [("host.name".to_owned(), "h".to_owned()), ("process.executable.name".to_owned(), "x".to_owned())];
