@@ -295,9 +295,11 @@ impl Out<'_> {
         self.stats.count(reason);
     }
 
-    /// Counts the members of an event or body that were of another type than the API gives them.
+    /// Counts the members of an event or body that were of another type than the API gives them. The body of an error may be
+    /// anything.
     pub(super) fn odd(&mut self, odd: Odd) {
-        for _ in 0..odd.min(ODD_COUNTED) {
+        let odd = if self.failed() { 0 } else { odd.min(ODD_COUNTED) };
+        for _ in 0..odd {
             self.count(DropReason::JsonType);
         }
     }

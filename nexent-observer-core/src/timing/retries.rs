@@ -25,8 +25,6 @@ struct Failed {
     pid: u32,
     digest: u64,
     id: ExchangeId,
-    /// When the next try can begin at the earliest.
-    over: MonoNs,
     end: MonoNs,
     retry_count: u32,
 }
@@ -41,7 +39,7 @@ impl Retries {
         }
         let is_of = |failed: &Failed| {
             (failed.pid, failed.digest) == (exchange.pid, digest)
-                && failed.over <= start
+                && failed.end <= start
                 && start.since(failed.end) <= RETRY_WINDOW_NS
         };
         // A client that counts says itself that it begins anew.
@@ -55,13 +53,10 @@ impl Retries {
             if self.failed.len() >= RETRIES {
                 self.failed.pop_front();
             }
-            // Of a call that its process gave up only the release of the connection was seen, which may come late.
-            let over = if exchange.outcome == Outcome::ClientAbort { start } else { end };
             self.failed.push_back(Failed {
                 pid: exchange.pid,
                 digest,
                 id: exchange.id,
-                over,
                 end,
                 retry_count: exchange.retry_count.unwrap_or(0),
             });
@@ -128,11 +123,7 @@ mod tests {
         assert_eq!(linked(&mut retries, call(0, 1, 2, 429, None), Some(5)), none);
         assert_eq!(linked(&mut retries, call(1, 3, 4, 503, None), Some(5)), (Some(0), Some(1)));
         assert_eq!(linked(&mut retries, call(2, 5, 9, 0, None), Some(5)), (Some(1), Some(2)));
-        assert_eq!(
-            linked(&mut retries, call(3, 8, 10, 200, None), Some(5)),
-            (Some(2), Some(3)),
-            "an abort may show late"
-        );
+        assert_eq!(linked(&mut retries, call(3, 9, 10, 200, None), Some(5)), (Some(2), Some(3)));
         assert_eq!(linked(&mut retries, call(4, 11, 12, 200, None), Some(5)), none, "after a success it is a new one");
     }
 
