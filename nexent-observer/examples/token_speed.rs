@@ -22,11 +22,34 @@ const STREAM: usize = 500;
 const ROUNDS: usize = 400;
 
 const ENGLISH: [&str; 24] = [
-    "The", " answer", " to", " your", " question", " is", " that", " tokens", " are", " counted", " as", " they", " come", ",", " and", " each",
-    " word", " is", " looked", " up", " once", ".", "\n\n", "It",
+    "The",
+    " answer",
+    " to",
+    " your",
+    " question",
+    " is",
+    " that",
+    " tokens",
+    " are",
+    " counted",
+    " as",
+    " they",
+    " come",
+    ",",
+    " and",
+    " each",
+    " word",
+    " is",
+    " looked",
+    " up",
+    " once",
+    ".",
+    "\n\n",
+    "It",
 ];
 const CHINESE: [&str; 10] = ["今天", "的", "天气", "很好", "，", "我们", "去", "公园", "散步", "。"];
-const CODE: [&str; 14] = ["def", " fib", "(n", "):\n", "   ", " return", " n", " if", " n", " <", " ", "2", " else", " fib"];
+const CODE: [&str; 14] =
+    ["def", " fib", "(n", "):\n", "   ", " return", " n", " if", " n", " <", " ", "2", " else", " fib"];
 
 fn main() {
     let known: Arc<dyn Tokenizers> = match Known::load(&[]) {

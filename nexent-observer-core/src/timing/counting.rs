@@ -44,6 +44,19 @@ pub(super) struct Counting {
     bytes: usize,
     /// Too much text, or the tokenizer failed: there is no count.
     given_up: bool,
+    /// The last output chunk whose tokens are told by the tokenizer, before it enters the timeline: at the end of the text its last
+    /// word may turn out to be several tokens.
+    pub(super) last: Option<LastChunk>,
+}
+
+/// An output chunk that waits for the end of its text.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LastChunk {
+    pub(super) gap: u64,
+    pub(super) after_hole: bool,
+    /// It shares the first time.
+    pub(super) first: bool,
+    pub(super) tokens: Option<u32>,
 }
 
 #[derive(Debug, Clone)]
@@ -60,7 +73,7 @@ struct Lane {
 
 impl Counting {
     pub(super) fn new(tokenizer: Arc<dyn Tokenizer>) -> Self {
-        Self { tokenizer, lanes: SmallVec::new(), settled: 0, told: 0, bytes: 0, given_up: false }
+        Self { tokenizer, lanes: SmallVec::new(), settled: 0, told: 0, bytes: 0, given_up: false, last: None }
     }
 
     /// Takes a piece of what is generated. Of media there is no count, so there is none of an answer that has some.

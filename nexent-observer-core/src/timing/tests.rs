@@ -535,6 +535,15 @@ fn without_usage_a_tokenizer_counts_and_without_that_chunks_do() {
 }
 
 #[test]
+fn tokens_that_show_at_the_end_of_the_text_are_the_last_chunks() {
+    let mut p = words("known");
+    p.say(1310, LlmEventKind::Chunk).delta(1310, Payload::Text, "\tfive\tsix").finish_reason(1320);
+    let x = p.done(1400);
+    assert_eq!(x.counted_tokens, Some(6));
+    assert_eq!(x.chunks.iter().map(|c| c.tokens).collect::<Vec<_>>(), [Some(1), Some(2), Some(1), Some(2)]);
+}
+
+#[test]
 fn the_providers_count_goes_before_a_tokenizers_and_their_ratio_is_told() {
     let x = words("known").say(1390, LlmEventKind::Usage(usage(5))).done(1400);
     assert_eq!((x.output_tokens, x.usage_source, x.counted_tokens), (Some(5), TokenSource::Usage, Some(4)));

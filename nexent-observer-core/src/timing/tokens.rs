@@ -2,7 +2,11 @@
 
 use crate::{event::MonoNs, limits::STALLS};
 
-use super::{Timeline, counting::Counting, rates::STALL_MIN_NS};
+use super::{
+    Timeline,
+    counting::{Counting, LastChunk},
+    rates::STALL_MIN_NS,
+};
 
 /// Where the token timeline stands.
 #[derive(Debug, Clone, Default)]
@@ -100,13 +104,35 @@ impl Tokens {
             self.first_tokens = self.first_tokens.zip(tokens).map(|(sum, n)| sum.saturating_add(u64::from(n)));
             self.first_counted = self.first_counted.saturating_add(u64::from(counted.unwrap_or(0)));
         }
-        timeline.push(gap, tokens.or(counted), after_hole, cap as usize);
+        self.push_last(timeline, cap);
+        let first = self.first == Some(chunk.at);
+        match &mut self.counting {
+            Some(counting) if tokens.is_none() => {
+                counting.last = Some(LastChunk { gap, after_hole, first, tokens: counted });
+            }
+            _ => timeline.push(gap, tokens, after_hole, cap as usize),
+        }
     }
 
-    /// The text has a hole here, or ends.
-    pub(super) fn end_text(&mut self) {
+    /// The text has a hole here, or ends: what is known of its chunks enters the timeline.
+    pub(super) fn end_text(&mut self, timeline: &mut Timeline, cap: u32) {
         if let Some(counting) = &mut self.counting {
             counting.end_text();
+        }
+        self.close_chunk(timeline, cap);
+        if let Some(counting) = &mut self.counting
+            && let (Some(rest), Some(last)) = (counting.told(), &mut counting.last)
+        {
+            last.tokens = last.tokens.map(|tokens| tokens.saturating_add(rest));
+            self.first_counted = self.first_counted.saturating_add(if last.first { rest.into() } else { 0 });
+        }
+        self.push_last(timeline, cap);
+    }
+
+    /// The chunk that waited enters the timeline.
+    fn push_last(&mut self, timeline: &mut Timeline, cap: u32) {
+        if let Some(LastChunk { gap, after_hole, tokens, .. }) = self.counting.as_mut().and_then(|it| it.last.take()) {
+            timeline.push(gap, tokens, after_hole, cap as usize);
         }
     }
 

@@ -256,8 +256,7 @@ impl Timing {
 
     /// From here to the next event, anything may have been said.
     fn hole(&mut self) {
-        self.tokens.end_text();
-        self.tokens.close_chunk(&mut self.timeline, self.timeline_cap);
+        self.tokens.end_text(&mut self.timeline, self.timeline_cap);
         self.tokens.reported = None;
         self.tokens.usage_stale = true;
         if self.tokens.events == 0 {
@@ -273,8 +272,7 @@ impl Timing {
     }
 
     fn over(&mut self, at: MonoNs, ending: Ending) -> Progress {
-        self.tokens.end_text();
-        self.tokens.close_chunk(&mut self.timeline, self.timeline_cap);
+        self.tokens.end_text(&mut self.timeline, self.timeline_cap);
         self.end = Some((at, ending));
         Progress::Finished
     }
@@ -307,8 +305,7 @@ impl Timing {
     /// The finished exchange. Before [`Progress::Finished`] it is one whose end was never seen: incomplete.
     #[must_use]
     pub fn finish(mut self, stats: &mut Stats) -> Exchange {
-        self.tokens.end_text();
-        self.tokens.close_chunk(&mut self.timeline, self.timeline_cap);
+        self.tokens.end_text(&mut self.timeline, self.timeline_cap);
         if self.holes.other_answer {
             self.holes.since_last_token = true;
             self.tokens.usage_stale = true;

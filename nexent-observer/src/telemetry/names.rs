@@ -50,7 +50,7 @@ pub const TOKENS_PER_SECOND: &[f64] =
     &[1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 75.0, 100.0, 150.0, 200.0, 300.0, 500.0, 1000.0, 2000.0];
 
 /// A count over another one of the same: from half to double, close around 1.
-pub const RATIO: &[f64] = &[0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0, 1.01, 1.02, 1.05, 1.1, 1.2, 1.5, 2.0];
+const RATIO: &[f64] = &[0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0, 1.01, 1.02, 1.05, 1.1, 1.2, 1.5, 2.0];
 
 /// Labels of the call.
 const CALL: &[&str] = &["service", "provider", "model", "endpoint"];
