@@ -130,6 +130,33 @@ impl Take<'_> for Flag {
     }
 }
 
+/// Something that is not looked into here.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Anything;
+
+impl<'de> Take<'de> for Anything {
+    fn take_str(&mut self, _text: Cow<'de, str>) -> Odd {
+        0
+    }
+    fn take_count(&mut self, _number: u64) -> Odd {
+        0
+    }
+    fn take_float(&mut self, _number: f64) -> Odd {
+        0
+    }
+    fn take_bool(&mut self, _yes: bool) -> Odd {
+        0
+    }
+    fn take_seq<A: SeqAccess<'de>>(&mut self, mut seq: A) -> Result<Odd, A::Error> {
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(0)
+    }
+    fn take_map<A: MapAccess<'de>>(&mut self, mut map: A) -> Result<Odd, A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(0)
+    }
+}
+
 /// An array of which at most `MAX` elements are kept: a small body must not grow into large memory.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Items<T, const MAX: usize> {
