@@ -118,6 +118,7 @@ impl<'a> Compiler<'a> {
             fault: has(2),
             after_skip: has(3),
             after_unknown_loss: has(0),
+            sent: has(5),
         }
     }
 
@@ -269,7 +270,7 @@ fn conn_of(output: &Output) -> u64 {
 }
 
 fn play(steps: &[Step<'_>]) -> Vec<Output> {
-    let mut pipeline = Pipeline::new(Limits::default(), Options { capture_content: true });
+    let mut pipeline = Pipeline::new(Limits::default(), Options { capture_content: true, ..Options::default() });
     let mut outputs = Vec::new();
     let (mut records, mut bytes) = (0, 0);
     #[cfg(feature = "planted")]

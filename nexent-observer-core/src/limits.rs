@@ -49,9 +49,25 @@ pub const HOLD_NS: u64 = 100_000_000;
 pub const FINISH_REASONS: usize = 16;
 /// Most stalls kept of one exchange.
 pub const STALLS: usize = 256;
+/// Latest retransmits kept of one connection, for the request that is being written while they happen.
+pub const RETRANSMITS: usize = 256;
+/// Most late reads kept of one exchange; stalls behind them have no cause.
+pub const LATE_READS: usize = 256;
 /// Most outputs that wait to be taken. The process takes them after each record, but one record (or the end of a process)
 /// may end thousands of exchanges.
 pub const OUTPUTS: usize = 128 * 1024;
+/// Longest text that waits to be counted by a tokenizer, of one choice of one exchange, in bytes. Text with spaces waits for a
+/// word at most; what has no border for so long is counted in pieces.
+pub const TOKENIZER_PENDING_BYTES: usize = 2048;
+/// Texts of one exchange that are counted side by side: kinds of payload, and choices.
+pub const TOKENIZER_LANES: usize = 16;
+/// Longest text of one exchange that is given to a tokenizer, in bytes; beyond it there is no count. About 250,000 tokens, more
+/// than any model gives.
+pub const TOKENIZED_BYTES: usize = 1024 * 1024;
+/// Failed calls that are remembered until the same request comes again.
+pub const RETRIES: usize = 1024;
+/// How long after its end a failed call is remembered, in nanoseconds. SDKs wait up to a minute where the server says so.
+pub const RETRY_WINDOW_NS: u64 = 120_000_000_000;
 /// Most exchanges open on one connection.
 pub const OPEN_EXCHANGES: usize = 256;
 /// Longest entry of a recording, in bytes: a WebSocket message, and what stands before it.

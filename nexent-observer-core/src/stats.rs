@@ -20,6 +20,8 @@ pub enum DropReason {
     BodyTooLong,
     /// JSON that does not parse, or of the wrong shape.
     JsonInvalid,
+    /// A member of a JSON text that is of another type than the API gives it: it was left out.
+    JsonType,
     /// A frame of an AWS event stream whose checksum or length is wrong.
     FrameInvalid,
     /// Text that is not UTF-8.
@@ -55,7 +57,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// All reasons, in the order of their label values in docs/metrics.md.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::NotHttp,
         Self::HeadTooLong,
         Self::HeadInvalid,
@@ -64,6 +66,7 @@ impl DropReason {
         Self::EventTooLong,
         Self::BodyTooLong,
         Self::JsonInvalid,
+        Self::JsonType,
         Self::FrameInvalid,
         Self::Utf8Invalid,
         Self::ContentCoding,
@@ -93,6 +96,7 @@ impl DropReason {
             Self::EventTooLong => "event_too_long",
             Self::BodyTooLong => "body_too_long",
             Self::JsonInvalid => "json_invalid",
+            Self::JsonType => "json_type",
             Self::FrameInvalid => "frame_invalid",
             Self::Utf8Invalid => "utf8_invalid",
             Self::ContentCoding => "content_coding",

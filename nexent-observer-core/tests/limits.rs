@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 /// Cap, file and name of the test that proves it.
-const PROVEN: [(&str, &str, &str); 34] = [
+const PROVEN: [(&str, &str, &str); 41] = [
     ("HEAD_BYTES", "src/http/http1/tests/mod.rs", "endless_heads_are_cut_off_and_the_next_exchange_is_right"),
     ("HEAD_FIELDS", "src/http/http1/head.rs", "too_many_fields_are_a_defect_of_their_own"),
     ("HPACK_TABLE_BYTES", "src/http/http2/hpack/tests.rs", "no_block_whatsoever_does_harm"),
@@ -19,6 +19,12 @@ const PROVEN: [(&str, &str, &str); 34] = [
     ("HOLD_NS", "src/conn/tests.rs", "a_read_whose_write_was_lost_flows_after_the_deadline_and_the_loss_shows_later"),
     ("FINISH_REASONS", "src/timing/tests.rs", "a_finish_reason_of_each_choice_is_kept_in_the_order_of_choices"),
     ("STALLS", "src/timing/tests.rs", "stalls_are_capped"),
+    (
+        "RETRANSMITS",
+        "tests/pipeline_rules.rs",
+        "retransmits_in_the_middle_of_a_write_count_for_the_request_that_it_carries",
+    ),
+    ("LATE_READS", "src/timing/phases.rs", "late_reads_are_kept_up_to_a_cap_and_gaps_behind_it_have_no_cause"),
     ("OUTPUTS", "src/pipeline/mod.rs", "outputs_that_nobody_takes_are_capped_and_the_oldest_go"),
     ("OPEN_EXCHANGES", "src/http/http1/tests/mod.rs", "too_many_open_exchanges_are_let_go"),
     ("OPEN_EXCHANGES", "src/http/http2/tests/mod.rs", "too_many_open_streams_cost_the_oldest_one"),
@@ -38,6 +44,11 @@ const PROVEN: [(&str, &str, &str); 34] = [
     ),
     ("REDACT_EVENTS", "tests/tape/files.rs", "events_wait_for_a_name_that_does_not_end_only_up_to_a_cap"),
     ("REDACT_BYTES", "tests/tape/files.rs", "events_wait_for_a_name_that_does_not_end_only_up_to_a_cap"),
+    ("TOKENIZER_PENDING_BYTES", "src/timing/counting.rs", "a_text_without_borders_is_held_up_to_the_cap_only"),
+    ("TOKENIZER_LANES", "src/timing/counting.rs", "lanes_are_capped_and_what_the_old_ones_hold_is_counted"),
+    ("TOKENIZED_BYTES", "src/timing/counting.rs", "a_text_over_the_cap_has_no_count"),
+    ("RETRIES", "src/timing/retries.rs", "failed_calls_are_remembered_up_to_the_cap_and_the_oldest_go"),
+    ("RETRY_WINDOW_NS", "src/timing/retries.rs", "failed_calls_are_remembered_for_the_window_only"),
     ("connections", "src/conn/table.rs", "a_full_table_lets_the_one_silent_longest_go"),
     ("idle_ns", "src/conn/table.rs", "the_idle_go_in_the_order_of_their_silence"),
     (

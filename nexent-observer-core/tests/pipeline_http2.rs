@@ -14,7 +14,7 @@ use nexent_observer_core::{
     pipeline::{Output, Pipeline},
     timing::{Exchange, Options, Outcome},
 };
-use tape_support::{Tape, assert_replays};
+use tape_support::{Tape, assert_replays, counting};
 
 const MS: u64 = 1_000_000;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -67,8 +67,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let (mut pipeline, tape) =
-            (Pipeline::new(Limits::default(), Options { capture_content: true }), Tape::default());
+        let (mut pipeline, tape) = (Pipeline::new(Limits::default(), counting("counted")), Tape::default());
         pipeline.set_tap(tape.tap());
         let mut bench = Self {
             pipeline,
@@ -194,7 +193,7 @@ fn two_interleaved_streams_are_exactly_right() {
     assert_eq!((times(&got[0]), times(&got[1])), (vec![6, 7], vec![5, 6]));
     let since_start = |x: &Exchange, t: Option<MonoNs>| t.unwrap().since(x.request_start.unwrap());
     for (x, [sent, first_byte, end]) in got.iter().zip([[1, 4, 9], [1, 3, 7]]) {
-        assert_eq!(since_start(x, x.request_sent), sent * MS + 1000);
+        assert_eq!(since_start(x, x.request_written), sent * MS + 1000);
         assert_eq!(since_start(x, x.first_byte), first_byte * MS + 1000);
         assert_eq!(since_start(x, x.end), end * MS + 1000);
         assert_eq!(x.call.path, "/v1/chat/completions");

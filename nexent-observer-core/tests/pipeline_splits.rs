@@ -85,7 +85,7 @@ fn cut(turns: &[Turn], mut size: impl FnMut() -> usize) -> Cut {
 
 /// Feeds the records in the order that `next` chooses among the connections that have some left.
 fn run(cuts: &[Cut], mut next: impl FnMut(usize) -> usize) -> Vec<Exchange> {
-    let mut pipeline = Pipeline::new(Limits::default(), Options { capture_content: true });
+    let mut pipeline = Pipeline::new(Limits::default(), Options { capture_content: true, ..Options::default() });
     let mut out = Vec::new();
     let mut left: Vec<_> = cuts.iter().enumerate().map(|(i, c)| (i as u64 + 1, c.iter(), [0u64; 2])).collect();
     let mut now = 1_000;
@@ -125,11 +125,13 @@ fn run(cuts: &[Cut], mut next: impl FnMut(usize) -> usize) -> Vec<Exchange> {
     out
 }
 
-/// All of an exchange but its times.
-fn timeless(mut x: Exchange) -> (Exchange, Vec<Option<u32>>, [bool; 7]) {
+/// All of an exchange but its times, and what follows from them: which of several equal requests repeats which.
+fn timeless(mut x: Exchange) -> (Exchange, Vec<Option<u32>>, [bool; 8]) {
+    (x.retry_of, x.retry_count) = (None, None);
     let tokens = x.chunks.iter().map(|c| c.tokens).collect();
     let known = [
         x.request_start.take(),
+        x.request_written.take(),
         x.request_sent.take(),
         x.first_byte.take(),
         x.first_chunk.take(),

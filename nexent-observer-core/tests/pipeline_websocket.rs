@@ -16,7 +16,7 @@ use nexent_observer_core::{
     stats::DropReason,
     timing::{Exchange, Options, Outcome, TokenSource},
 };
-use tape_support::{Tape, assert_replays};
+use tape_support::{Tape, assert_replays, counting};
 
 const MS: u64 = 1_000_000;
 /// Of the masked frames of a client.
@@ -84,7 +84,7 @@ impl Bench {
     fn asking(path: &str, cut: Cut, deflate: bool) -> Self {
         let compress = || Compress::new(Compression::default(), false);
         let mut b = Self {
-            pipeline: Pipeline::new(Limits::default(), Options { capture_content: true }),
+            pipeline: Pipeline::new(Limits::default(), counting("counted")),
             cut,
             deflate: deflate.then(|| [compress(), compress()]),
             now: 1000 * MS,
@@ -245,6 +245,17 @@ fn a_response_that_the_client_asked_for_is_a_call_of_its_own() {
     assert_eq!((x.usage_source, x.output_tokens), (TokenSource::Usage, Some(121)));
     assert_eq!(x.finish_reasons, ["completed"]);
     assert_eq!(b.closed().len(), 0);
+}
+
+#[test]
+fn tokens_of_calls_that_share_a_socket_are_counted_apart_and_replayed_as_they_were() {
+    let mut b = Bench::on("/v1/realtime?model=counted-rt", Cut::Nowhere, false);
+    b.c(CREATE).s(CREATED).s(&delta("output_text", "resp_1", "one two")).s(&CREATED.replace("resp_1", "resp_2"));
+    b.s(&delta("output_text", "resp_2", "three four five")).s(&delta("output_text", "resp_1", " six"));
+    b.s(DONE).s(&DONE.replace("resp_1", "resp_2"));
+    let mut all = b.closed();
+    all.sort_by_key(|x| x.id);
+    assert_eq!(all.iter().map(|x| x.counted_tokens).collect::<Vec<_>>(), [Some(3), Some(3)]);
 }
 
 #[test]

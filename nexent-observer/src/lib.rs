@@ -11,6 +11,7 @@ pub mod hooks;
 pub mod serve;
 pub mod tape;
 pub mod telemetry;
+pub mod tokens;
 pub mod web;
 
 pub mod cli;

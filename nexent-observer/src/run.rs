@@ -15,7 +15,7 @@ use nexent_observer_common::counters::Counter;
 use nexent_observer_core::{
     event::MonoNs,
     pipeline::{Output, Pipeline},
-    timing,
+    timing::{self, Tokenizers},
 };
 use std::os::fd::AsRawFd;
 
@@ -36,6 +36,7 @@ use crate::{
     serve::Outside,
     tape::recorder::{self, Recorder},
     telemetry::KernelCounts,
+    tokens::Known,
 };
 
 /// Runs until it is told to stop (SIGINT, SIGTERM), or until every process named by pid has ended.
@@ -49,10 +50,15 @@ pub fn run(config: &Config, recording: Option<&recorder::Options>) -> Result<(),
         tracing::warn!(?fault, "A fault is put in on purpose: the numbers will be wrong.");
     }
     // What can fail without touching a process comes first.
+    let known = config.tokenizer.then(|| Known::load(&config.tokenizer_files)).transpose();
+    let known = known.map_err(|error| RunError::runtime(error.to_string()))?;
+    let counts_again = recording.is_some_and(|recording| recording.with_content);
+    let known = known.map(|known| if counts_again { known.ready() } else { known });
+    let tokenizers = known.map(|known| Arc::new(known) as Arc<dyn Tokenizers>);
     let (outside, exports) = Outside::start(config)?;
     let start = |options| Recorder::start(options, &config.limits, &exports.health);
     let recorder = recording.map(start).transpose()?;
-    let mut observer = Observer::attach(config, exports, fault, recorder.clone())?;
+    let mut observer = Observer::attach(config, exports, tokenizers, fault, recorder.clone())?;
     let done = observer.observe(&outside, config.drain_interval);
     let Observer { exports, targets, .. } = observer;
     drop(targets); // detaches
@@ -104,6 +110,7 @@ impl Observer {
     fn attach(
         config: &Config,
         exports: Exports,
+        tokenizers: Option<Arc<dyn Tokenizers>>,
         fault: Option<Fault>,
         recorder: Option<Recorder>,
     ) -> Result<Self, RunError> {
@@ -113,11 +120,13 @@ impl Observer {
             write_head_bytes: config.write_head_bytes,
             write_tail_bytes: config.write_tail_bytes,
             report_all_execs: !config.exes.is_empty(),
+            phases: config.phases,
         })
         .map_err(|error| RunError::runtime(error.to_string()))?;
         let attacher = Attacher::new(kernel, config.per_pid_attach_limit)
             .map_err(|error| RunError::caused("a thread cannot be started", error))?
-            .with_plain_http(config.plain_http);
+            .with_plain_http(config.plain_http)
+            .with_phases(config.phases);
         let mut targets = Targets::new(attacher, &config.exes)
             .map_err(|error| RunError::caused("an executable of `exe` cannot be used", error))?;
         // Everything is loaded and open; what comes from now on is reading /proc, attaching and the kernel half's maps.
@@ -125,7 +134,7 @@ impl Observer {
             .map_err(|error| RunError::caused("capabilities that are not needed cannot be dropped", error))?;
         tracing::info!("Capabilities: {held}.");
         exports.health.held_capabilities(&held.names());
-        let options = timing::Options { capture_content: config.capture_content };
+        let options = timing::Options { capture_content: config.capture_content, tokenizers };
         let mut pipeline = Pipeline::new(config.limits.clone(), options);
         if let Some(tap) = recorder.as_ref().and_then(Recorder::tap) {
             pipeline.set_tap(tap);

@@ -22,6 +22,7 @@ use crate::{
     export::{
         Caps, Exports,
         clock::WallClock,
+        ids::FailedSpans,
         jsonl::{self, Jsonl},
         live::Live,
         otlp::{self, Names, Otlp, OtlpConfig},
@@ -79,6 +80,7 @@ impl Outside {
                 sample_rate: config.telemetry_sample_rate,
             },
             prometheus,
+            failed: FailedSpans::default(),
             jsonl: open_jsonl(config, &health)?,
             otlp: start_otlp(config, &health)?,
             health,

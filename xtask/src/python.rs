@@ -74,6 +74,12 @@ pub fn model() -> Result<PathBuf> {
     environment("venv-model", &sh::fixture("server/requirements-model.txt")?, &["--no-deps"])
 }
 
+/// Interpreter of the environment with the official tokenizers.
+pub fn tokens() -> Result<PathBuf> {
+    // Without dependencies: what they pull in is for downloads.
+    environment("venv-tokens", &sh::fixture("tokens/requirements.txt")?, &["--no-deps"])
+}
+
 /// Interpreter of the environment that reads the files below `deploy/`.
 pub fn stack() -> Result<PathBuf> {
     environment("venv-stack", &sh::fixture("stack/requirements.txt")?, &[])

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use super::{
     ErrorFacts, LlmEvent, LlmEventKind, Payload, RequestFacts, Usage, anthropic, bedrock, cohere, dashscope,
-    embeddings, gemini, members::Members, name, native, ollama, openai_chat, openai_responses, sglang,
+    embeddings, gemini, lenient::Odd, members::Members, name, native, ollama, openai_chat, openai_responses, sglang,
 };
 use crate::{
     event::Stamp,
@@ -269,6 +269,9 @@ impl RequestDraft {
     }
 }
 
+/// Most members of a wrong type that are counted of one event or body.
+const ODD_COUNTED: Odd = 16;
+
 /// Where a decoder puts its events.
 pub(super) struct Out<'a> {
     /// Stamp of all events.
@@ -290,6 +293,15 @@ impl Out<'_> {
 
     pub(super) fn count(&mut self, reason: DropReason) {
         self.stats.count(reason);
+    }
+
+    /// Counts the members of an event or body that were of another type than the API gives them. The body of an error may be
+    /// anything.
+    pub(super) fn odd(&mut self, odd: Odd) {
+        let odd = if self.failed() { 0 } else { odd.min(ODD_COUNTED) };
+        for _ in 0..odd {
+            self.count(DropReason::JsonType);
+        }
     }
 
     /// The HTTP status says that the exchange failed.

@@ -8,7 +8,7 @@ use super::{
     LlmEventKind, Payload, Usage, anthropic,
     api::{Api, Decoder, ErrorEvidence, Frame, JsonBody, Member, Out, RequestDraft, Route, StreamFlag},
     base64, embeddings, envelope,
-    lenient::{self, Count, Items, Json, Text, object},
+    lenient::{self, Anything, Count, Items, Json, Text, object},
     openai_chat,
 };
 use crate::stats::DropReason;
@@ -134,7 +134,7 @@ object! {
     /// What models other than Anthropic's say when invoked: Titan, Nova, Llama, Mistral.
     Native {
         kind: Text<'de> = "type",
-        choices: Items<Text<'de>, 1> = "choices",
+        choices: Items<Anything, 1> = "choices",
         output_text: Text<'de> = "outputText" | "generation",
         results: Items<NativeResult<'de>, ITEMS> = "results" | "outputs",
         reason: Text<'de> = "completionReason" | "stop_reason",
@@ -220,7 +220,7 @@ impl Decoder for Invoke {
             return;
         }
         let json = out.frame_text(&frame);
-        let wrapped = lenient::parse::<Option<Box<Wrapped<'_>>>>(&json).ok().flatten();
+        let wrapped = lenient::parse::<Option<Box<Wrapped<'_>>>>(&json).ok().and_then(|(wrapped, _)| wrapped);
         let Some(bytes) = wrapped.as_ref().and_then(|wrapped| wrapped.bytes.non_empty()) else {
             return out.count(DropReason::JsonInvalid);
         };

@@ -10,7 +10,7 @@ use super::{
     LlmEventKind, Payload, Usage,
     api::{Api, Decoder, ErrorEvidence, Frame, Identity, JsonBody, Member, Out, Proof, RequestDraft, Route},
     embeddings, envelope,
-    lenient::{Count, Items, Take, Text, object},
+    lenient::{Count, Items, Odd, Take, Text, object},
 };
 
 /// The row of chats.
@@ -41,8 +41,11 @@ pub(super) static EMBED: Api = Api {
     routes: &[Route::unsure("/v2/embed", Proof::Bodies)],
     json: JsonBody::Whole,
     request: embeddings::request,
-    request_shape: |_| false,
-    recognise: |_, _| false,
+    request_shape: |members| members.text("model").is_some() && members.text("input_type").is_some(),
+    recognise: |members, _| {
+        let by_type = members.text("response_type").is_some_and(|kind| kind.starts_with("embeddings_"));
+        by_type || members.is_object("embeddings") && members.has_below("meta", "billed_units")
+    },
     decoder: || Box::<Cohere>::default(),
 };
 
@@ -118,14 +121,14 @@ impl<T> Default for OneOrMore<T> {
 }
 
 impl<'de, T: Take<'de>> Take<'de> for OneOrMore<T> {
-    fn take_seq<A: SeqAccess<'de>>(&mut self, seq: A) -> Result<(), A::Error> {
+    fn take_seq<A: SeqAccess<'de>>(&mut self, seq: A) -> Result<Odd, A::Error> {
         self.0.take_seq(seq)
     }
-    fn take_map<A: MapAccess<'de>>(&mut self, map: A) -> Result<(), A::Error> {
+    fn take_map<A: MapAccess<'de>>(&mut self, map: A) -> Result<Odd, A::Error> {
         let mut item = T::default();
-        item.take_map(map)?;
+        let odd = item.take_map(map)?;
         self.0.items.push(item);
-        Ok(())
+        Ok(odd)
     }
 }
 

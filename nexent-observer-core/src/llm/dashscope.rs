@@ -16,7 +16,7 @@ use super::{
     cumulative::Cumulative,
     envelope,
     error_value::Code,
-    lenient::{Items, Take, Text, object},
+    lenient::{Items, Odd, Take, Text, object},
     openai_parse::RawUsage,
 };
 
@@ -98,17 +98,17 @@ pub(super) struct Content<'de> {
 }
 
 impl<'de> Take<'de> for Content<'de> {
-    fn take_str(&mut self, text: Cow<'de, str>) {
-        self.text.take_str(text);
+    fn take_str(&mut self, text: Cow<'de, str>) -> Odd {
+        self.text.take_str(text)
     }
-    fn take_seq<A: SeqAccess<'de>>(&mut self, seq: A) -> Result<(), A::Error> {
+    fn take_seq<A: SeqAccess<'de>>(&mut self, seq: A) -> Result<Odd, A::Error> {
         self.parts.take_seq(seq)
     }
-    fn take_map<A: MapAccess<'de>>(&mut self, map: A) -> Result<(), A::Error> {
+    fn take_map<A: MapAccess<'de>>(&mut self, map: A) -> Result<Odd, A::Error> {
         let mut part = Part::default();
-        part.take_map(map)?;
+        let odd = part.take_map(map)?;
         self.parts.items.push(part);
-        Ok(())
+        Ok(odd)
     }
 }
 

@@ -5,7 +5,7 @@ use serde::de::{MapAccess, SeqAccess};
 use super::{
     LlmEventKind,
     api::{ErrorEvidence, Frame, Out},
-    lenient::{self, Items, Take},
+    lenient::{self, Items, Odd, Take},
 };
 use crate::stats::DropReason;
 
@@ -20,21 +20,22 @@ impl<T> Default for One<T> {
 }
 
 impl<'de, T: Take<'de>> Take<'de> for One<T> {
-    fn take_map<A: MapAccess<'de>>(&mut self, map: A) -> Result<(), A::Error> {
+    fn take_map<A: MapAccess<'de>>(&mut self, map: A) -> Result<Odd, A::Error> {
         self.0.take_map(map)
     }
-    fn take_seq<A: SeqAccess<'de>>(&mut self, seq: A) -> Result<(), A::Error> {
+    fn take_seq<A: SeqAccess<'de>>(&mut self, seq: A) -> Result<Odd, A::Error> {
         let mut items = Items::<Self, 1>::default();
-        items.take_seq(seq)?;
+        let odd = items.take_seq(seq)?;
         self.0 = items.items.pop().and_then(|one| one.0);
-        Ok(())
+        Ok(odd)
     }
 }
 
 /// The object in an event. Anything else is an error where the framing says so, a defect where the event is whole, and
 /// else the rest of something that was cut off.
 pub(super) fn event<'de, T: Take<'de>>(json: &'de str, frame: &Frame<'_>, out: &mut Out<'_>) -> Option<Box<T>> {
-    if let Ok(One(Some(event))) = lenient::parse(json) {
+    if let Ok((One(Some(event)), odd)) = lenient::parse(json) {
+        out.odd(odd);
         return Some(event);
     }
     if frame.error {
@@ -49,7 +50,10 @@ pub(super) fn event<'de, T: Take<'de>>(json: &'de str, frame: &Frame<'_>, out: &
 /// The object in a whole body. The body of an error may be anything: a proxy's page, a line of text, nothing.
 pub(super) fn body<'de, T: Take<'de>>(json: &'de str, out: &mut Out<'_>) -> Option<Box<T>> {
     match lenient::parse(json) {
-        Ok(One(Some(answer))) => Some(answer),
+        Ok((One(Some(answer)), odd)) => {
+            out.odd(odd);
+            Some(answer)
+        }
         _ => {
             if !out.failed() {
                 out.count(DropReason::JsonInvalid);

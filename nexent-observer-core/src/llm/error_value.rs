@@ -6,7 +6,7 @@ use serde::de::MapAccess;
 
 use super::{
     api::ErrorEvidence,
-    lenient::{Count, Take, Text, object},
+    lenient::{Count, Odd, Take, Text, object},
 };
 
 object! {
@@ -22,14 +22,14 @@ pub(super) struct Code<'de> {
 }
 
 impl<'de> Take<'de> for Code<'de> {
-    fn take_str(&mut self, text: Cow<'de, str>) {
-        self.text.take_str(text);
+    fn take_str(&mut self, text: Cow<'de, str>) -> Odd {
+        self.text.take_str(text)
     }
-    fn take_count(&mut self, number: u64) {
-        self.number.take_count(number);
+    fn take_count(&mut self, number: u64) -> Odd {
+        self.number.take_count(number)
     }
-    fn take_float(&mut self, number: f64) {
-        self.number.take_float(number);
+    fn take_float(&mut self, number: f64) -> Odd {
+        self.number.take_float(number)
     }
 }
 
@@ -41,10 +41,10 @@ pub(super) struct ErrorValue<'de> {
 }
 
 impl<'de> Take<'de> for ErrorValue<'de> {
-    fn take_str(&mut self, text: Cow<'de, str>) {
-        self.text.take_str(text);
+    fn take_str(&mut self, text: Cow<'de, str>) -> Odd {
+        self.text.take_str(text)
     }
-    fn take_map<A: MapAccess<'de>>(&mut self, map: A) -> Result<(), A::Error> {
+    fn take_map<A: MapAccess<'de>>(&mut self, map: A) -> Result<Odd, A::Error> {
         self.object.take_map(map)
     }
 }

@@ -60,6 +60,8 @@ struct Conversation {
     /// The API that the path belongs to, and what the path says. Proven or not.
     routed: Option<Box<Routed>>,
     held: Option<Box<Held>>,
+    /// Digest of the request body, once it was seen to its end.
+    request_digest: Option<u64>,
     status: Option<u16>,
     /// What the response head says about an error.
     error_kind: Option<Box<str>>,
@@ -114,6 +116,7 @@ impl LlmExchange {
                 accepts_like_mcp: false,
                 routed: None,
                 held: None,
+                request_digest: None,
                 status: None,
                 error_kind: None,
                 errored: false,
@@ -128,6 +131,13 @@ impl LlmExchange {
     #[must_use]
     pub fn verdict(&self) -> Verdict {
         self.call.verdict
+    }
+
+    /// Digest of the whole request body as the API reads it (decoded), by which the same request is known again; `None` where it
+    /// was not seen. Of what the kernel half left uncopied only the size is in it. It must not leave the core.
+    #[must_use]
+    pub fn request_digest(&self) -> Option<u64> {
+        self.call.request_digest
     }
 
     /// Takes the next event of this exchange; what follows from it goes to `sink`, defects are counted in `stats`.
@@ -213,14 +223,15 @@ impl Conversation {
                     self.reject(ev.at, why, to);
                 }
             }
-            HttpEventKind::Gap { .. } => {
+            HttpEventKind::Gap { len, cause } => {
                 if let Some(request) = &mut self.request {
-                    request.gap();
+                    request.gap(len, cause);
                 }
             }
             HttpEventKind::End => {
                 if let Some(request) = &mut self.request {
                     request.end();
+                    self.request_digest = request.digest();
                 }
                 self.tell_request(ev.at, true, to);
                 match self.verdict {
@@ -319,11 +330,12 @@ impl Conversation {
     }
 
     /// Whether the body of an undecided response may show an LLM call. Errors show nothing, so that an unknown path is
-    /// judged by its answers only and its error rate is never half seen. Where the path was not seen at all (HTTP/2 joined
-    /// in mid-connection), nothing would ever show a failed call but what was asked.
+    /// judged by its answers only and its error rate is never half seen. On a path of an API that other services have too, what
+    /// was asked and the error together show enough. Where the path was not seen at all (HTTP/2 joined in mid-connection),
+    /// nothing would ever show a failed call but what was asked.
     fn worth_reading(&self, head: &ResponseHead<'_>) -> bool {
         if head.status.is_some_and(|s| s >= 400) {
-            return self.asked_unseen(None).is_some();
+            return self.asked_unseen(None).or_else(|| self.asked_by_path()).is_some();
         }
         match BodyKind::of(&head.headers) {
             kind if kind.is_stream() => true,
@@ -345,12 +357,19 @@ impl Conversation {
         shown.or_else(|| asked().find(|api| Some(api.fallback_provider) == provider)).or_else(|| asked().next())
     }
 
-    /// A failed call on an unseen path: what was asked decides.
+    /// The API that has the path of the request, if what was asked is a call of it too.
+    fn asked_by_path(&self) -> Option<&'static Api> {
+        let api = self.routed.as_deref().filter(|_| self.start_is_held())?.api;
+        self.request.as_ref()?.looks_like(api).then_some(api)
+    }
+
+    /// A failed call on an unseen path, or on one that proves nothing: what was asked decides, and what an error looks like.
     fn accept_failed(&mut self, error: Option<&[u8]>, at: Stamp, to: &mut Sinks<'_>) -> bool {
         // Where the head was not seen, the status often was not either.
         let says_so = || error.is_some_and(|body| std::str::from_utf8(body).is_ok_and(|b| Members::of(b).has("error")));
         let failed = self.status.map_or_else(says_so, |s| s >= 400);
-        let Some(api) = self.asked_unseen(error).filter(|_| failed) else { return false };
+        let by_path = || self.asked_by_path().filter(|_| error.is_some_and(is_json_error));
+        let Some(api) = self.asked_unseen(error).or_else(by_path).filter(|_| failed) else { return false };
         self.accept(api, at, to);
         true
     }
@@ -517,6 +536,14 @@ impl Conversation {
     fn start_is_held(&self) -> bool {
         self.held.as_ref().is_some_and(|h| h.start.is_some())
     }
+}
+
+/// Whether a body is an object that says what went wrong, as all APIs do: under `error` or `message`.
+fn is_json_error(body: &[u8]) -> bool {
+    std::str::from_utf8(body).is_ok_and(|json| {
+        let members = Members::of(json);
+        members.has("error") || members.text("message").is_some()
+    })
 }
 
 fn recognise(json: &[u8]) -> Option<&'static Api> {

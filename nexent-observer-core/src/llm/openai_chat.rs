@@ -27,7 +27,7 @@ pub(super) static API: Api = Api {
     request,
     request_shape: |members| members.text("model").is_some() && members.is_array("messages"),
     recognise: |members, json| {
-        members.is_array("choices") && Completion::parse(json).is_some_and(|completion| completion.is_chat())
+        members.is_array("choices") && Completion::parse(json).is_some_and(|(completion, _)| completion.is_chat())
     },
     decoder: || Box::<Chat>::default(),
 };
@@ -46,7 +46,7 @@ pub(super) static LEGACY: Api = Api {
     request,
     request_shape: |members| members.text("model").is_some() && members.has("prompt"),
     recognise: |members, json| {
-        members.is_array("choices") && Completion::parse(json).is_some_and(|completion| completion.is_text())
+        members.is_array("choices") && Completion::parse(json).is_some_and(|(completion, _)| completion.is_text())
     },
     decoder: || Box::<Chat>::default(),
 };
@@ -107,7 +107,10 @@ impl Decoder for Chat {
             return;
         }
         match Completion::parse(&json) {
-            Some(completion) => self.full(&completion, frame.error, out),
+            Some((completion, odd)) => {
+                out.odd(odd);
+                self.full(&completion, frame.error, out);
+            }
             None if frame.error => {
                 out.emit(LlmEventKind::Chunk);
                 out.error(super::api::ErrorEvidence::default());
@@ -121,7 +124,10 @@ impl Decoder for Chat {
         let failed = out.failed();
         let json = out.text(body);
         match Completion::parse(&json) {
-            Some(completion) => self.full(&completion, failed, out),
+            Some((completion, odd)) => {
+                out.odd(odd);
+                self.full(&completion, failed, out);
+            }
             // The body of an error may be anything: a proxy's page, a line of text, nothing.
             None if failed => {}
             None => out.count(DropReason::JsonInvalid),

@@ -47,7 +47,10 @@ impl Run {
     /// The event through the full parse only.
     fn feed_full(&mut self, data: &str) {
         self.with(|chat, out| match Completion::parse(data) {
-            Some(completion) => chat.full(&completion, false, out),
+            Some((completion, odd)) => {
+                out.odd(odd);
+                chat.full(&completion, false, out);
+            }
             None => out.count(DropReason::JsonInvalid),
         });
     }
@@ -61,7 +64,7 @@ fn events(data: &[&str]) -> Vec<String> {
 
 fn usage(json: &Json) -> Option<Usage> {
     let text = json.to_string();
-    Some(Completion::parse(&text).unwrap().usage()).filter(|u| *u != Usage::default())
+    Some(Completion::parse(&text).unwrap().0.usage()).filter(|u| *u != Usage::default())
 }
 
 fn u(input: u64, output: u64, cached: Option<u64>, reasoning: Option<u64>) -> Option<Usage> {
@@ -190,7 +193,7 @@ fn wrong_types_are_let_pass_and_only_broken_json_is_a_defect() {
 #[test]
 fn a_small_event_cannot_grow_into_large_memory() {
     let many = format!(r#"{{"choices":[{}{{}}]}}"#, r#"{"delta":{}},"#.repeat(100_000));
-    assert_eq!(Completion::parse(&many).unwrap().choices.items.len(), 128);
+    assert_eq!(Completion::parse(&many).unwrap().0.choices.items.len(), 128);
 }
 
 #[test]

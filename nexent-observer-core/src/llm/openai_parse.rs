@@ -11,7 +11,7 @@ use super::{
     Usage,
     api::ErrorEvidence,
     error_value::{Code, ErrorValue},
-    lenient::{self, Count, Items, Take, Text, object},
+    lenient::{self, Count, Items, Odd, Take, Text, object},
 };
 
 /// Most choices, tool calls of a choice and content parts that are looked at (the API allows 128 choices).
@@ -128,10 +128,10 @@ pub(super) struct Content<'de> {
 }
 
 impl<'de> Take<'de> for Content<'de> {
-    fn take_str(&mut self, text: Cow<'de, str>) {
-        self.text.take_str(text);
+    fn take_str(&mut self, text: Cow<'de, str>) -> Odd {
+        self.text.take_str(text)
     }
-    fn take_seq<A: SeqAccess<'de>>(&mut self, seq: A) -> Result<(), A::Error> {
+    fn take_seq<A: SeqAccess<'de>>(&mut self, seq: A) -> Result<Odd, A::Error> {
         self.parts.take_seq(seq)
     }
 }
@@ -144,10 +144,10 @@ pub(super) struct Thinking<'de> {
 }
 
 impl<'de> Take<'de> for Thinking<'de> {
-    fn take_str(&mut self, text: Cow<'de, str>) {
-        self.text.take_str(text);
+    fn take_str(&mut self, text: Cow<'de, str>) -> Odd {
+        self.text.take_str(text)
     }
-    fn take_seq<A: SeqAccess<'de>>(&mut self, seq: A) -> Result<(), A::Error> {
+    fn take_seq<A: SeqAccess<'de>>(&mut self, seq: A) -> Result<Odd, A::Error> {
         self.parts.take_seq(seq)
     }
 }
@@ -157,22 +157,23 @@ impl<'de> Take<'de> for Thinking<'de> {
 struct Document<'de>(Option<Box<Completion<'de>>>);
 
 impl<'de> Take<'de> for Document<'de> {
-    fn take_map<A: MapAccess<'de>>(&mut self, map: A) -> Result<(), A::Error> {
+    fn take_map<A: MapAccess<'de>>(&mut self, map: A) -> Result<Odd, A::Error> {
         self.0.take_map(map)
     }
-    fn take_seq<A: SeqAccess<'de>>(&mut self, seq: A) -> Result<(), A::Error> {
+    fn take_seq<A: SeqAccess<'de>>(&mut self, seq: A) -> Result<Odd, A::Error> {
         // Some gateways put an error object into an array of one.
         let mut items = Items::<Completion<'de>, 1>::default();
-        items.take_seq(seq)?;
+        let odd = items.take_seq(seq)?;
         self.0 = items.items.pop().filter(|c| c.error != ErrorValue::default()).map(Box::new);
-        Ok(())
+        Ok(odd)
     }
 }
 
 impl<'de> Completion<'de> {
-    /// Parses an event or a body; `None` when it is no JSON object.
-    pub(super) fn parse(json: &'de str) -> Option<Box<Self>> {
-        lenient::parse::<Document<'de>>(json).ok()?.0
+    /// Parses an event or a body; `None` when it is no JSON object. With it, how many of its members were of a wrong type.
+    pub(super) fn parse(json: &'de str) -> Option<(Box<Self>, Odd)> {
+        let (document, odd) = lenient::parse::<Document<'de>>(json).ok()?;
+        Some((document.0?, odd))
     }
 
     /// Whether this can only be a chat completion or a chunk of one.

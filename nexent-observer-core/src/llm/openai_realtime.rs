@@ -98,7 +98,10 @@ impl Decoder for Realtime {
     fn frame(&mut self, frame: Frame<'_>, out: &mut Out<'_>) {
         let json = out.frame_text(&frame);
         match lenient::parse::<Option<Box<Event<'_>>>>(&json) {
-            Ok(Some(event)) => self.event(&event, out),
+            Ok((Some(event), odd)) => {
+                out.odd(odd);
+                self.event(&event, out);
+            }
             _ if frame.whole => out.count(DropReason::JsonInvalid),
             _ => {}
         }

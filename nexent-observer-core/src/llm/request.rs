@@ -5,7 +5,10 @@ use super::{
     json_scan::{Scanner, scan_tail},
     members::Members,
 };
-use crate::limits::{REQUEST_HEAD_BYTES, REQUEST_TAIL_BYTES};
+use crate::{
+    conn::GapCause,
+    limits::{REQUEST_HEAD_BYTES, REQUEST_TAIL_BYTES},
+};
 
 /// A request body as it goes by. Its text is not kept: up to the first hole it is scanned as it comes, after it only the
 /// last [`REQUEST_TAIL_BYTES`] (twice that while it moves) wait for the body's end, which alone shows their depth.
@@ -15,6 +18,8 @@ pub(super) struct RequestBody {
     /// Bytes since the last hole, the last ones only.
     tail: Vec<u8>,
     holed: bool,
+    /// Of all bytes so far, and of the sizes of what was left uncopied; `None` once bytes were lost.
+    digest: Option<u64>,
     taker: Taker,
 }
 
@@ -31,11 +36,12 @@ impl RequestBody {
             Some(api) => Taker::Known { api, draft: RequestDraft::default() },
             None => Taker::Unknown(Members::default()),
         };
-        Self { scanner: Scanner::new(), tail: Vec::new(), holed: false, taker }
+        Self { scanner: Scanner::new(), tail: Vec::new(), holed: false, digest: Some(FNV_OFFSET), taker }
     }
 
     /// The next bytes.
     pub(super) fn feed(&mut self, bytes: &[u8]) {
+        self.digest = self.digest.map(|digest| fnv1a(digest, bytes));
         if !self.holed {
             let Self { scanner, taker, .. } = self;
             scanner.feed(bytes, &mut |member| take(taker, member));
@@ -51,7 +57,9 @@ impl RequestBody {
     }
 
     /// Bytes are missing here.
-    pub(super) fn gap(&mut self) {
+    pub(super) fn gap(&mut self, len: Option<u64>, cause: GapCause) {
+        let same_next_time = len.filter(|_| matches!(cause, GapCause::Capped | GapCause::Skipped));
+        self.digest = self.digest.zip(same_next_time).map(|(digest, len)| fnv1a(digest, &len.to_be_bytes()));
         self.holed = true;
         self.tail.clear();
     }
@@ -61,6 +69,12 @@ impl RequestBody {
         let Self { tail, taker, .. } = self;
         scan_tail(tail, &mut |member| take(taker, member));
         self.tail = Vec::new();
+    }
+
+    /// Digest of the body so far, by which the same request is known again; `None` where bytes were lost, and of an empty body.
+    /// It says as good as nothing about a text, but of a short one it can be searched for: it must not leave the core.
+    pub(super) fn digest(&self) -> Option<u64> {
+        self.digest.filter(|digest| *digest != FNV_OFFSET)
     }
 
     /// The body cannot be a call of any API.
@@ -104,6 +118,13 @@ impl RequestBody {
     }
 }
 
+const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// FNV-1a with 64 bits (the draft "The FNV Non-Cryptographic Hash Algorithm"), continued from `digest`.
+fn fnv1a(digest: u64, bytes: &[u8]) -> u64 {
+    bytes.iter().fold(digest, |digest, byte| (digest ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
+}
+
 fn take(taker: &mut Taker, member: Member<'_>) {
     match taker {
         Taker::Known { api, draft } => (api.request)(draft, member),
@@ -123,7 +144,7 @@ mod tests {
             for piece in pieces {
                 match piece {
                     Some(bytes) => body.feed(bytes),
-                    None => body.gap(),
+                    None => body.gap(None, GapCause::Lost),
                 }
             }
             body.end();
@@ -166,7 +187,7 @@ mod tests {
     fn a_long_body_after_a_hole_is_held_only_in_part() {
         let mut body = RequestBody::new(Some(&openai_chat::API));
         body.feed(b"{\"messages\":[\"");
-        body.gap();
+        body.gap(None, GapCause::Lost);
         for _ in 0..1000 {
             body.feed(&[b'x'; 10_000]);
             assert!(body.buffered() <= 2 * (REQUEST_HEAD_BYTES + REQUEST_TAIL_BYTES));
@@ -175,6 +196,40 @@ mod tests {
         body.feed(b"\"],\"model\":\"m\"}");
         body.end();
         assert_eq!(body.draft(&openai_chat::API).facts.model.as_deref(), Some("m"));
+    }
+
+    #[test]
+    fn a_digest_is_the_same_however_the_body_is_cut_and_another_for_every_other_body() {
+        let digest = |pieces: &[Option<&[u8]>], gap: (Option<u64>, GapCause)| {
+            let mut body = RequestBody::new(None);
+            for piece in pieces {
+                match piece {
+                    Some(bytes) => body.feed(bytes),
+                    None => body.gap(gap.0, gap.1),
+                }
+            }
+            body.digest()
+        };
+        let (text, skipped) = (br#"{"model":"m","n":1}"#.as_slice(), (Some(7), GapCause::Capped));
+        let whole = digest(&[Some(text)], skipped);
+        assert!(whole.is_some());
+        for at in 0..=text.len() {
+            assert_eq!(digest(&[Some(&text[..at]), Some(&text[at..])], skipped), whole);
+            let mut other = text.to_vec();
+            if let Some(byte) = other.get_mut(at) {
+                *byte ^= 1;
+                assert_ne!(digest(&[Some(&other)], skipped), whole);
+            }
+        }
+        let holed = digest(&[Some(text), None, Some(text)], skipped);
+        assert_eq!(digest(&[Some(&text[..4]), Some(&text[4..]), None, Some(text)], skipped), holed);
+        assert_ne!(digest(&[Some(text), None, Some(text)], (Some(8), GapCause::Capped)), holed);
+        assert_eq!(
+            digest(&[Some(text), None, Some(text)], (Some(7), GapCause::Lost)),
+            None,
+            "nobody knows what was lost"
+        );
+        assert_eq!(digest(&[], skipped), None);
     }
 
     #[test]

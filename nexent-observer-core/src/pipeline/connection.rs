@@ -1,19 +1,21 @@
 //! One connection through all stages.
 
-use std::sync::Arc;
+mod tapping;
+
+use std::{collections::VecDeque, sync::Arc};
 
 use smallvec::SmallVec;
 
 use super::{
     Output, Shared, SharedCalls,
     sockets::{Origin, Sockets},
-    tap::{Tap, Tapped},
+    tap::{Counted, SocketTold, Tap, Tapped},
 };
 use crate::{
     conn::{CloseCause, Reassembly, StreamEvent},
     event::{ConnId, Direction, MonoNs, Peer, Record, RecordKind, Role, Said, Stamp},
     http::{AbortCause, ExchangeNo, Head, HttpConnection, HttpEvent, HttpEventKind, Protocol, Side, StartSeen},
-    limits::OPEN_EXCHANGES,
+    limits::{OPEN_EXCHANGES, RETRANSMITS},
     llm::{LlmEvent, LlmEventKind, LlmExchange, SocketState, Verdict},
     stats::DropReason,
     timing::{ActiveStream, ExchangeId, Progress, Timing},
@@ -55,6 +57,10 @@ pub(super) struct Calls {
     /// What the process is: the first message of an exchange says it by its direction.
     role: Option<Role>,
     peer: Option<Peer>,
+    /// Its socket is watched since then.
+    watched_since: Option<MonoNs>,
+    /// Latest retransmits. A request is known when its write returns, and they happen before.
+    sent_again: VecDeque<MonoNs>,
     /// Turn of the latest write.
     turn: u32,
     /// In the order of their numbers.
@@ -71,7 +77,9 @@ pub(super) struct Calls {
     /// Stamp of that write, once it came.
     named_write: Option<Stamp>,
     /// What a tap was told of the connection itself; `None`: nothing.
-    tapped: Option<(Role, Option<Peer>)>,
+    tapped: Option<About>,
+    /// In a replay: what a tokenizer counted in the event that comes next.
+    counted: Vec<Counted>,
 }
 
 /// How many requests began in the write of which a hook spoke.
@@ -89,24 +97,45 @@ enum Named {
 }
 
 /// What is known of a connection and goes for every call on it, on a WebSocket too.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct About {
     role: Role,
     peer: Option<Peer>,
+    /// The socket is watched since then.
+    pub(super) watched_since: Option<MonoNs>,
 }
 
 impl About {
-    /// Gives out a call that is over.
-    pub(super) fn finish(self, timing: Timing, said: Option<Arc<Said>>, shared: &mut SharedCalls) {
-        let Self { role, peer } = self;
+    /// Gives out a call that is over; `digest` is that of its request body.
+    pub(super) fn finish(self, timing: Timing, said: Option<Arc<Said>>, digest: Option<u64>, shared: &mut SharedCalls) {
+        let Self { role, peer, .. } = self;
         shared.timing.exchanges_open -= 1;
         let mut exchange = timing.finish(&mut shared.timing);
         let client = role == Role::Client;
         (exchange.role, exchange.peer) = (role, peer);
+        exchange.socket = peer.and_then(|peer| peer.socket);
         // Later calls on the connection had no connect.
-        exchange.connect_ns = peer.filter(|_| client && exchange.id.no == 0).and_then(|peer| peer.connect_ns);
+        let made_for = peer.filter(|_| client && exchange.id.no == 0);
+        exchange.connect_ns = made_for.and_then(|peer| peer.connect_ns);
+        exchange.tls_ns = made_for.and_then(|peer| peer.tls_ns);
+        exchange.retransmits =
+            exchange.retransmits.map(|n| n.saturating_add(made_for.map_or(0, |peer| peer.retransmits)));
+        if !client {
+            // The request was read, and the answer goes out when the process writes it.
+            exchange.request_sent = exchange.request_written;
+            exchange.first_token_cause = None;
+            exchange.stall_causes.fill(None);
+        }
         exchange.said = said.filter(|_| client);
+        shared.retries.link(&mut exchange, digest);
         shared.give_out(Output::Exchange(Box::new(exchange)));
+    }
+}
+
+/// Gives a call what a tokenizer counted of it when it was recorded.
+pub(super) fn take_counted(counted: &mut Vec<Counted>, timing: &mut Timing) {
+    if let Some(at) = counted.iter().position(|counted| counted.no == timing.id().no) {
+        timing.counted_then(counted.swap_remove(at));
     }
 }
 
@@ -130,6 +159,8 @@ struct Open {
     named_now: bool,
     /// A tap knows of it.
     tapped: bool,
+    /// In a replay: what stands for the digest of its request body.
+    digest: Option<u64>,
     both: Box<(LlmExchange, Timing)>,
 }
 
@@ -160,10 +191,8 @@ impl Connection {
                 Direction::Read => self.calls.reader = Some(record.tid),
             }
         }
-        if let RecordKind::Peer(peer) = record.kind {
-            self.calls.peer = Some(peer);
-        }
         self.run(Step::Record(record), shared);
+        self.calls.socket_tells(record, &mut shared.calls);
     }
 
     /// A hook spoke of the write that comes next.
@@ -261,6 +290,8 @@ impl Calls {
             dir: Direction::Read,
             role: None,
             peer: None,
+            watched_since: None,
+            sent_again: VecDeque::new(),
             turn: 0,
             open: SmallVec::new(),
             next: 0,
@@ -270,7 +301,71 @@ impl Calls {
             named_write: None,
             sockets: Sockets::default(),
             tapped: None,
+            counted: Vec::new(),
         }
+    }
+
+    /// Takes what a record says of the socket, after the bytes in it have been through.
+    fn socket_tells(&mut self, record: &Record<'_>, shared: &mut SharedCalls) {
+        let at = record.at.ret;
+        let told = match record.kind {
+            RecordKind::Peer(peer) => {
+                self.peer = Some(peer);
+                if peer.socket.is_some() {
+                    self.watched(at);
+                }
+                return;
+            }
+            RecordKind::Data { dir: Direction::Write, flags, .. } if flags.sent => SocketTold::Sent { until: at, at },
+            RecordKind::Sent { until } => SocketTold::Sent { until, at },
+            RecordKind::Late { arrived } => SocketTold::Late { arrived, at },
+            RecordKind::Retransmit => SocketTold::Retransmit { at },
+            RecordKind::Data { .. } | RecordKind::Close { .. } => return,
+        };
+        if self.socket_told(told) {
+            self.tap_socket_told(told, shared);
+        }
+    }
+
+    /// The socket is watched since then.
+    fn watched(&mut self, since: MonoNs) {
+        self.watched_since = Some(since);
+        self.timings(|timing| timing.watched(since));
+    }
+
+    /// Takes what the socket told; returns whether it means anything to a call, this one or a later one.
+    fn socket_told(&mut self, told: SocketTold) -> bool {
+        let mut counts = false;
+        match told {
+            SocketTold::Sent { until, at } => self.timings(|timing| counts |= timing.sent(until, at)),
+            SocketTold::Late { arrived, at } => self.timings(|timing| {
+                counts = true;
+                timing.late(arrived, at);
+            }),
+            SocketTold::Retransmit { at } => {
+                counts = true;
+                if self.sent_again.len() >= RETRANSMITS {
+                    self.sent_again.pop_front();
+                }
+                self.sent_again.push_back(at);
+                self.timings(|timing| timing.retransmitted(Some(1)));
+            }
+        }
+        counts
+    }
+
+    /// Number of retransmits since then, those that were told already.
+    fn sent_again_since(&self, from: MonoNs) -> Option<u32> {
+        let count = self.sent_again.iter().rev().take_while(|at| **at >= from).count();
+        (count < RETRANSMITS).then_some(count as u32)
+    }
+
+    /// Every open call.
+    fn timings(&mut self, mut tell: impl FnMut(&mut Timing)) {
+        for open in &mut self.open {
+            tell(&mut open.both.1);
+        }
+        self.sockets.timings(tell);
     }
 
     fn http_event(&mut self, event: &HttpEvent<'_>, shared: &mut SharedCalls) {
@@ -301,6 +396,7 @@ impl Calls {
         let Some(open) = self.open.get_mut(at) else { return };
         let (llm, timing) = &mut *open.both;
         let mut progress = Progress::Open;
+        take_counted(&mut self.counted, timing);
         llm.feed(event, &mut shared.llm, &mut |event| {
             if progress == Progress::Open {
                 progress = timing.feed(&event);
@@ -335,12 +431,13 @@ impl Calls {
         if self.sockets.is_empty() {
             return false;
         }
-        if shared.tap.is_some() && self.sockets.has(event.exchange) {
-            self.tap_socket(event, shared);
-        }
+        let has = self.sockets.has(event.exchange);
         let (about, asker) = (self.about(), self.asker());
         let origin = Origin { conn: self.id, pid: self.pid, asker, about, said: self.said.as_ref() };
-        let state = self.sockets.feed(event, origin, shared);
+        let state = self.sockets.feed(event, origin, &mut self.counted, shared);
+        if shared.tap.is_some() && has {
+            self.tap_socket(event, shared);
+        }
         if state == Some(SocketState::Refused) {
             self.not_llm = Some(NotLlm { no: event.exchange, turn: self.turn, answered: true });
         }
@@ -363,7 +460,14 @@ impl Calls {
         self.not_llm = None;
         shared.timing.exchanges_open += 1;
         let id = ExchangeId { conn: self.id, no: no.0 };
-        let timing = Timing::new(id, self.pid, self.asker(), shared.options, &shared.limits);
+        let mut timing = Timing::new(id, self.pid, self.asker(), &shared.options, &shared.limits);
+        if let Some(since) = self.watched_since {
+            timing.watched(since);
+            timing.retransmitted(self.sent_again_since(event.at.entry));
+        }
+        if shared.tap.is_some() {
+            timing.note_counts();
+        }
         let asked = matches!(event.kind, HttpEventKind::Head { head: Head::Request(_), .. });
         let (said, named_now) = self.name_request(&mut shared.tap);
         self.open.push(Open {
@@ -372,6 +476,7 @@ impl Calls {
             said,
             named_now,
             tapped: false,
+            digest: None,
             both: Box::new((LlmExchange::new(), timing)),
         });
         Some(self.open.len() - 1)
@@ -412,102 +517,38 @@ impl Calls {
 
     fn evict_oldest(&mut self, event: &HttpEvent<'_>, shared: &mut SharedCalls) {
         let Some(open) = self.open.first_mut() else { return };
-        if let Some(tap) = shared.tap.as_deref_mut().filter(|_| open.tapped) {
-            let event = HttpEvent {
-                exchange: open.no,
-                side: Side::Response,
-                at: event.at,
-                kind: HttpEventKind::Abort(AbortCause::Evicted),
-            };
-            tap.take(self.id, Tapped::Http(&event));
-        }
+        let event = HttpEvent {
+            exchange: open.no,
+            side: Side::Response,
+            at: event.at,
+            kind: HttpEventKind::Abort(AbortCause::Evicted),
+        };
         let (llm, timing) = &mut *open.both;
         if llm.verdict() != Verdict::Llm {
+            if open.tapped
+                && let Some(tap) = shared.tap.as_deref_mut()
+            {
+                tap.take(self.id, Tapped::Http(&event));
+            }
             self.open.remove(0);
             shared.timing.exchanges_open -= 1;
             return;
         }
         let abort = LlmEvent { at: event.at, kind: LlmEventKind::Abort(AbortCause::Evicted) };
-        if timing.feed(&abort) == Progress::Finished {
+        let progress = timing.feed(&abort);
+        if shared.tap.is_some() {
+            self.tap_event(0, &event, progress, shared);
+        }
+        if progress == Progress::Finished {
             self.finish(0, shared);
         }
     }
 
     fn finish(&mut self, at: usize, shared: &mut SharedCalls) {
-        let Open { both, said, .. } = self.open.remove(at);
-        self.about().finish(both.1, said, shared);
-    }
-
-    /// Shows the tap an event of an open exchange, and what it must know before; of an exchange that is no LLM call, only that.
-    fn tap_event(&mut self, at: usize, event: &HttpEvent<'_>, progress: Progress, shared: &mut SharedCalls) {
-        self.tap_connection(shared);
-        let (id, tid) = (self.id, self.asker());
-        let (Some(tap), Some(open)) = (shared.tap.as_deref_mut(), self.open.get_mut(at)) else { return };
-        let known = std::mem::replace(&mut open.tapped, progress != Progress::NotLlm);
-        if progress == Progress::NotLlm {
-            if known {
-                tap.take(id, Tapped::Dismissed { exchange: open.no });
-            }
-            return;
-        }
-        if !known {
-            tap.take(id, Tapped::Begin { exchange: open.no, tid, said: open.said.as_ref() });
-        }
-        tap.take(id, Tapped::Http(event));
-    }
-
-    /// Likewise of a WebSocket, of which a call may begin with any event.
-    fn tap_socket(&mut self, event: &HttpEvent<'_>, shared: &mut SharedCalls) {
-        if shared.tap.is_none() {
-            return;
-        }
-        self.tap_connection(shared);
-        let (tid, said) = (self.asker(), self.said.as_ref());
-        if let Some(tap) = &mut shared.tap {
-            tap.take(self.id, Tapped::Begin { exchange: event.exchange, tid, said });
-            tap.take(self.id, Tapped::Http(event));
-        }
-    }
-
-    fn tap_connection(&mut self, shared: &mut SharedCalls) {
-        let About { role, peer } = self.about();
-        if let Some(tap) = &mut shared.tap
-            && self.tapped != Some((role, peer))
-        {
-            self.tapped = Some((role, peer));
-            tap.take(self.id, Tapped::Connection { pid: self.pid, role, peer });
-        }
-    }
-
-    fn tap_over(&mut self, shared: &mut SharedCalls) {
-        if let Some(tap) = &mut shared.tap
-            && self.tapped.take().is_some()
-        {
-            tap.take(self.id, Tapped::Over);
-        }
-    }
-
-    /// What a tap was told, given back.
-    pub(super) fn replay(&mut self, tapped: &Tapped<'_>, shared: &mut SharedCalls) {
-        match *tapped {
-            Tapped::Connection { pid, role, peer } => (self.pid, self.role, self.peer) = (pid, Some(role), peer),
-            Tapped::Begin { tid, said, .. } => {
-                (self.writer, self.reader) = (tid, tid);
-                (self.said, self.named) = (said.cloned(), Named::Later);
-            }
-            Tapped::Unsaid { exchange } => {
-                for open in self.open.iter_mut().filter(|open| open.no == exchange) {
-                    open.said = None;
-                }
-            }
-            Tapped::Dismissed { exchange } => {
-                let before = self.open.len();
-                self.open.retain(|open| open.no != exchange);
-                shared.timing.exchanges_open -= (before - self.open.len()) as u64;
-            }
-            Tapped::Http(event) => self.http_event_of(event, shared),
-            Tapped::Over => {}
-        }
+        let Open { both, said, digest, .. } = self.open.remove(at);
+        let (llm, timing) = *both;
+        let digest = if shared.replays { digest } else { llm.request_digest() };
+        self.about().finish(timing, said, digest, shared);
     }
 
     pub(super) fn active(&self) -> impl Iterator<Item = ActiveStream<'_>> {
@@ -517,7 +558,7 @@ impl Calls {
     }
 
     fn about(&self) -> About {
-        About { role: self.role.unwrap_or(Role::Client), peer: self.peer }
+        About { role: self.role.unwrap_or(Role::Client), peer: self.peer, watched_since: self.watched_since }
     }
 
     /// Thread that asks.

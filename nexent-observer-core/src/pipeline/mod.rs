@@ -13,7 +13,7 @@ mod sockets;
 mod tap;
 
 pub use replay::Replay;
-pub use tap::{Tap, Tapped};
+pub use tap::{Counted, SocketTold, Tap, Tapped};
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -25,7 +25,7 @@ use crate::{
     event::{ConnId, Direction, MonoNs, Record, RecordKind, Said},
     limits::{Limits, OUTPUTS},
     stats::{DropReason, Stats},
-    timing::{ActiveStream, Exchange, Options},
+    timing::{ActiveStream, Exchange, Options, Retries},
 };
 
 use connection::Connection;
@@ -80,10 +80,15 @@ struct Shared {
 struct SharedCalls {
     limits: Limits,
     options: Options,
+    retries: Retries,
     llm: Stats,
     timing: Stats,
     outputs: VecDeque<Output>,
     tap: Option<Box<dyn Tap>>,
+    /// For a tap: what was counted in the event of a WebSocket.
+    counted: Vec<Counted>,
+    /// What a tap was shown is given back: digests and counts are those of then.
+    replays: bool,
 }
 
 impl Pipeline {
@@ -115,6 +120,15 @@ impl Pipeline {
             None if matches!(record.kind, RecordKind::Close { write_end: 0, .. }) || closed.contains(&id) => {
                 shared.conn.records += 1;
                 shared.conn.count(DropReason::RecordInvalid);
+                return;
+            }
+            // What the socket of a connection tells that was let go of, or of which no byte was seen.
+            None if matches!(
+                record.kind,
+                RecordKind::Sent { .. } | RecordKind::Late { .. } | RecordKind::Retransmit
+            ) =>
+            {
+                shared.conn.records += 1;
                 return;
             }
             None => {
@@ -241,7 +255,17 @@ fn remember(closed: &mut VecDeque<ConnId>, id: ConnId) {
 
 impl SharedCalls {
     fn new(limits: Limits, options: Options) -> Self {
-        Self { limits, options, llm: Stats::default(), timing: Stats::default(), outputs: VecDeque::new(), tap: None }
+        Self {
+            limits,
+            options,
+            retries: Retries::default(),
+            llm: Stats::default(),
+            timing: Stats::default(),
+            outputs: VecDeque::new(),
+            tap: None,
+            counted: Vec::new(),
+            replays: false,
+        }
     }
 
     fn give_out(&mut self, output: Output) {

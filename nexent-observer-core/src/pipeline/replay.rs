@@ -19,10 +19,11 @@ pub struct Replay {
 }
 
 impl Replay {
-    /// One that was fed with nothing.
+    /// One that was fed with nothing. Tokens are not counted again, whatever the options say: their text may not be what it was.
     #[must_use]
     pub fn new(limits: Limits, options: Options) -> Self {
-        Self { connections: HashMap::new(), conn: Stats::default(), shared: SharedCalls::new(limits, options) }
+        let shared = SharedCalls { replays: true, ..SharedCalls::new(limits, Options { tokenizers: None, ..options }) };
+        Self { connections: HashMap::new(), conn: Stats::default(), shared }
     }
 
     /// Takes in what a tap was shown. Of a connection of which nothing was shown before, only [`Tapped::Connection`] counts.

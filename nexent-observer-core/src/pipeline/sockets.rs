@@ -4,7 +4,11 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::{SharedCalls, connection::About};
+use super::{
+    SharedCalls,
+    connection::{About, take_counted},
+    tap::Counted,
+};
 use crate::{
     event::{ConnId, Said},
     http::{ExchangeNo, Head, HttpEvent, HttpEventKind},
@@ -68,13 +72,15 @@ impl Sockets {
         true
     }
 
-    /// Takes an event if it is of a socket; what became of that.
+    /// Takes an event if it is of a socket; what became of that. `counted` is what a replay knows of its tokens.
     pub(super) fn feed(
         &mut self,
         event: &HttpEvent<'_>,
         origin: Origin<'_>,
+        counted: &mut Vec<Counted>,
         shared: &mut SharedCalls,
     ) -> Option<SocketState> {
+        let taps = shared.tap.is_some();
         let Self { open, calls: numbered } = self;
         let at = open.iter().position(|socket| socket.no == event.exchange)?;
         let Socket { llm, calls, .. } = open.get_mut(at)?;
@@ -86,22 +92,40 @@ impl Sockets {
                 *numbered = numbered.wrapping_add(1);
                 timing_stats.exchanges_open += 1;
                 let id = ExchangeId { conn: origin.conn, no };
-                let timing = Timing::new(id, origin.pid, origin.asker, *options, limits);
+                let mut timing = Timing::new(id, origin.pid, origin.asker, options, limits);
+                if let Some(since) = origin.about.watched_since {
+                    timing.watched(since);
+                }
+                if taps {
+                    timing.note_counts();
+                }
                 calls.push((call, Call { timing: Box::new(timing), said: origin.said.cloned() }));
                 calls.len() - 1
             });
             let Some((_, Call { timing, .. })) = calls.get_mut(at) else { return };
+            take_counted(counted, timing);
             if timing.feed(&event) == Progress::Finished {
                 finished.push(calls.remove(at).1);
             }
         });
+        if taps {
+            let fed = finished.iter_mut().chain(calls.iter_mut().map(|(_, call)| call));
+            shared.counted = fed.filter_map(|call| call.timing.take_counts()).collect();
+        }
         for Call { timing, said } in finished {
-            origin.about.finish(*timing, said, shared);
+            origin.about.finish(*timing, said, None, shared);
         }
         if state != SocketState::Open {
             open.remove(at);
         }
         Some(state)
+    }
+
+    /// Every open call.
+    pub(super) fn timings(&mut self, mut tell: impl FnMut(&mut Timing)) {
+        for (_, call) in self.open.iter_mut().flat_map(|socket| &mut socket.calls) {
+            tell(&mut call.timing);
+        }
     }
 
     pub(super) fn active(&self) -> impl Iterator<Item = ActiveStream<'_>> {

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use super::wire::{self, Reader};
 use crate::{
     conn::{CloseCause, GapCause},
-    event::{Address, ConnId, Direction, MonoNs, Peer, Record, RecordFlags, RecordKind, Role, Said, Stamp},
+    event::{Address, ConnId, Direction, Found, MonoNs, Peer, Record, RecordFlags, RecordKind, Role, Said, Stamp},
     http::{
         AbortCause, ExchangeNo, Head, Headers, HttpEvent, HttpEventKind, Message, MessageKind, RequestHead,
         ResponseHead, Side,
     },
     limits::HEAD_FIELDS,
-    pipeline::Tapped,
+    pipeline::{Counted, SocketTold, Tapped},
 };
 
 /// An entry that is none.
@@ -66,11 +66,17 @@ mod tag {
     pub(super) const SAID: u8 = 19;
     pub(super) const EXIT: u8 = 20;
     pub(super) const TIMEOUT: u8 = 21;
+    pub(super) const SENT: u8 = 22;
+    pub(super) const LATE: u8 = 23;
+    pub(super) const RETRANSMIT: u8 = 24;
     pub(super) const CONNECTION: u8 = 32;
     pub(super) const BEGIN: u8 = 33;
     pub(super) const UNSAID: u8 = 34;
     pub(super) const DISMISSED: u8 = 35;
     pub(super) const OVER: u8 = 36;
+    pub(super) const SOCKET: u8 = 37;
+    pub(super) const ASKED: u8 = 38;
+    pub(super) const COUNTED: u8 = 39;
     pub(super) const REQUEST: u8 = 40;
     pub(super) const RESPONSE: u8 = 41;
     pub(super) const UNSEEN: u8 = 42;
@@ -132,6 +138,9 @@ pub fn record(out: &mut Vec<u8>, record: &Record<'_>) {
         RecordKind::Data { .. } => tag::DATA,
         RecordKind::Peer(_) => tag::PEER,
         RecordKind::Close { .. } => tag::CLOSE,
+        RecordKind::Sent { .. } => tag::SENT,
+        RecordKind::Late { .. } => tag::LATE,
+        RecordKind::Retransmit => tag::RETRANSMIT,
     });
     wire::number(out, conn.0);
     wire::number(out, pid.into());
@@ -147,6 +156,9 @@ pub fn record(out: &mut Vec<u8>, record: &Record<'_>) {
             wire::bytes(out, payload);
         }
         RecordKind::Peer(peer) => put_peer(out, Some(peer)),
+        RecordKind::Sent { until } => wire::number(out, until.0),
+        RecordKind::Late { arrived } => wire::number(out, arrived.0),
+        RecordKind::Retransmit => {}
         RecordKind::Close { read_end, write_end, flags } => {
             out.push(flag_bits(flags));
             wire::number(out, read_end);
@@ -165,11 +177,43 @@ pub fn tapped(conn: ConnId, tapped: &Tapped<'_>) -> Vec<u8> {
         wire::number(out, conn.0);
     };
     match *tapped {
-        Tapped::Connection { pid, role, peer } => {
+        Tapped::Connection { pid, role, peer, watched_since } => {
             begin(out, tag::CONNECTION);
             wire::number(out, pid.into());
             out.push(u8::from(role == Role::Server));
             put_peer(out, peer);
+            wire::maybe(out, watched_since.map(|since| since.0));
+        }
+        Tapped::Socket(told) => {
+            begin(out, tag::SOCKET);
+            let (kind, at, other) = match told {
+                SocketTold::Sent { until, at } => (0, at, Some(until)),
+                SocketTold::Late { arrived, at } => (1, at, Some(arrived)),
+                SocketTold::Retransmit { at } => (2, at, None),
+            };
+            out.push(kind);
+            wire::number(out, at.0);
+            if let Some(other) = other {
+                wire::number(out, other.0);
+            }
+        }
+        Tapped::Asked { exchange, digest } => {
+            begin(out, tag::ASKED);
+            wire::number(out, exchange.0.into());
+            out.extend_from_slice(&digest.to_le_bytes());
+        }
+        Tapped::Counted(counted) => {
+            begin(out, tag::COUNTED);
+            wire::number(out, counted.len() as u64);
+            for Counted { no, tokens, told } in counted {
+                wire::number(out, (*no).into());
+                wire::maybe(out, *tokens);
+                wire::number(out, told.len() as u64);
+                for tokens in told {
+                    // One more than it is, or 0.
+                    wire::number(out, tokens.map_or(0, |tokens| u64::from(tokens) + 1));
+                }
+            }
         }
         Tapped::Begin { exchange, tid, said } => {
             begin(out, tag::BEGIN);
@@ -294,7 +338,7 @@ fn put_said(out: &mut Vec<u8>, said: Option<&Arc<Said>>) {
 
 fn put_peer(out: &mut Vec<u8>, peer: Option<Peer>) {
     out.push(u8::from(peer.is_some()));
-    let Some(Peer { local, remote, connect_ns }) = peer else { return };
+    let Some(Peer { local, remote, connect_ns, tls_ns, socket, retransmits }) = peer else { return };
     for address in [local, remote] {
         match address {
             Address::Unix => out.push(0),
@@ -314,11 +358,19 @@ fn put_peer(out: &mut Vec<u8>, peer: Option<Peer>) {
         }
     }
     wire::maybe(out, connect_ns);
+    wire::maybe(out, tls_ns);
+    out.push(match socket {
+        None => 0,
+        Some(Found::Itself) => 1,
+        Some(Found::InsideWrite) => 2,
+        Some(Found::NextSend) => 3,
+    });
+    wire::number(out, retransmits.into());
 }
 
 fn flag_bits(flags: RecordFlags) -> u8 {
-    let RecordFlags { from_start, capped, fault, after_skip, after_unknown_loss } = flags;
-    [from_start, capped, fault, after_skip, after_unknown_loss]
+    let RecordFlags { from_start, capped, fault, after_skip, after_unknown_loss, sent } = flags;
+    [from_start, capped, fault, after_skip, after_unknown_loss, sent]
         .into_iter()
         .enumerate()
         .fold(0, |bits, (n, set)| bits | u8::from(set) << n)
@@ -359,8 +411,10 @@ pub fn read<R>(bytes: &[u8], with: impl FnOnce(Entry<'_>) -> R) -> Result<R, Mal
             from.end()?;
             Entry::Timeout(now)
         }
-        tag::DATA | tag::PEER | tag::CLOSE => Entry::Record(get_record(tag, &mut from)?),
-        tag::CONNECTION..=tag::OVER => {
+        tag::DATA | tag::PEER | tag::CLOSE | tag::SENT | tag::LATE | tag::RETRANSMIT => {
+            Entry::Record(get_record(tag, &mut from)?)
+        }
+        tag::CONNECTION..=tag::COUNTED => {
             let conn = ConnId(from.number()?);
             return get_tapped(tag, conn, &mut from, with);
         }
@@ -389,7 +443,8 @@ fn get_tapped<R>(
         tag::CONNECTION => {
             let pid = from.small()?;
             let role = if from.flag()? { Role::Server } else { Role::Client };
-            Tapped::Connection { pid, role, peer: get_peer(from)? }
+            let (peer, watched_since) = (get_peer(from)?, from.maybe()?.map(MonoNs));
+            Tapped::Connection { pid, role, peer, watched_since }
         }
         tag::BEGIN => {
             let exchange = ExchangeNo(from.small()?);
@@ -400,10 +455,43 @@ fn get_tapped<R>(
         }
         tag::UNSAID => Tapped::Unsaid { exchange: ExchangeNo(from.small()?) },
         tag::DISMISSED => Tapped::Dismissed { exchange: ExchangeNo(from.small()?) },
+        tag::SOCKET => {
+            let (kind, at) = (from.byte()?, MonoNs(from.number()?));
+            Tapped::Socket(match kind {
+                0 => SocketTold::Sent { until: MonoNs(from.number()?), at },
+                1 => SocketTold::Late { arrived: MonoNs(from.number()?), at },
+                2 => SocketTold::Retransmit { at },
+                _ => return Err(Malformed),
+            })
+        }
+        tag::ASKED => {
+            let exchange = ExchangeNo(from.small()?);
+            Tapped::Asked { exchange, digest: u64::from_le_bytes(from.array()?) }
+        }
+        tag::COUNTED => {
+            let counted = get_counted(from)?;
+            from.end()?;
+            return Ok(with(Entry::Tapped(conn, Tapped::Counted(&counted))));
+        }
         _ => Tapped::Over,
     };
     from.end()?;
     Ok(with(Entry::Tapped(conn, tapped)))
+}
+
+fn get_counted(from: &mut Reader<'_>) -> Result<Vec<Counted>, Malformed> {
+    // No number here asks for memory: each one that it promises takes a byte at least.
+    let mut all = Vec::new();
+    for _ in 0..from.number()? {
+        let (no, tokens, count) = (from.small()?, from.maybe()?, from.number()?);
+        let mut told = Vec::new();
+        for _ in 0..count {
+            let tokens = from.number()?.checked_sub(1).map(u32::try_from);
+            told.push(tokens.transpose().map_err(|_| Malformed)?);
+        }
+        all.push(Counted { no, tokens, told });
+    }
+    Ok(all)
 }
 
 fn get_record<'a>(tag: u8, from: &mut Reader<'a>) -> Result<Record<'a>, Malformed> {
@@ -417,6 +505,9 @@ fn get_record<'a>(tag: u8, from: &mut Reader<'a>) -> Result<Record<'a>, Malforme
             RecordKind::Data { dir, offset, turn, payload: from.bytes()?, len, flags }
         }
         tag::PEER => RecordKind::Peer(get_peer(from)?.ok_or(Malformed)?),
+        tag::SENT => RecordKind::Sent { until: MonoNs(from.number()?) },
+        tag::LATE => RecordKind::Late { arrived: MonoNs(from.number()?) },
+        tag::RETRANSMIT => RecordKind::Retransmit,
         _ => {
             let flags = get_flags(from.byte()?)?;
             RecordKind::Close { read_end: from.number()?, write_end: from.number()?, flags }
@@ -534,12 +625,20 @@ fn get_peer(from: &mut Reader<'_>) -> Result<Option<Peer>, Malformed> {
         Ok(Address::Inet(SocketAddr::new(ip, from.small()?)))
     };
     let (local, remote) = (address()?, address()?);
-    Ok(Some(Peer { local, remote, connect_ns: from.maybe()? }))
+    let (connect_ns, tls_ns) = (from.maybe()?, from.maybe()?);
+    let socket = match from.byte()? {
+        0 => None,
+        1 => Some(Found::Itself),
+        2 => Some(Found::InsideWrite),
+        3 => Some(Found::NextSend),
+        _ => return Err(Malformed),
+    };
+    Ok(Some(Peer { local, remote, connect_ns, tls_ns, socket, retransmits: from.small()? }))
 }
 
 fn get_flags(bits: u8) -> Result<RecordFlags, Malformed> {
     let has = |n: u8| bits & 1 << n != 0;
-    if bits >= 1 << 5 {
+    if bits >= 1 << 6 {
         return Err(Malformed);
     }
     Ok(RecordFlags {
@@ -548,5 +647,6 @@ fn get_flags(bits: u8) -> Result<RecordFlags, Malformed> {
         fault: has(2),
         after_skip: has(3),
         after_unknown_loss: has(4),
+        sent: has(5),
     })
 }

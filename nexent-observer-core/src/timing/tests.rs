@@ -40,7 +40,7 @@ impl Play {
     /// Nothing happened yet.
     fn fresh(options: Options, limits: &Limits) -> Self {
         Self {
-            timing: Timing::new(ID, 42, Some(43), options, limits),
+            timing: Timing::new(ID, 42, Some(43), &options, limits),
             stats: Stats::default(),
             progress: Progress::Open,
         }
@@ -133,7 +133,9 @@ fn times_of_a_plain_stream() {
     assert_eq!(x.id, ID);
     assert_eq!((x.pid, x.tid), (42, Some(43)));
     assert_eq!(x.request_start, Some(ms(1000)), "entry of the write, not its return");
-    assert_eq!(x.request_sent, Some(ms(1002)), "return of the write with the last byte");
+    assert_eq!(x.request_written, Some(ms(1002)), "return of the write with the last byte");
+    assert_eq!(x.request_sent, None, "no socket said so");
+    assert_eq!((x.read_delay, x.retransmits, x.first_token_cause), (None, None, None), "nor anything else");
     assert_eq!(x.first_byte, Some(ms(1100)), "first byte of the head, not its end");
     assert_eq!(x.first_chunk, Some(ms(1150)), "a role-only event is a chunk");
     assert_eq!(x.first_token, Some(ms(1200)), "and no token");
@@ -482,13 +484,100 @@ fn a_time_that_contradicts_the_request_start_is_unknown_not_zero() {
 fn text_is_kept_only_when_asked_for_capped_on_a_character_and_marked_where_bytes_were_lost() {
     let limits = Limits { content_bytes: 10, ..Limits::default() };
     let play = |capture_content| {
-        let mut p = Play::begin(true, Options { capture_content }, &limits);
+        let mut p = Play::begin(true, Options { capture_content, ..Options::default() }, &limits);
         p.say(1200, LlmEventKind::Chunk).delta(1200, Payload::Text, "é").delta(1200, Payload::Reasoning, "no");
         p.say(1200, LlmEventKind::Delta { payload: Payload::Text, choice: 1, text: "other choice" });
         p.gap(1201, Some(3)).delta(1202, Payload::Text, "wörld").delta(1203, Payload::Text, "!").done(1300).output_text
     };
     assert_eq!(play(false), None);
     assert_eq!(play(true).as_deref(), Some("é\u{fffd}wörl"));
+}
+
+/// A word with the space before it is a token; only the model `known` has such.
+#[derive(Debug)]
+struct Words;
+
+impl Tokenizers for Words {
+    fn of_model(&self, model: &str) -> Option<Arc<dyn Tokenizer>> {
+        (model == "known").then(|| Arc::new(Self) as Arc<dyn Tokenizer>)
+    }
+}
+
+impl Tokenizer for Words {
+    fn settled(&self, text: &str, from: usize) -> usize {
+        text.rfind(' ').filter(|&at| at >= from).unwrap_or(0)
+    }
+
+    fn count(&self, text: &str, _begins: bool) -> Option<u64> {
+        Some(text.split_whitespace().count() as u64)
+    }
+}
+
+/// A stream of a model with a tokenizer: four words in three chunks, the first two in one read.
+fn words(model: &str) -> Play {
+    let options = Options { tokenizers: Some(Arc::new(Words)), ..Options::default() };
+    let mut p = Play::begin(true, options, &Limits::default());
+    p.say(1150, LlmEventKind::Identity { model: Some(model), id: None });
+    for (t, text) in [(1200, "one"), (1200, " two three"), (1300, " four")] {
+        p.say(t, LlmEventKind::Chunk).delta(t, Payload::Text, text);
+    }
+    p
+}
+
+#[test]
+fn without_usage_a_tokenizer_counts_and_without_that_chunks_do() {
+    let x = words("known").done(1400);
+    assert_eq!((x.output_tokens, x.usage_source, x.counted_tokens), (Some(4), TokenSource::Tokenizer, Some(4)));
+    assert_eq!(x.chunks.iter().map(|c| c.tokens).collect::<Vec<_>>(), [Some(1), Some(2), Some(1)]);
+    assert_eq!(x.decode_rate, Some(10.0), "one token in 100 ms after those that share the first time");
+    assert_eq!((x.usage, x.token_count_ratio), (Usage::default(), None));
+    let x = words("unknown").done(1400);
+    assert_eq!((x.output_tokens, x.usage_source, x.counted_tokens), (Some(3), TokenSource::Chunks, None));
+    assert!(x.chunks.iter().all(|c| c.tokens.is_none()));
+}
+
+#[test]
+fn tokens_that_show_at_the_end_of_the_text_are_the_last_chunks() {
+    let mut p = words("known");
+    p.say(1310, LlmEventKind::Chunk).delta(1310, Payload::Text, "\tfive\tsix").finish_reason(1320);
+    let x = p.done(1400);
+    assert_eq!(x.counted_tokens, Some(6));
+    assert_eq!(x.chunks.iter().map(|c| c.tokens).collect::<Vec<_>>(), [Some(1), Some(2), Some(1), Some(2)]);
+}
+
+#[test]
+fn the_providers_count_goes_before_a_tokenizers_and_their_ratio_is_told() {
+    let x = words("known").say(1390, LlmEventKind::Usage(usage(5))).done(1400);
+    assert_eq!((x.output_tokens, x.usage_source, x.counted_tokens), (Some(5), TokenSource::Usage, Some(4)));
+    assert_eq!(x.token_count_ratio, Some(0.8));
+    let hidden = Usage { output: Some(8), reasoning: Some(4), ..Usage::default() };
+    assert_eq!(words("known").say(1390, LlmEventKind::Usage(hidden)).done(1400).token_count_ratio, Some(1.0));
+    let zero = words("known").say(1390, LlmEventKind::Usage(usage(0))).done(1400);
+    assert_eq!(zero.token_count_ratio, None);
+}
+
+#[test]
+fn an_aborted_or_holed_stream_counts_what_was_delivered_and_compares_nothing() {
+    let x = words("known").abort(1400, close(CloseCause::Freed)).exchange();
+    assert_eq!((x.outcome, x.output_tokens, x.usage_source), (Outcome::ClientAbort, Some(4), TokenSource::Tokenizer));
+    // A report of the beginning is no report of what was delivered.
+    let mut p = words("known");
+    p.say(1310, LlmEventKind::Usage(usage(1))).say(1320, LlmEventKind::Chunk).delta(1320, Payload::Text, " five");
+    let x = p.abort(1400, close(CloseCause::Freed)).exchange();
+    assert_eq!((x.output_tokens, x.usage_source, x.token_count_ratio), (Some(5), TokenSource::Tokenizer, None));
+    let mut p = words("known");
+    p.gap(1310, Some(9)).say(1320, LlmEventKind::Chunk).delta(1320, Payload::Text, "five");
+    let x = p.say(1390, LlmEventKind::Usage(usage(9))).done(1400);
+    assert_eq!((x.counted_tokens, x.output_tokens, x.token_count_ratio), (Some(5), Some(9), None));
+}
+
+#[test]
+fn a_whole_answer_without_usage_is_counted_too() {
+    let options = Options { tokenizers: Some(Arc::new(Words)), ..Options::default() };
+    let mut p = Play::begin(false, options, &Limits::default());
+    p.say(1200, LlmEventKind::Identity { model: Some("known"), id: None }).say(1200, LlmEventKind::Chunk);
+    let x = p.delta(1200, Payload::Text, "one two").say(1210, LlmEventKind::End).exchange();
+    assert_eq!((x.output_tokens, x.usage_source), (Some(2), TokenSource::Tokenizer));
 }
 
 #[test]
@@ -540,6 +629,56 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => proptest::option::of(1..500u64).prop_map(Step::Lost),
     ];
     proptest::collection::vec(step, 0..60)
+}
+
+#[test]
+fn a_request_is_sent_when_the_socket_has_all_of_it() {
+    let mut p = Play::stream();
+    p.timing.sent(MonoNs(1001 * MS), MonoNs(1050 * MS));
+    assert_eq!(p.timing.clone().finish(&mut p.stats).request_sent, None, "that was an earlier write");
+    p.timing.sent(MonoNs(1002 * MS), MonoNs(1060 * MS));
+    p.timing.sent(MonoNs(1300 * MS), MonoNs(1300 * MS));
+    assert_eq!(p.tokens(&[1200]).done(1260).request_sent, Some(ms(1060)), "the first word of it counts");
+}
+
+#[test]
+fn each_stall_has_its_cause_where_the_socket_was_watched() {
+    let mut p = Play::stream();
+    p.timing.watched(ms(1003));
+    p.tokens(&[1200, 1220, 1240]);
+    p.timing.late(ms(1300), ms(5239));
+    p.token(5240).token(5260);
+    p.timing.retransmitted(Some(1));
+    p.token(9000);
+    let x = p.done(9010);
+    assert_eq!(x.stalls, [(ms(1240), ms(5240)), (ms(5260), ms(9000))]);
+    assert_eq!(x.stall_causes, [Some(Cause::LateRead), Some(Cause::LateArrival)]);
+    assert_eq!(x.first_token_cause, Some(Cause::LateArrival));
+    assert_eq!(x.read_delay, Some(ReadDelay { reads: 1, max_ns: 3939 * MS, total_ns: 3939 * MS }));
+    assert_eq!(x.retransmits, Some(1));
+}
+
+#[test]
+fn a_gap_that_began_before_the_socket_was_watched_has_no_cause() {
+    let mut p = Play::stream();
+    p.tokens(&[1180, 1200, 1220]);
+    p.timing.watched(ms(2000));
+    p.timing.late(ms(2500), ms(5239));
+    p.token(5240).token(5260).token(9000);
+    let x = p.done(9010);
+    assert_eq!(x.stall_causes, [None, Some(Cause::LateArrival)]);
+    assert_eq!(x.first_token_cause, None);
+}
+
+#[test]
+fn a_first_token_that_lay_unread_is_a_late_read() {
+    let mut p = Play::fresh(Options::default(), &Limits::default());
+    p.timing.watched(ms(999));
+    p.start(1000);
+    p.say(1002, LlmEventKind::RequestEnd);
+    p.timing.late(ms(1100), ms(1499));
+    p.response(1500, 200, true);
+    assert_eq!(p.token(1502).done(1600).first_token_cause, Some(Cause::LateRead));
 }
 
 proptest! {

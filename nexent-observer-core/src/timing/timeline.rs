@@ -29,7 +29,7 @@ pub struct Timeline {
 pub struct TimelineChunk {
     /// When the read that completed it returned.
     pub at: MonoNs,
-    /// Tokens in it where known (continuous usage), else `None`.
+    /// Tokens in it where known (continuous usage, else those that a tokenizer could tell by then), else `None`.
     pub tokens: Option<u32>,
     /// Decoded from the same read as the chunk before it: shares its time.
     pub coalesced: bool,

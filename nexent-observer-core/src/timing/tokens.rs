@@ -2,7 +2,11 @@
 
 use crate::{event::MonoNs, limits::STALLS};
 
-use super::{Timeline, rates::STALL_MIN_NS};
+use super::{
+    Timeline,
+    counting::{Counting, LastChunk},
+    rates::STALL_MIN_NS,
+};
 
 /// Where the token timeline stands.
 #[derive(Debug, Clone, Default)]
@@ -14,6 +18,10 @@ pub(super) struct Tokens {
     /// Output chunks that share the first time, and their tokens as long as every one of them is counted.
     pub(super) first_chunks: u32,
     pub(super) first_tokens: Option<u64>,
+    /// Likewise, those that a tokenizer counted.
+    pub(super) first_counted: u64,
+    /// What a tokenizer counts, where there is one. Looked for at the first output.
+    pub(super) counting: Option<Box<Counting>>,
     /// Times of the first and last output chunk that were seen.
     pub(super) first: Option<MonoNs>,
     pub(super) last: MonoNs,
@@ -89,12 +97,43 @@ impl Tokens {
             (Some(before), Some(now)) => self.tokens_between(before, now),
             _ => None,
         };
+        let counted = self.counting.as_mut().and_then(|counting| counting.told());
         self.reported = chunk.usage;
         self.usage_stale = chunk.usage.is_none();
         if self.first == Some(chunk.at) {
             self.first_tokens = self.first_tokens.zip(tokens).map(|(sum, n)| sum.saturating_add(u64::from(n)));
+            self.first_counted = self.first_counted.saturating_add(u64::from(counted.unwrap_or(0)));
         }
-        timeline.push(gap, tokens, after_hole, cap as usize);
+        self.push_last(timeline, cap);
+        let first = self.first == Some(chunk.at);
+        match &mut self.counting {
+            Some(counting) if tokens.is_none() => {
+                counting.last = Some(LastChunk { gap, after_hole, first, tokens: counted });
+            }
+            _ => timeline.push(gap, tokens, after_hole, cap as usize),
+        }
+    }
+
+    /// The text has a hole here, or ends: what is known of its chunks enters the timeline.
+    pub(super) fn end_text(&mut self, timeline: &mut Timeline, cap: u32) {
+        if let Some(counting) = &mut self.counting {
+            counting.end_text();
+        }
+        self.close_chunk(timeline, cap);
+        if let Some(counting) = &mut self.counting
+            && let (Some(rest), Some(last)) = (counting.told(), &mut counting.last)
+        {
+            last.tokens = last.tokens.map(|tokens| tokens.saturating_add(rest));
+            self.first_counted = self.first_counted.saturating_add(if last.first { rest.into() } else { 0 });
+        }
+        self.push_last(timeline, cap);
+    }
+
+    /// The chunk that waited enters the timeline.
+    fn push_last(&mut self, timeline: &mut Timeline, cap: u32) {
+        if let Some(LastChunk { gap, after_hole, tokens, .. }) = self.counting.as_mut().and_then(|it| it.last.take()) {
+            timeline.push(gap, tokens, after_hole, cap as usize);
+        }
     }
 
     /// Tokens that were streamed between two reports: reasoning counts only if it is shown.

@@ -1,5 +1,7 @@
 //! Follows one exchange from its first event to its last.
 
+use std::sync::Arc;
+
 use crate::{
     event::{MonoNs, Role, Stamp},
     limits::{FINISH_REASONS, Limits, NAME_BYTES, STALLS},
@@ -8,17 +10,21 @@ use crate::{
 };
 
 use super::{
-    Exchange, ExchangeId, Outcome, Timeline, TokenSource,
+    Exchange, ExchangeId, Outcome, Timeline, TokenSource, Tokenizers,
+    counting::{Counted, Counting},
     outcome::{Ending, Seen, decide},
+    phases::{Cause, Phases},
     rates::{self, Decode, stall_threshold},
     tokens::{Chunk, Output, Reported, Tokens},
 };
 
 /// What a user may choose about the exchanges.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Options {
     /// Keep the generated text. Off unless asked for.
     pub capture_content: bool,
+    /// Who counts the tokens of the generated text; `None`: nobody.
+    pub tokenizers: Option<Arc<dyn Tokenizers>>,
 }
 
 /// What an event meant for the exchange.
@@ -49,13 +55,22 @@ pub struct Timing {
     finish_reasons: Vec<(u32, Box<str>)>,
 
     request_start: Option<MonoNs>,
+    request_written: Option<MonoNs>,
     request_sent: Option<MonoNs>,
+    /// The socket tells what it sees since then.
+    watched_since: Option<MonoNs>,
+    phases: Option<Box<Phases>>,
     first_byte: Option<MonoNs>,
     first_chunk: Option<MonoNs>,
     /// Time of the last data event of any kind.
     last_event: Option<MonoNs>,
     end: Option<(MonoNs, Ending)>,
 
+    tokenizers: Option<Arc<dyn Tokenizers>>,
+    /// Counts are noted as they are told.
+    notes_counts: bool,
+    /// In a replay: what was counted then, until there is output.
+    counted_then: Option<Box<Counting>>,
     tokens: Tokens,
     timeline: Timeline,
     usage: Usage,
@@ -86,7 +101,7 @@ struct Content {
 impl Timing {
     /// An exchange of which nothing is known yet.
     #[must_use]
-    pub fn new(id: ExchangeId, pid: u32, tid: Option<u32>, options: Options, limits: &Limits) -> Self {
+    pub fn new(id: ExchangeId, pid: u32, tid: Option<u32>, options: &Options, limits: &Limits) -> Self {
         let content =
             options.capture_content.then(|| Box::new(Content { cap: limits.content_bytes, ..Content::default() }));
         Self {
@@ -102,11 +117,17 @@ impl Timing {
             error_type: None,
             finish_reasons: Vec::new(),
             request_start: None,
+            request_written: None,
             request_sent: None,
+            watched_since: None,
+            phases: None,
             first_byte: None,
             first_chunk: None,
             last_event: None,
             end: None,
+            tokenizers: options.tokenizers.clone(),
+            notes_counts: false,
+            counted_then: None,
             tokens: Tokens::new(),
             timeline: Timeline::default(),
             usage: Usage::default(),
@@ -127,7 +148,7 @@ impl Timing {
                 self.call = call.clone();
             }
             LlmEventKind::Request(facts) => self.request = facts.clone(),
-            LlmEventKind::RequestEnd => self.request_sent = Some(at.ret),
+            LlmEventKind::RequestEnd => self.request_written = Some(at.ret),
             LlmEventKind::Response { first, facts } => {
                 self.first_byte = (!self.holes.any).then_some(first.ret);
                 self.response = facts.clone();
@@ -164,6 +185,57 @@ impl Timing {
         Progress::Open
     }
 
+    /// The socket of the connection is watched since then.
+    pub fn watched(&mut self, since: MonoNs) {
+        self.watched_since.get_or_insert(since);
+    }
+
+    /// At `at` the socket had everything that was written by calls that returned until `until`. Returns whether that was news.
+    pub fn sent(&mut self, until: MonoNs, at: MonoNs) -> bool {
+        let news = self.request_sent.is_none() && self.request_written.is_some_and(|written| written <= until);
+        if news {
+            self.request_sent = Some(at);
+        }
+        news
+    }
+
+    /// Which exchange it is.
+    #[must_use]
+    pub fn id(&self) -> ExchangeId {
+        self.id
+    }
+
+    /// From now on [`Self::take_counts`] gives what is counted.
+    pub fn note_counts(&mut self) {
+        self.notes_counts = true;
+    }
+
+    /// What a tokenizer counted since the last call; `None`: it told nothing. For a recording.
+    pub fn take_counts(&mut self) -> Option<Counted> {
+        let counted = self.tokens.counting.as_mut()?.take_counts()?;
+        Some(Counted { no: self.id.no, ..counted })
+    }
+
+    /// What a tokenizer counted when the event that comes next was recorded; none may be given for the text itself.
+    pub fn counted_then(&mut self, counted: Counted) {
+        let slot = match &mut self.tokens.counting {
+            Some(counting) => counting,
+            None => self.counted_then.get_or_insert_with(|| Box::new(Counting::recorded())),
+        };
+        slot.counted_then(counted);
+    }
+
+    /// What was read at `read` lay in the socket since `arrived`.
+    pub fn late(&mut self, arrived: MonoNs, read: MonoNs) {
+        let (start, has_token) = (self.request_start, self.tokens.first.is_some());
+        self.phases.get_or_insert_default().late(start, arrived, read, has_token);
+    }
+
+    /// This host sent segments of the connection again, so many; `None`: nobody knows how many.
+    pub fn retransmitted(&mut self, times: Option<u32>) {
+        self.phases.get_or_insert_default().retransmitted(times);
+    }
+
     fn chunk(&mut self, at: Stamp) {
         self.tokens.close_chunk(&mut self.timeline, self.timeline_cap);
         let at = at.ret.max(self.tokens.last);
@@ -187,6 +259,7 @@ impl Timing {
         if let (Payload::Text, 0, Some(content)) = (payload, choice, &mut self.content) {
             content.push(text);
         }
+        self.count_text(payload, choice, text);
         let Some(chunk) = &mut self.tokens.chunk else { return };
         if chunk.output.is_some() {
             return;
@@ -199,6 +272,22 @@ impl Timing {
         };
         chunk.output = Some(Output { gap, after_hole });
         self.tokens.output(at, gap, after_hole, &mut self.timeline);
+    }
+
+    /// Gives text to the tokenizer of the model, as the answer names it, else as the request did: an alias tells less.
+    fn count_text(&mut self, payload: Payload, choice: u32, text: &str) {
+        if let Some(tokenizers) = self.tokenizers.take() {
+            let names = [self.response_model.as_deref(), self.request.model.as_deref()];
+            let known = names.into_iter().flatten().find_map(|model| tokenizers.of_model(model));
+            let begin = |tokenizer| Box::new(Counting::new(tokenizer, self.notes_counts));
+            self.tokens.counting = known.map(begin);
+        }
+        if self.tokens.counting.is_none() {
+            self.tokens.counting = self.counted_then.take();
+        }
+        if let Some(counting) = &mut self.tokens.counting {
+            counting.text(payload, choice, text);
+        }
     }
 
     fn usage(&mut self, usage: Usage) {
@@ -236,7 +325,7 @@ impl Timing {
 
     /// From here to the next event, anything may have been said.
     fn hole(&mut self) {
-        self.tokens.close_chunk(&mut self.timeline, self.timeline_cap);
+        self.tokens.end_text(&mut self.timeline, self.timeline_cap);
         self.tokens.reported = None;
         self.tokens.usage_stale = true;
         if self.tokens.events == 0 {
@@ -252,7 +341,7 @@ impl Timing {
     }
 
     fn over(&mut self, at: MonoNs, ending: Ending) -> Progress {
-        self.tokens.close_chunk(&mut self.timeline, self.timeline_cap);
+        self.tokens.end_text(&mut self.timeline, self.timeline_cap);
         self.end = Some((at, ending));
         Progress::Finished
     }
@@ -285,7 +374,7 @@ impl Timing {
     /// The finished exchange. Before [`Progress::Finished`] it is one whose end was never seen: incomplete.
     #[must_use]
     pub fn finish(mut self, stats: &mut Stats) -> Exchange {
-        self.tokens.close_chunk(&mut self.timeline, self.timeline_cap);
+        self.tokens.end_text(&mut self.timeline, self.timeline_cap);
         if self.holes.other_answer {
             self.holes.since_last_token = true;
             self.tokens.usage_stale = true;
@@ -310,6 +399,11 @@ impl Timing {
         let (first_token, last_token) = self.token_times(streamed);
         let timeline = if streamed { std::mem::take(&mut self.timeline) } else { Timeline::default() };
         let threshold = stall_threshold(rates::median_gap(&timeline));
+        let stalls = self.stalls(streamed, end, threshold);
+        let phases = self.phases.take().unwrap_or_default();
+        let watched = self.watched_since;
+        let cause =
+            |&(from, to): &(MonoNs, MonoNs)| phases.cause(from, to).filter(|_| watched.is_some_and(|at| at <= from));
         let usage = Usage {
             output: self.usage.output.filter(|_| !self.tokens.usage_stale),
             reasoning: self.usage.reasoning.filter(|_| !self.tokens.usage_stale),
@@ -325,8 +419,10 @@ impl Timing {
             outcome,
             error_type,
             request_start: self.request_start,
+            socket: None,
             connect_ns: None,
             tls_ns: None,
+            request_written: self.request_written,
             request_sent: self.request_sent,
             first_byte: self.first_byte,
             streamed,
@@ -334,11 +430,19 @@ impl Timing {
             first_token,
             last_token,
             end,
-            stalls: self.stalls(streamed, end, threshold),
+            stall_causes: stalls.iter().map(cause).collect(),
+            stalls,
+            first_token_cause: self.first_token_cause(&phases, first_token),
+            read_delay: watched.map(|_| phases.delay()),
+            retransmits: watched.and_then(|_| phases.retransmits()),
             stalled_before_first_token: self.stalled_before_first_token(streamed, end, threshold),
             usage,
             usage_source,
             output_tokens,
+            counted_tokens: self.counted(),
+            token_count_ratio: self.token_count_ratio(),
+            retry_of: None,
+            retry_count: self.call.retry_count,
             decode_rate: self.decode_rate(first_token, last_token, output_tokens, usage_source),
             end_to_end_rate: self.end_to_end_rate(if streamed { last_token } else { end }, output_tokens, usage_source),
             bytes_lost: (!self.holes.unknown_size).then_some(self.holes.bytes),
@@ -380,12 +484,28 @@ impl Timing {
     fn count(&self, streamed: bool) -> (Option<u64>, TokenSource) {
         match self.usage.output.filter(|_| !self.tokens.usage_stale) {
             Some(n) => (Some(n), TokenSource::Usage),
+            None if self.counted().is_some() => (self.counted(), TokenSource::Tokenizer),
             None if streamed => {
                 let n = u64::from(self.tokens.chunks);
                 ((n > 0).then_some(n), TokenSource::Chunks)
             }
             None => (None, TokenSource::Usage),
         }
+    }
+
+    fn counted(&self) -> Option<u64> {
+        self.tokens.counting.as_ref()?.finish()
+    }
+
+    /// What the tokenizer counted over what the provider counted of the text that was shown.
+    fn token_count_ratio(&self) -> Option<f64> {
+        let finished = self.end.is_some_and(|(_, ending)| !matches!(ending, Ending::Abort(_)));
+        if !finished || self.holes.any || self.tokens.usage_stale {
+            return None;
+        }
+        let hidden = if self.tokens.reasoning_seen { 0 } else { self.usage.reasoning.unwrap_or(0) };
+        let shown = self.usage.output?.checked_sub(hidden).filter(|&n| n > 0)?;
+        Some(self.counted()? as f64 / shown as f64)
     }
 
     fn token_times(&self, streamed: bool) -> (Option<MonoNs>, Option<MonoNs>) {
@@ -412,7 +532,11 @@ impl Timing {
             first: first?,
             last: last?,
             tokens: tokens?.saturating_sub(unseen),
-            first_tokens: t.first_tokens.filter(|_| from_usage),
+            first_tokens: match source {
+                TokenSource::Usage => t.first_tokens,
+                TokenSource::Tokenizer => Some(t.first_counted),
+                TokenSource::Chunks => None,
+            },
             chunks: u64::from(t.chunks),
             first_chunks: u64::from(t.first_chunks),
         })
@@ -439,6 +563,15 @@ impl Timing {
         }
         stalls.retain(|(from, to)| to.since(*from) > threshold);
         stalls
+    }
+
+    /// Only where the socket was watched before anything of the answer was taken from it.
+    fn first_token_cause(&self, phases: &Phases, first_token: Option<MonoNs>) -> Option<Cause> {
+        let (from, to) = (self.request_start?, first_token?);
+        if to <= from || self.watched_since? > self.first_byte? {
+            return None;
+        }
+        phases.cause(from, to)
     }
 
     fn stalled_before_first_token(&self, streamed: bool, end: Option<MonoNs>, threshold: u64) -> bool {

@@ -56,4 +56,19 @@ fn elsewhere_its_answers_prove_it() {
     assert_eq!(ask.fixture(SSE, "cohere/chat.sse").text, "Größe 🚀");
     assert_eq!(ask.fixture(JSON, "cohere/chat.json").text, "Yes.");
     assert_eq!(ask.answer(200, JSON, br#"{"message":"hello"}"#).log(), "NotLlm");
+    // A failed call: its path, what it asked and a JSON error together.
+    assert_eq!(ask.answer(401, JSON, br#"{"id":"x","message":"invalid api token"}"#).error.as_deref(), Some("401"));
+    assert_eq!(Ask { path: "/other", ..ask }.answer(401, JSON, br#"{"message":"no"}"#).log(), "NotLlm");
+    assert_eq!(Ask { body: br#"{"text":"x"}"#, ..ask }.answer(401, JSON, br#"{"message":"no"}"#).log(), "NotLlm");
+    assert_eq!(ask.answer(404, JSON, br#"{"status":404}"#).log(), "NotLlm");
+}
+
+#[test]
+fn embeddings_are_known_elsewhere_too() {
+    let body = br#"{"model":"embed-v4.0","texts":["x"],"input_type":"search_query","embedding_types":["float"]}"#;
+    let ask = Ask { host: "gateway.example", path: "/v2/embed", body, ..CHAT };
+    let seen = ask.fixture(JSON, "cohere/embed.json");
+    assert_eq!((seen.usage.unwrap().input, seen.call.unwrap().operation), (Some(2), "embeddings"));
+    assert_eq!(seen.response.unwrap().provider, Some("cohere"));
+    assert_eq!(ask.answer(400, JSON, br#"{"message":"invalid request"}"#).error.as_deref(), Some("400"));
 }

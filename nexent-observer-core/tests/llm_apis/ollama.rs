@@ -76,8 +76,14 @@ fn elsewhere_its_paths_prove_nothing_and_its_answers_do() {
     assert_eq!((seen.text.as_str(), seen.request.unwrap().stream), ("Grüße\n", Some(true)));
     let seen = Ask { host: "llm.internal", ..GENERATE }.fixture(LINES, "ollama/generate.ndjson");
     assert_eq!(seen.call.unwrap().operation, "text_completion");
+    // So do its errors, if what was asked is a call of it.
+    for status in [404, 500] {
+        let seen = Ask { host: "llm.internal", ..CHAT }.answer(status, JSON, br#"{"error":"model not found"}"#);
+        assert_eq!((seen.error, seen.response.unwrap().provider), (Some(status.to_string()), Some("ollama")));
+    }
     // Any web application may have this path.
     let page = Ask::new("shop.example", "/api/chat", br#"{"messages":[]}"#);
     let stream: Fields<'_> = &[("content-type", b"text/plain; charset=utf-8")];
     assert_eq!(page.answer(200, stream, b"0:\"Hello\"\n").log(), "NotLlm");
+    assert_eq!(page.answer(500, JSON, br#"{"error":"no"}"#).log(), "NotLlm");
 }

@@ -7,11 +7,11 @@ use nexent_observer_core::{
     limits::Limits,
     pipeline::{Output, Pipeline},
     stats::Stats,
-    timing::{Exchange, Options},
+    timing::Exchange,
 };
 
 use crate::{
-    tape_support::{Tape, assert_replays},
+    tape_support::{Tape, assert_replays, counting},
     wire::{Row, RowKind, Wire},
 };
 
@@ -32,7 +32,7 @@ pub(crate) struct Outcome {
 pub(crate) fn drive(wires: &[Wire]) -> Outcome {
     let mut rows: Vec<Row> = wires.iter().flat_map(|w| w.rows.iter().cloned()).collect();
     rows.sort_by_key(|r| r.at.ret);
-    let mut pipeline = Pipeline::new(Limits::default(), Options { capture_content: true });
+    let mut pipeline = Pipeline::new(Limits::default(), counting("counted"));
     let tape = Tape::default();
     pipeline.set_tap(tape.tap());
     let mut out = Outcome { exchanges: vec![], not_llm: vec![], skipped: 0, stats: Stats::default(), most_waiting: 0 };
@@ -62,7 +62,7 @@ pub(crate) fn drive(wires: &[Wire]) -> Outcome {
                     flags.after_skip = skipped.is_some();
                     flags.after_unknown_loss |= skipped == Some(true);
                 }
-                RowKind::Exit => {}
+                RowKind::Sent(_) | RowKind::Exit => {}
             }
             emitted.push(row);
         }

@@ -5,9 +5,9 @@ use nexent_observer_core::{
     http::{ExchangeNo, Head, HttpEvent, HttpEventKind, Side},
 };
 use nexent_observer_core::{
-    event::{ConnId, Direction, MonoNs, Record, RecordFlags, RecordKind, Stamp},
+    event::{Address, ConnId, Direction, Found, MonoNs, Peer, Record, RecordFlags, RecordKind, Stamp},
     limits::{REDACT_BYTES, REDACT_EVENTS, TAPE_BLOCK_BYTES, TAPE_ENTRY_BYTES},
-    pipeline::Tapped,
+    pipeline::{Counted, SocketTold, Tapped},
     tape::{
         Redactor, Secret,
         entry::{self, Entry},
@@ -151,8 +151,12 @@ proptest! {
 
     #[test]
     fn every_entry_reads_as_what_was_written(
-        conn: u64, pid: u32, tid: Option<u32>, no: u32, len: Option<u64>, entry_ns: u64, ret: u64, body in proptest::collection::vec(any::<u8>(), 1..50), server: bool,
+        conn: u64, pid: u32, tid: Option<u32>, no: u32, len: Option<u64>, entry_ns: u64, ret: u64, body in proptest::collection::vec(any::<u8>(), 1..50), server: bool, found in 0_usize..4,
     ) {
+        let local = Address::Inet((pid.to_le_bytes(), no as u16).into());
+        let remote = if server { Address::Unix } else { Address::Inet((u128::from(conn).to_le_bytes(), 443).into()) };
+        let socket = [None, Some(Found::Itself), Some(Found::InsideWrite), Some(Found::NextSend)][found];
+        let peer = Peer { local, remote, connect_ns: len, tls_ns: len.map(|n| n ^ 5), socket, retransmits: no };
         let at = Stamp { entry: MonoNs(entry_ns), ret: MonoNs(ret) };
         let (conn, exchange) = (ConnId(conn), ExchangeNo(no));
         let http = |kind| HttpEvent { exchange, side: if server { Side::Request } else { Side::Response }, at, kind };
@@ -162,10 +166,21 @@ proptest! {
             http(HttpEventKind::Head { first: at, head: Head::Unseen }),
             http(HttpEventKind::End),
         ];
+        let counted = [
+            Counted { no, tokens: len, told: vec![tid, None, Some(0)] },
+            Counted { no: pid, tokens: None, told: vec![] },
+        ];
         let role = if server { Role::Server } else { Role::Client };
         let mut all: Vec<Tapped<'_>> = events.iter().map(Tapped::Http).collect();
         all.extend([
-            Tapped::Connection { pid, role, peer: None },
+            Tapped::Connection { pid, role, peer: None, watched_since: len.map(MonoNs) },
+            Tapped::Connection { pid, role, peer: Some(peer), watched_since: None },
+            Tapped::Socket(SocketTold::Sent { until: at.ret, at: at.entry }),
+            Tapped::Socket(SocketTold::Late { arrived: at.ret, at: at.entry }),
+            Tapped::Socket(SocketTold::Retransmit { at: at.ret }),
+            Tapped::Asked { exchange, digest: entry_ns },
+            Tapped::Counted(&counted),
+            Tapped::Counted(&[]),
             Tapped::Begin { exchange, tid, said: None },
             Tapped::Unsaid { exchange },
             Tapped::Dismissed { exchange },
@@ -174,6 +189,22 @@ proptest! {
         for tapped in all {
             let bytes = entry::tapped(conn, &tapped);
             let same = entry::read(&bytes, |entry| entry == Entry::Tapped(conn, tapped));
+            prop_assert_eq!(same, Ok(true));
+        }
+        let flags = RecordFlags { from_start: server, sent: !server, ..RecordFlags::default() };
+        let kinds = [
+            RecordKind::Data { dir: Direction::Write, offset: ret, turn: no, payload: &body, len: entry_ns, flags },
+            RecordKind::Close { read_end: ret, write_end: entry_ns, flags },
+            RecordKind::Peer(peer),
+            RecordKind::Sent { until: at.entry },
+            RecordKind::Late { arrived: at.entry },
+            RecordKind::Retransmit,
+        ];
+        for kind in kinds {
+            let record = Record { conn, pid, tid: no, at, kind };
+            let mut bytes = Vec::new();
+            entry::record(&mut bytes, &record);
+            let same = entry::read(&bytes, |entry| entry == Entry::Record(record));
             prop_assert_eq!(same, Ok(true));
         }
     }

@@ -6,14 +6,15 @@ mod numbers;
 mod secrets;
 #[path = "../tape_support/mod.rs"]
 mod tape_support;
+mod told;
 
 use nexent_observer_core::{
     event::{ConnId, Direction, MonoNs, Record, RecordFlags, RecordKind, Stamp},
     limits::Limits,
     pipeline::{Output, Pipeline},
-    timing::{Exchange, Options},
+    timing::Exchange,
 };
-use tape_support::Tape;
+use tape_support::{Tape, counting};
 
 /// A connection of HTTP/1.1 under test, tapped.
 struct Wire {
@@ -27,7 +28,7 @@ struct Wire {
 
 impl Wire {
     fn new() -> Self {
-        let (mut pipeline, tape) = (Pipeline::new(Limits::default(), Options::default()), Tape::default());
+        let (mut pipeline, tape) = (Pipeline::new(Limits::default(), counting("")), Tape::default());
         pipeline.set_tap(tape.tap());
         Self { pipeline, tape, sent: [0; 2], now: 1_000_000_000, turn: 0, exchanges: Vec::new() }
     }

@@ -10,8 +10,33 @@ use nexent_observer_core::{
         Redactor, Secret,
         entry::{self, Entry},
     },
-    timing::{Exchange, Options},
+    timing::{Exchange, Options, Tokenizer, Tokenizers},
 };
+
+/// A word with the space before it is a token; of models with this in their names.
+#[derive(Debug)]
+struct Words(&'static str);
+
+impl Tokenizers for Words {
+    fn of_model(&self, model: &str) -> Option<Arc<dyn Tokenizer>> {
+        model.contains(self.0).then(|| Arc::new(Self(self.0)) as Arc<dyn Tokenizer>)
+    }
+}
+
+impl Tokenizer for Words {
+    fn settled(&self, text: &str, from: usize) -> usize {
+        text.rfind(' ').filter(|&at| at >= from).unwrap_or(0)
+    }
+
+    fn count(&self, text: &str, _begins: bool) -> Option<u64> {
+        Some(text.split_whitespace().count() as u64)
+    }
+}
+
+/// With content, and with a tokenizer of words for models that have `models` in their names.
+pub(crate) fn counting(models: &'static str) -> Options {
+    Options { capture_content: true, tokenizers: Some(Arc::new(Words(models))) }
+}
 
 /// Entries of a redacted recording.
 #[derive(Debug, Clone, Default)]
@@ -51,7 +76,8 @@ impl Tape {
 
     /// Exchanges of a replay.
     pub(crate) fn replay(&self, limits: Limits) -> Vec<Exchange> {
-        let mut replay = Replay::new(limits, Options::default());
+        // What a replay could count itself is filler, and must not be.
+        let mut replay = Replay::new(limits, counting(""));
         let mut exchanges = Vec::new();
         for bytes in self.entries().iter() {
             let tapped = entry::read(bytes, |entry| {

@@ -104,6 +104,15 @@ pub const PLAIN_HTTP: Key = Key {
     common: true,
     ..BASE
 };
+/// Whether connections are followed into their sockets.
+pub const PHASES: Key = Key {
+    name: "phases",
+    value_name: "BOOL",
+    default: Some("true"),
+    allowed: "true or false",
+    meaning: "Find the socket of each connection, and by it connect, TLS handshake, request sent, causes of stalls and retransmits; while a process is observed, calls on sockets cost every process of the host a little more (docs/overhead.md)",
+    ..BASE
+};
 /// Address of the metrics endpoint.
 pub const LISTEN: Key = Key {
     name: "listen",
@@ -219,6 +228,24 @@ pub const SEMCONV: Key = Key {
     default: Some("v1.41"),
     allowed: "v1.41, 2026 or both",
     meaning: "OpenTelemetry's GenAI names in spans and OTLP metrics: those of semantic conventions v1.41, those of 2026 (semantic-conventions-genai 0.1), or both; OTEL_SEMCONV_STABILITY_OPT_IN=gen_ai_latest_experimental means 2026",
+    ..BASE
+};
+/// Whether tokens are counted.
+pub const TOKENIZER: Key = Key {
+    name: "tokenizer",
+    value_name: "WHEN",
+    default: Some("auto"),
+    allowed: "auto or off",
+    meaning: "Count the tokens of generated text of models whose tokenizer is known (OpenAI's, and those of tokenizer_files): the count where the provider gives none, and a check where it does; off: such streams are counted by their chunks",
+    ..BASE
+};
+/// Tokenizers of other models.
+pub const TOKENIZER_FILES: Key = Key {
+    name: "tokenizer_files",
+    kind: Kind::Many { separator: ',' },
+    value_name: "MODEL=FILE",
+    allowed: "MODEL=FILE, where MODEL is the name of a model, with * at its beginning or end for any text",
+    meaning: "Tokenizer of these models, a tokenizer.json as models on Hugging Face have it; may be given several times, the first that fits counts, and it goes before what is built in",
     ..BASE
 };
 /// Ring of what targets read.
@@ -343,11 +370,12 @@ pub const LOG_FORMAT: Key = Key {
 };
 
 /// All keys, in the order of help, `config` and docs/config.md.
-pub const KEYS: [&Key; 29] = [
+pub const KEYS: [&Key; 32] = [
     &PID,
     &EXE,
     &ALL,
     &PLAIN_HTTP,
+    &PHASES,
     &LISTEN,
     &PROMETHEUS_PORT,
     &OTLP,
@@ -360,6 +388,8 @@ pub const KEYS: [&Key; 29] = [
     &SLOW_TOKEN_RATE_THRESHOLD,
     &JAEGER_ENDPOINT,
     &SEMCONV,
+    &TOKENIZER,
+    &TOKENIZER_FILES,
     &READ_RING_BYTES,
     &WRITE_RING_BYTES,
     &WRITE_HEAD_BYTES,

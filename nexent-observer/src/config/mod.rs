@@ -25,7 +25,7 @@ pub use env::{CONFIG_VARIABLE, Environment};
 pub use show::{write_json, write_yaml};
 pub use value::{Endpoint, JsonlTarget, Listen, LogFormat, Semconv};
 
-use crate::probe::plain::PlainHttp;
+use crate::{probe::plain::PlainHttp, tokens::ModelFile};
 use keys::Key;
 use raw::{Layer, RawConfig};
 
@@ -47,6 +47,8 @@ pub struct Config {
     pub exes: Vec<PathBuf>,
     /// When HTTP without TLS is observed.
     pub plain_http: PlainHttp,
+    /// Whether connections are followed into their sockets.
+    pub phases: bool,
     /// Metrics endpoint, `prometheus_port` applied.
     pub listen: Listen,
     /// OTLP endpoint; unset: what the `OTEL_*` variables say.
@@ -69,6 +71,10 @@ pub struct Config {
     pub slow_request_threshold_seconds: f64,
     /// A call with a lower decode rate is slow, in tokens per second.
     pub slow_token_rate_threshold: f64,
+    /// Tokens of generated text are counted where the tokenizer of the model is known.
+    pub tokenizer: bool,
+    /// Tokenizers that the user names.
+    pub tokenizer_files: Vec<ModelFile>,
     /// Read ring, in bytes; a power of two.
     pub read_ring_bytes: u32,
     /// Write ring, in bytes; a power of two.

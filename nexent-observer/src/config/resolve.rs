@@ -20,12 +20,14 @@ pub(super) fn resolve(raw: &RawConfig) -> Result<Config, ConfigError> {
     // `true` is not among the allowed values yet, so the value itself says nothing.
     let _: bool = r.one(&keys::ALL, |text| value::boolean(text).filter(|all| !all))?;
     let plain_http = r.one(&keys::PLAIN_HTTP, value::plain_http)?;
+    let phases = r.one(&keys::PHASES, value::boolean)?;
     let listen = r.one(&keys::LISTEN, value::listen)?;
     let port = r.optional(&keys::PROMETHEUS_PORT, value::port)?;
     let config = Config {
         pids,
         exes,
         plain_http,
+        phases,
         listen: apply_port(raw, listen, port),
         otlp: r.optional(&keys::OTLP, value::endpoint)?,
         jsonl: r.optional(&keys::JSONL, value::jsonl)?,
@@ -39,6 +41,8 @@ pub(super) fn resolve(raw: &RawConfig) -> Result<Config, ConfigError> {
         slow_token_rate_threshold: r.one(&keys::SLOW_TOKEN_RATE_THRESHOLD, value::number(0.0, 1e6))?,
         jaeger_endpoint: r.optional(&keys::JAEGER_ENDPOINT, value::endpoint)?,
         semconv: r.one(&keys::SEMCONV, value::semconv)?,
+        tokenizer: r.one(&keys::TOKENIZER, value::tokenizer)?.0,
+        tokenizer_files: r.list(&keys::TOKENIZER_FILES, value::model_file)?,
         read_ring_bytes: r.one(&keys::READ_RING_BYTES, as_u32(value::ring_size))?,
         write_ring_bytes: r.one(&keys::WRITE_RING_BYTES, as_u32(value::ring_size))?,
         write_head_bytes: r.one(&keys::WRITE_HEAD_BYTES, value::size(1 << 10, 16 << 20))?,

@@ -4,7 +4,10 @@ use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr};
 
 use serde_json::{Value, json};
 
-use crate::probe::plain::PlainHttp;
+use crate::{
+    probe::plain::PlainHttp,
+    tokens::{ModelFile, Pattern},
+};
 
 /// Where `/metrics` is served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,6 +111,22 @@ shown_as_is!(bool, u16, u32, u64, usize, f64, String, Vec<u32>, Vec<PathBuf>);
 impl<T: Shown> Shown for Option<T> {
     fn shown(&self) -> Value {
         self.as_ref().map_or(Value::Null, Shown::shown)
+    }
+}
+
+/// `auto` or `off`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct WhenKnown(pub(super) bool);
+
+impl Shown for WhenKnown {
+    fn shown(&self) -> Value {
+        json!(if self.0 { "auto" } else { "off" })
+    }
+}
+
+impl Shown for Vec<ModelFile> {
+    fn shown(&self) -> Value {
+        self.iter().map(|file| format!("{}={}", file.models.as_str(), file.path.display())).collect()
     }
 }
 
@@ -223,6 +242,21 @@ pub(super) fn port(text: &str) -> Option<u16> {
 pub(super) fn absolute_path(text: &str) -> Option<PathBuf> {
     let path = PathBuf::from(text);
     (path.is_absolute() && !text.contains('\0')).then_some(path)
+}
+
+pub(super) fn tokenizer(text: &str) -> Option<WhenKnown> {
+    match text.trim() {
+        "auto" => Some(WhenKnown(true)),
+        "off" => Some(WhenKnown(false)),
+        _ => None,
+    }
+}
+
+pub(super) fn model_file(text: &str) -> Option<ModelFile> {
+    let (models, path) = text.split_once('=')?;
+    let path = path.trim();
+    let models = Pattern::parse(models.trim())?;
+    (!path.is_empty() && !path.contains('\0')).then(|| ModelFile { models, path: PathBuf::from(path) })
 }
 
 pub(super) fn listen(text: &str) -> Option<Listen> {

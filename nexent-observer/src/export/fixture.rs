@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use nexent_observer_core::{
-    event::{Address, ConnId, MonoNs, Peer, Role, Stamp},
+    event::{Address, ConnId, Found, MonoNs, Peer, Role, Stamp},
     limits::Limits,
     llm::{Call, LlmEvent, LlmEventKind, Payload, RequestFacts, ResponseFacts, Usage},
     stats::Stats,
-    timing::{Exchange, ExchangeId, Options, Outcome, Progress, Timeline, Timing, TokenSource},
+    timing::{Cause, Exchange, ExchangeId, Options, Outcome, Progress, ReadDelay, Timeline, Timing, TokenSource},
 };
 
 use super::{Observed, Service};
@@ -24,7 +24,7 @@ fn at(ms: u64) -> Option<MonoNs> {
 pub(super) fn timeline(chunks: impl IntoIterator<Item = (MonoNs, Option<u32>)>) -> Timeline {
     let limits = Limits { timeline_bytes: 1 << 20, ..Limits::default() };
     let id = ExchangeId { conn: ConnId(1), no: 0 };
-    let mut timing = Timing::new(id, 1, None, Options::default(), &limits);
+    let mut timing = Timing::new(id, 1, None, &Options::default(), &limits);
     let mut stats = Stats::default();
     let mut total = 0;
     let mut feed = |at: MonoNs, kind| {
@@ -55,6 +55,9 @@ pub(super) fn completed() -> Exchange {
             local: Address::Inet(([10, 0, 0, 7], 40_000).into()),
             remote: Address::Inet(([10, 0, 0, 9], 8443).into()),
             connect_ns: Some(1_500_000),
+            tls_ns: Some(12_000_000),
+            socket: Some(Found::InsideWrite),
+            retransmits: 0,
         }),
         tid: Some(4243),
         said: None,
@@ -89,9 +92,11 @@ pub(super) fn completed() -> Exchange {
         outcome: Outcome::Completed,
         error_type: None,
         finish_reasons: vec!["stop".into()],
+        socket: Some(Found::InsideWrite),
         connect_ns: None,
         tls_ns: None,
         request_start: at(0),
+        request_written: at(1),
         request_sent: at(1),
         first_byte: at(190),
         streamed: true,
@@ -99,12 +104,20 @@ pub(super) fn completed() -> Exchange {
         first_token: at(250),
         last_token: at(350),
         end: at(360),
+        retry_of: None,
+        retry_count: Some(1),
         chunks: timeline([chunk(250), chunk(270), chunk(270), chunk(300), chunk(350)]),
         stalls: Vec::new(),
+        stall_causes: Vec::new(),
+        first_token_cause: Some(Cause::LateArrival),
+        read_delay: Some(ReadDelay { reads: 1, max_ns: 6_000_000, total_ns: 6_000_000 }),
+        retransmits: Some(2),
         stalled_before_first_token: false,
         usage: Usage { input: Some(20), output: Some(10), cached_input: Some(8), reasoning: None },
         usage_source: TokenSource::Usage,
         output_tokens: Some(10),
+        counted_tokens: Some(9),
+        token_count_ratio: Some(0.9),
         decode_rate: Some(80.0),
         end_to_end_rate: Some(28.571_428_571_428_573),
         bytes_lost: Some(0),
@@ -118,6 +131,7 @@ pub(super) fn failed() -> Exchange {
     exchange.id.no = 4;
     exchange.call.traceparent = None;
     exchange.call.retry_count = None;
+    exchange.retry_count = None;
     exchange.response.status = Some(429);
     exchange.response.stream = false;
     exchange.streamed = false;
@@ -133,6 +147,8 @@ pub(super) fn failed() -> Exchange {
     exchange.chunks = Timeline::default();
     exchange.usage = Usage::default();
     exchange.output_tokens = None;
+    exchange.counted_tokens = None;
+    exchange.token_count_ratio = None;
     exchange.decode_rate = None;
     exchange.end_to_end_rate = None;
     exchange
@@ -143,6 +159,8 @@ pub(super) fn joined() -> Exchange {
     let mut exchange = completed();
     exchange.id.no = 5;
     exchange.call.traceparent = None;
+    exchange.call.retry_count = None;
+    exchange.retry_count = None;
     exchange.call.provider = None;
     exchange.call.operation = "";
     exchange.call.method = String::new();
@@ -152,14 +170,19 @@ pub(super) fn joined() -> Exchange {
     exchange.outcome = Outcome::Incomplete;
     exchange.finish_reasons = Vec::new();
     exchange.request_start = None;
+    exchange.request_written = None;
     exchange.request_sent = None;
+    exchange.first_token_cause = None;
     exchange.first_byte = None;
     exchange.first_chunk = None;
     exchange.first_token = None;
     exchange.stalls = vec![(MonoNs(START + 300 * MS), MonoNs(START + 3000 * MS))];
+    exchange.stall_causes = vec![Some(Cause::LateRead)];
     exchange.usage = Usage::default();
     exchange.usage_source = TokenSource::Chunks;
     exchange.output_tokens = Some(5);
+    exchange.counted_tokens = None;
+    exchange.token_count_ratio = None;
     exchange.decode_rate = None;
     exchange.end_to_end_rate = None;
     exchange.bytes_lost = None;

@@ -1,8 +1,12 @@
 //! Identity of a span: that of the call's own `traceparent` where it has one, else random.
 
-use std::fmt;
+use std::{collections::VecDeque, fmt};
 
-use nexent_observer_core::{llm::Call, timing::Exchange};
+use nexent_observer_core::{
+    limits::RETRIES,
+    llm::Call,
+    timing::{Exchange, ExchangeId, Outcome},
+};
 
 /// 16 bytes, never all zero.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -46,6 +50,27 @@ impl SpanIds {
             span: SpanId(random()),
             parent: parent.map(|(_, span)| span),
         }
+    }
+}
+
+/// Spans of failed calls, remembered so that the span of a retry can point to them.
+#[derive(Debug, Default)]
+pub struct FailedSpans(VecDeque<(ExchangeId, SpanIds)>);
+
+impl FailedSpans {
+    /// Remembers the span of a call if it may be tried again; gives that of the call which it repeats. As many as the core
+    /// remembers calls, the oldest go.
+    pub fn link(&mut self, exchange: &Exchange, ids: SpanIds) -> Option<SpanIds> {
+        let Self(spans) = self;
+        let before = exchange.retry_of.and_then(|of| spans.iter().position(|(id, _)| *id == of));
+        let before = before.and_then(|at| spans.remove(at)).map(|(_, ids)| ids);
+        if matches!(exchange.outcome, Outcome::Error | Outcome::ClientAbort | Outcome::ServerAbort) {
+            if spans.len() >= RETRIES {
+                spans.pop_front();
+            }
+            spans.push_back((exchange.id, ids));
+        }
+        before
     }
 }
 
@@ -160,6 +185,24 @@ mod tests {
         ] {
             assert_eq!(of(Some(bad)).parent, None, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_retry_points_to_the_span_of_the_failed_call_and_only_so_many_are_remembered() {
+        use crate::export::fixture;
+        let mut spans = FailedSpans::default();
+        let failed = fixture::failed();
+        let first = of(None);
+        assert_eq!(spans.link(&failed, first), None);
+        let retry = |id| Exchange { retry_of: Some(id), ..fixture::completed() };
+        assert_eq!(spans.link(&retry(failed.id), of(None)), Some(first));
+        assert_eq!(spans.link(&retry(failed.id), of(None)), None, "a call has one retry");
+        for no in 0..RETRIES as u32 + 1 {
+            spans.link(&Exchange { id: ExchangeId { no, ..failed.id }, ..failed.clone() }, first);
+        }
+        assert_eq!(spans.0.len(), RETRIES);
+        assert_eq!(spans.link(&retry(ExchangeId { no: 0, ..failed.id }), of(None)), None);
+        assert_eq!(spans.link(&retry(ExchangeId { no: 1, ..failed.id }), of(None)), Some(first));
     }
 
     #[test]

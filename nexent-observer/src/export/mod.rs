@@ -71,6 +71,8 @@ pub struct Exports {
     pub prometheus: Arc<prometheus::Prometheus>,
     /// The open streams, as `prometheus` and every other view read them.
     pub live: Arc<live::Live>,
+    /// Spans of calls that may be tried again.
+    pub failed: ids::FailedSpans,
     /// JSON lines, where asked for.
     pub jsonl: Option<jsonl::Jsonl>,
     /// OTLP, where an endpoint is configured.
@@ -85,8 +87,9 @@ impl Exports {
     /// Gives one exchange to every exporter; returns the identity of its span, which is made whether or not the span is
     /// exported, so that a line and a span can be found from each other.
     pub fn export(&mut self, mut observed: Observed) -> ids::SpanIds {
-        let Self { policy, prometheus, live: _, jsonl, otlp, health, clock } = self;
+        let Self { policy, prometheus, live: _, failed, jsonl, otlp, health, clock } = self;
         let ids = ids::SpanIds::of_exchange(&observed.exchange);
+        let retry_of = failed.link(&observed.exchange, ids);
         let slow = policy.slow(&observed.exchange);
         prometheus.record(&observed, slow);
         if let Some(jsonl) = jsonl {
@@ -99,7 +102,7 @@ impl Exports {
             if policy.samples(kept, &ids) {
                 // Text goes to the line only: a queue of spans must not hold megabytes of answers.
                 observed.exchange.output_text = None;
-                otlp.span(otlp::Finished { observed, ids, kept, offset: clock.offset() });
+                otlp.span(otlp::Finished { observed, ids, retry_of, kept, offset: clock.offset() });
             } else {
                 health.sampled_out.inc();
             }
@@ -109,7 +112,7 @@ impl Exports {
 
     /// Delivers what is queued, for at most `deadline` in all; what is left then is counted as dropped.
     pub async fn shutdown(self, deadline: Duration) {
-        let Self { policy: _, prometheus: _, live: _, jsonl, otlp, health: _, clock: _ } = self;
+        let Self { policy: _, prometheus: _, live: _, failed: _, jsonl, otlp, health: _, clock: _ } = self;
         let lines = async {
             if let Some(jsonl) = jsonl {
                 jsonl.shutdown(deadline).await;
@@ -139,6 +142,7 @@ mod tests {
             policy: policy::Policy { sample_rate, ..policy::Policy::default() },
             prometheus: Arc::new(prometheus.unwrap()),
             live,
+            failed: ids::FailedSpans::default(),
             jsonl,
             otlp,
             health,

@@ -2,13 +2,23 @@
 
 use nexent_observer_core::{
     event::{Address, MonoNs},
-    timing::{Exchange, Outcome, TokenSource},
+    timing::{Cause, Exchange, ExchangeId, Outcome, TokenSource},
 };
 
 /// Value of a label or attribute for something that was not seen.
 pub(super) const UNKNOWN: &str = "unknown";
 /// `error.type` when the call failed and nothing says how (OpenTelemetry's fallback).
 pub(super) const OTHER_ERROR: &str = "_OTHER";
+
+/// An exchange's name in lines and spans.
+pub(super) fn id(id: ExchangeId) -> String {
+    format!("{}-{}", id.conn.0, id.no)
+}
+
+/// Whether a failed call of its client is tried here once more.
+pub(super) fn is_retry(exchange: &Exchange) -> bool {
+    exchange.retry_of.is_some() || exchange.retry_count.is_some_and(|n| n > 0)
+}
 
 /// Seconds from the request start to `at`. Stamps that contradict each other make it unknown, not zero.
 pub(super) fn since_start(exchange: &Exchange, at: Option<MonoNs>) -> Option<f64> {
@@ -57,6 +67,16 @@ pub(super) fn error_type(exchange: &Exchange) -> Option<&str> {
 /// Whether the whole exchange was seen: only then its times go into histograms.
 pub(super) fn is_complete(exchange: &Exchange) -> bool {
     exchange.outcome != Outcome::Incomplete
+}
+
+/// Values of the label `cause`.
+pub(super) const STALL_CAUSES: [&str; 3] = ["late_arrival", "late_read", UNKNOWN];
+
+/// Number of stalls by cause, in the order of [`STALL_CAUSES`].
+pub(super) fn stalls_by_cause(exchange: &Exchange) -> [u64; 3] {
+    let of = |cause| exchange.stall_causes.iter().filter(|it| **it == Some(cause)).count() as u64;
+    let (arrival, read) = (of(Cause::LateArrival), of(Cause::LateRead));
+    [arrival, read, (exchange.stalls.len() as u64).saturating_sub(arrival + read)]
 }
 
 /// One token count.

@@ -19,7 +19,7 @@ use nexent_observer_core::{
     pipeline::{Output, Pipeline, Replay, Tapped},
     stats::Stats,
     tape::{entry::Entry, frame::Kind},
-    timing::{self, Exchange, ExchangeId},
+    timing::{self, Exchange, ExchangeId, Tokenizers},
 };
 
 use super::{
@@ -39,6 +39,7 @@ use crate::{
     run::live,
     serve::Outside,
     telemetry::{Exporter, Signal},
+    tokens::Known,
 };
 
 /// How fast.
@@ -103,6 +104,10 @@ pub fn run(options: &Options, mut config: Config) -> Result<(), RunError> {
     if !listens && config.jsonl.is_none() && config.otlp.is_none() && config.jaeger_endpoint.is_none() {
         config.jsonl = Some(JsonlTarget::Stdout);
     }
+    // A recording without content has the counts of then; of one with content the text is counted again.
+    let known = config.tokenizer.then(|| Known::load(&config.tokenizer_files)).transpose();
+    let known = known.map_err(|error| RunError::runtime(error.to_string()))?;
+    let tokenizers = known.map(|known| Arc::new(known.at_once()) as Arc<dyn Tokenizers>);
     let speed = options.speed.unwrap_or(if listens { Speed::Times(1.0) } else { Speed::Max });
     let (outside, exports) = Outside::start(&config)?;
     // Nothing of a recording needs any.
@@ -112,7 +117,7 @@ pub fn run(options: &Options, mut config: Config) -> Result<(), RunError> {
     let stop = outside.on_stop(Waker::new(poll.registry(), Token(0)).map_err(failed)?);
     let mut replaying = Replaying {
         core: Core::None,
-        capture_content: config.capture_content,
+        options: timing::Options { capture_content: config.capture_content, tokenizers },
         services: Services::default(),
         exports,
         pace: Pace { speed, began: None, poll, stop },
@@ -245,7 +250,7 @@ impl Services {
 
 struct Replaying {
     core: Core,
-    capture_content: bool,
+    options: timing::Options,
     services: Services,
     exports: Exports,
     pace: Pace,
@@ -265,7 +270,7 @@ impl Replaying {
                         Limits::default()
                     }
                 };
-                self.core = Core::new(kind, limits, timing::Options { capture_content: self.capture_content });
+                self.core = Core::new(kind, limits, self.options.clone());
             }
             Entry::Service(json) => match serde_json::from_slice::<RecordedService>(json) {
                 Ok(recorded) => {

@@ -49,6 +49,9 @@ pub const CHUNK_SECONDS: &[f64] =
 pub const TOKENS_PER_SECOND: &[f64] =
     &[1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 75.0, 100.0, 150.0, 200.0, 300.0, 500.0, 1000.0, 2000.0];
 
+/// A count over another one of the same: from half to double, close around 1.
+const RATIO: &[f64] = &[0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0, 1.01, 1.02, 1.05, 1.1, 1.2, 1.5, 2.0];
+
 /// Labels of the call.
 const CALL: &[&str] = &["service", "provider", "model", "endpoint"];
 
@@ -98,8 +101,16 @@ metrics! {
         "Output tokens over the time from the request start to the last output chunk, in tokens/s: includes the wait for the first token.";
     Requests = "llm_requests", Counter, CALL, &[],
         "LLM calls that ended, whatever their outcome, incomplete ones too.";
+    Retries = "llm_retries", Counter, CALL, &[],
+        "Calls that repeat a failed one: their client says so (x-stainless-retry-count), or the same process sent the same request again within 120 s of the end of one that failed with 408, 409, 429, 5xx or an error in the stream, or without an end. Each is also in llm_requests; llm_requests minus llm_retries is the number of logical operations.";
+    TokenCountRatio = "llm_token_count_ratio", Histogram, CALL, RATIO,
+        "Output tokens that a tokenizer counted in the text over those that the provider reports for it, one sample per call where both are known and nothing was lost. Reasoning that was not shown is left out.";
     StreamStalls = "llm_stream_stalls", Counter, CALL, &[],
         "Gaps after the first token that were longer than both 2 s and 10 times the stream's median gap. Not counted for incomplete exchanges.";
+    StreamStallCauses = "llm_stream_stall_causes", Counter, &["service", "provider", "model", "endpoint", "cause"], &[],
+        "The stalls of llm_stream_stalls by cause: late_arrival (for most of the time nothing was in the socket: the server or the network), late_read (for most of the time data lay in the socket unread: the process's own loop), unknown (the socket was not watched).";
+    Retransmits = "llm_retransmits", Counter, CALL, &[],
+        "TCP segments that this host sent again while a call was open, or while the connection for it was made. What the other side sent again cannot be seen here. Calls whose socket is not known add nothing.";
     SlowRequests = "llm_slow_requests", Counter, &["service", "provider", "model", "endpoint", "reason"], &[],
         "Slow calls by reason: duration (longer than LLM_SLOW_REQUEST_THRESHOLD_SECONDS) or token_rate (decode rate under LLM_SLOW_TOKEN_RATE_THRESHOLD). A call can count under both. Incomplete exchanges are left out.";
     ActiveStreams = "llm_active_streams", Gauge, &["service", "provider", "model"], &[],

@@ -79,7 +79,7 @@ fn close(ssl: u64) {
 }
 
 fn request(body_bytes: usize) -> Vec<u8> {
-    let tail = r#""}],"model":"bench-model","stream":true,"stream_options":{"include_usage":true}}"#;
+    let tail = r#""}],"model":"gpt-4o","stream":true,"stream_options":{"include_usage":true}}"#;
     let head = r#"{"messages":[{"role":"user","content":""#;
     let filler = "x".repeat(body_bytes.saturating_sub(head.len() + tail.len()));
     let body = format!("{head}{filler}{tail}");
@@ -99,7 +99,7 @@ const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTran
 fn event(id: u64, content: &str) -> Vec<u8> {
     chunked(&format!(
         "data: {{\"id\":\"chatcmpl-bench-{id:012}\",\"object\":\"chat.completion.chunk\",\"created\":1700000000,\
-         \"model\":\"bench-model\",\"system_fingerprint\":\"fp_0123456789\",\"choices\":[{{\"index\":0,\
+         \"model\":\"gpt-4o\",\"system_fingerprint\":\"fp_0123456789\",\"choices\":[{{\"index\":0,\
          \"delta\":{{\"content\":\"{content}\"}},\"logprobs\":null,\"finish_reason\":null}}]}}\n\n"
     ))
 }
@@ -107,7 +107,7 @@ fn event(id: u64, content: &str) -> Vec<u8> {
 fn tail(id: u64, tokens: u64) -> Vec<u8> {
     let usage = chunked(&format!(
         "data: {{\"id\":\"chatcmpl-bench-{id:012}\",\"object\":\"chat.completion.chunk\",\"created\":1700000000,\
-         \"model\":\"bench-model\",\"choices\":[],\"usage\":{{\"prompt_tokens\":10,\"completion_tokens\":{tokens},\
+         \"model\":\"gpt-4o\",\"choices\":[],\"usage\":{{\"prompt_tokens\":10,\"completion_tokens\":{tokens},\
          \"total_tokens\":{}}}}}\n\n",
         tokens + 10
     ));

@@ -30,7 +30,7 @@ pub(super) fn run(bench: &Bench) -> Result<Vec<Figure>> {
     fs::copy(&bench.fake_tls, &copy).with_context(|| format!("cannot write {}", copy.display()))?;
     let sink = Sink::start()?;
     let known = FakeTls::start(&copy)?;
-    let watcher = Watcher::start(&bench.observer, ["--exe", &copy.to_string_lossy()], &bench.dir, &sink)?;
+    let watcher = Watcher::start(&bench.observer, &["--exe", &copy.to_string_lossy()], &bench.dir, &sink)?;
     let mut started = Vec::new();
     for _ in 0..STARTS {
         let exec_ns = monotonic_ns();

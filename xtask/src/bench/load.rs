@@ -36,11 +36,13 @@ struct Outcome {
     resident_mib: f64,
 }
 
-/// CPU at 200 streams of 100 chunks a second, with metrics, spans and JSON lines.
+/// CPU at 200 streams of 100 chunks a second, with metrics, spans and JSON lines, without a tokenizer and with one.
 pub(super) fn cpu(bench: &Bench) -> Result<Vec<Figure>> {
     let idle = idle(bench)?;
     let seconds = (WARM_UP + WINDOW).as_secs() + 2;
-    let of = run(bench, &format!("load 200 100 {seconds}"), true)?;
+    let load = format!("load 200 100 {seconds}");
+    let of = run(bench, &load, "off", true)?;
+    let counting = run(bench, &load, "auto", true)?;
     let how = format!(
         "Time on a CPU of all threads (/proc/PID/task/*/schedstat) over {} s of 200 streams of 100 chunks a second, with /metrics, JSON lines to a file, \
          spans and metrics over OTLP/HTTP to a local collector. {}",
@@ -49,6 +51,13 @@ pub(super) fn cpu(bench: &Bench) -> Result<Vec<Figure>> {
     );
     Ok(vec![
         Figure::judged("observer, CPU at 200 x 100 chunks/s", of.cpu_percent, "% of a core", Budget::Under(1.0), how),
+        Figure::judged(
+            "observer, CPU at that load with tokenizer auto",
+            counting.cpu_percent,
+            "% of a core",
+            Budget::Under(2.0),
+            "The same, and every answer is of a model whose tokens are counted.",
+        ),
         Figure::reported(
             "observer, CPU per chunk at that load",
             of.cpu_percent / 100.0 * 1e9 / (of.made.1 as f64 / of.seconds),
@@ -62,14 +71,20 @@ pub(super) fn cpu(bench: &Bench) -> Result<Vec<Figure>> {
             "The same, attached to a process that does nothing: the tick of 50 ms.",
         ),
         Figure::reported("observer, resident memory", of.resident_mib, "MiB", "At the end of that load."),
+        Figure::reported(
+            "observer, resident memory with tokenizer auto",
+            counting.resident_mib,
+            "MiB",
+            "The same: one vocabulary (o200k) was made ready. Without a model that wants it there is none.",
+        ),
         of.lost("lost at 200 x 100 chunks/s", 20_000.0),
     ])
 }
 
 /// Losses at the two loads that fill the rings.
 pub(super) fn loss(bench: &Bench) -> Result<Vec<Figure>> {
-    let large = run(bench, "requests 50 300000", false)?;
-    let fast = run(bench, "load 200 500 5", false)?;
+    let large = run(bench, "requests 50 300000", "off", false)?;
+    let fast = run(bench, "load 200 500 5", "off", false)?;
     Ok(vec![
         large.lost("lost with 50 concurrent requests of 300 KB", 0.0),
         fast.lost("lost at 100,000 chunks/s", 100_000.0),
@@ -114,7 +129,7 @@ impl Outcome {
 fn idle(bench: &Bench) -> Result<f64> {
     let sink = Sink::start()?;
     let target = FakeTls::start(&bench.fake_tls)?;
-    let watcher = Watcher::start(&bench.observer, ["--pid", &target.pid().to_string()], &bench.dir, &sink)?;
+    let watcher = Watcher::start(&bench.observer, &["--pid", &target.pid().to_string()], &bench.dir, &sink)?;
     thread::sleep(WARM_UP);
     let before = watcher.cpu_ns()?;
     thread::sleep(WINDOW);
@@ -123,11 +138,13 @@ fn idle(bench: &Bench) -> Result<f64> {
     Ok(percent)
 }
 
-/// Runs one command of the target under the observer; with a `window`, the CPU is taken in the middle of it.
-fn run(bench: &Bench, command: &str, window: bool) -> Result<Outcome> {
+/// Runs one command of the target under the observer, with this value of `tokenizer`; with a `window`, the CPU is taken in the middle of it.
+fn run(bench: &Bench, command: &str, tokenizer: &str, window: bool) -> Result<Outcome> {
     let sink = Sink::start()?;
     let mut target = FakeTls::start(&bench.fake_tls)?;
-    let watcher = Watcher::start(&bench.observer, ["--pid", &target.pid().to_string()], &bench.dir, &sink)?;
+    let pid = target.pid().to_string();
+    let flags = ["--pid", &pid, "--tokenizer", tokenizer];
+    let watcher = Watcher::start(&bench.observer, &flags, &bench.dir, &sink)?;
     let begin = watcher.cpu_ns()?;
     target.tell(command)?;
     let mut cpu_percent = f64::NAN;

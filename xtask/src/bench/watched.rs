@@ -57,7 +57,7 @@ pub(super) struct Watcher {
 
 impl Watcher {
     /// Starts it on `targets` (`--pid N` or `--exe PATH`) and waits until it has attached to one process.
-    pub(super) fn start(binary: &Path, targets: [&str; 2], dir: &Path, sink: &Sink) -> Result<Self> {
+    pub(super) fn start(binary: &Path, targets: &[&str], dir: &Path, sink: &Sink) -> Result<Self> {
         fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let (jsonl, log) = (dir.join("observer.jsonl"), dir.join("observer.stderr"));
         if jsonl.exists() {

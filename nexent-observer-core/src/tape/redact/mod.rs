@@ -122,6 +122,10 @@ impl Redactor {
         let connection = connections.entry(conn).or_default();
         match tapped {
             Tapped::Http(event) => connection.event(conn, event, *secret),
+            &Tapped::Asked { exchange, digest } => {
+                let digest = secret.replace_digest(digest);
+                connection.whole(entry::tapped(conn, &Tapped::Asked { exchange, digest }));
+            }
             other => {
                 if let Tapped::Dismissed { exchange } = other {
                     connection.end(*exchange, None, false);

@@ -35,6 +35,11 @@ impl Secret {
         self.hash(told, &[byte])
     }
 
+    /// What stands for the digest of a body: the same for the same body of this recording, and no way to it from a guessed one.
+    pub(super) fn replace_digest(self, digest: u64) -> u64 {
+        self.hash(u64::MAX, &digest.to_le_bytes())
+    }
+
     /// Another id of the same length; the same for the same id.
     pub(super) fn replace_id(self, id: &[u8], out: &mut Vec<u8>) {
         let mut word = 0;

@@ -163,6 +163,7 @@ mod tests {
         let finished = Finished {
             observed: fixture::observed(fixture::completed()),
             ids: SpanIds { trace: TraceId([0xab; 16]), span: SpanId([0xcd; 8]), parent: None },
+            retry_of: None,
             kept: Kept::default(),
             offset: clock::Offset(1_700_000_000_000_000_000),
         };

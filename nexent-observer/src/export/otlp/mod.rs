@@ -61,6 +61,8 @@ pub struct Finished {
     pub observed: Observed,
     /// Identity of its span.
     pub ids: SpanIds,
+    /// The span of the failed call that this one repeats, where it is still known.
+    pub retry_of: Option<SpanIds>,
     /// Why it is kept although spans are sampled.
     pub kept: Kept,
     /// From its clock to wall-clock time: one offset for all times of the span.

@@ -10,7 +10,7 @@ use nexent_observer_core::{
     event::{Address, MonoNs, Role},
     limits::FINISH_REASONS,
     llm::{Call, RequestFacts, ResponseFacts, well_known_finish_reason},
-    timing::{Exchange, Outcome},
+    timing::{Cause, Exchange, Outcome},
 };
 use opentelemetry_proto::tonic::{
     collector::trace::v1::ExportTraceServiceRequest,
@@ -24,7 +24,7 @@ use super::{
     limits,
     resource::{array, boolean, float, int, resource, schema_url, scope, text},
 };
-use crate::export::{Service, breakdown::Breakdown, clock::Offset, view};
+use crate::export::{Service, breakdown::Breakdown, clock::Offset, ids::SpanIds, view};
 
 /// Chunks of the timeline that go into one span; the JSON line has all of them.
 const CHUNKS: usize = 1024;
@@ -78,7 +78,7 @@ fn bounds(exchange: &Exchange) -> Option<(MonoNs, MonoNs)> {
 }
 
 fn span(finished: &Finished, config: &OtlpConfig) -> Option<Span> {
-    let Finished { observed, ids, kept, offset } = finished;
+    let Finished { observed, ids, retry_of, kept, offset } = finished;
     let exchange = &observed.exchange;
     let (start, end) = bounds(exchange)?;
     let mut attributes = Vec::with_capacity(48);
@@ -113,6 +113,7 @@ fn span(finished: &Finished, config: &OtlpConfig) -> Option<Span> {
         end_time_unix_nano: offset.unix_ns(end),
         attributes,
         events: stall_events(exchange, *offset),
+        links: retry_of.iter().map(link).collect(),
         dropped_events_count: exchange.stalls.len().saturating_sub(STALLS) as u32, // stalls of one stream: far below 2^32
         // Unset, not Ok, on success: Ok is the application's word (OpenTelemetry, "Set status").
         status: failed.then(|| Status { message: String::new(), code: status::StatusCode::Error.into() }),
@@ -123,7 +124,7 @@ fn span(finished: &Finished, config: &OtlpConfig) -> Option<Span> {
 }
 
 fn call_attributes(out: &mut Vec<KeyValue>, exchange: &Exchange) {
-    let Call { provider: _, operation: _, method, host, path, traceparent: _, retry_count } = &exchange.call;
+    let Call { provider: _, operation: _, method, host, path, traceparent: _, retry_count: _ } = &exchange.call;
     out.push(text("gen_ai.operation.name", view::operation(exchange)));
     out.push(text("gen_ai.provider.name", view::provider(exchange).unwrap_or(view::UNKNOWN)));
     if let Some(host) = host {
@@ -134,7 +135,8 @@ fn call_attributes(out: &mut Vec<KeyValue>, exchange: &Exchange) {
     // Of an HTTP/2 connection joined mid-life either may be unknown by itself.
     out.extend((!method.is_empty()).then(|| text("http.request.method", method)));
     out.extend((!path.is_empty()).then(|| text("url.path", path)));
-    out.extend(retry_count.filter(|n| *n > 0).map(|n| int("http.request.resend_count", u64::from(n))));
+    out.extend(exchange.retry_count.filter(|n| *n > 0).map(|n| int("http.request.resend_count", u64::from(n))));
+    out.extend(exchange.retry_of.map(|id| text("nexent.retry_of", &view::id(id))));
     out.extend(view::error_type(exchange).map(|error_type| text("error.type", error_type)));
 }
 
@@ -190,6 +192,7 @@ fn response_attributes(out: &mut Vec<KeyValue>, exchange: &Exchange, names: Name
         out.push(int("nexent.output_tokens", tokens));
         out.push(text("nexent.token.source", exchange.usage_source.as_str()));
     }
+    out.extend(exchange.counted_tokens.map(|n| int("nexent.counted_tokens", n)));
     out.push(text("nexent.outcome", exchange.outcome.as_str()));
     // Absent: some were lost, and nobody knows how many.
     out.extend(exchange.bytes_lost.map(|n| int("nexent.bytes_lost", n)));
@@ -211,12 +214,21 @@ fn phase_attributes(out: &mut Vec<KeyValue>, exchange: &Exchange) {
         out.extend(seconds.map(|seconds| float(&format!("nexent.phase.{part}"), seconds)));
     }
     out.extend(breakdown.largest.map(|part| text("nexent.phase.largest", part)));
+    out.extend(exchange.socket.map(|found| text("nexent.socket.source", found.as_str())));
+    out.extend(exchange.retransmits.map(|n| int("nexent.retransmits", u64::from(n))));
+    out.extend(exchange.first_token_cause.map(|cause| text("nexent.first_token.cause", cause.as_str())));
+    if let Some(delay) = exchange.read_delay {
+        out.push(int("nexent.read_delay.reads", u64::from(delay.reads)));
+        out.push(float("nexent.read_delay.seconds", delay.total_ns as f64 / 1e9));
+        out.extend((delay.reads > 0).then(|| float("nexent.read_delay.max_seconds", delay.max_ns as f64 / 1e9)));
+    }
 }
 
 fn time_attributes(out: &mut Vec<KeyValue>, exchange: &Exchange) {
     let mut since_start = |key, at| {
         out.extend(view::since_start(exchange, at).map(|seconds| float(key, seconds)));
     };
+    since_start("nexent.time_to_request_written", exchange.request_written);
     since_start("nexent.time_to_request_sent", exchange.request_sent);
     since_start("nexent.time_to_first_byte", exchange.first_byte);
     since_start("nexent.time_to_first_token", exchange.first_token);
@@ -244,14 +256,30 @@ fn chunk_attributes(out: &mut Vec<KeyValue>, exchange: &Exchange, start: MonoNs)
     out.extend(truncated.then(|| boolean("nexent.chunk.truncated", true)));
 }
 
+/// A link to the try before: the spans of one logical operation hang together by it.
+fn link(ids: &SpanIds) -> span::Link {
+    span::Link {
+        trace_id: ids.trace.0.to_vec(),
+        span_id: ids.span.0.to_vec(),
+        attributes: vec![text("nexent.link.kind", "retry_of")],
+        flags: SAMPLED,
+        ..span::Link::default()
+    }
+}
+
 fn stall_events(exchange: &Exchange, offset: Offset) -> Vec<span::Event> {
-    let event = |(from, to): &(MonoNs, MonoNs)| span::Event {
-        time_unix_nano: offset.unix_ns(*from),
-        name: "nexent.stall".into(),
-        attributes: vec![float("nexent.stall.seconds", to.seconds_since(*from))],
-        dropped_attributes_count: 0,
+    let causes = exchange.stall_causes.iter().copied().chain(std::iter::repeat(None));
+    let event = |((from, to), cause): (&(MonoNs, MonoNs), Option<Cause>)| {
+        let mut attributes = vec![float("nexent.stall.seconds", to.seconds_since(*from))];
+        attributes.extend(cause.map(|cause| text("nexent.stall.cause", cause.as_str())));
+        span::Event {
+            time_unix_nano: offset.unix_ns(*from),
+            name: "nexent.stall".into(),
+            attributes,
+            dropped_attributes_count: 0,
+        }
     };
-    exchange.stalls.iter().take(STALLS).map(event).collect()
+    exchange.stalls.iter().zip(causes).take(STALLS).map(event).collect()
 }
 
 #[cfg(test)]
@@ -269,7 +297,13 @@ mod tests {
     const MS: u64 = 1_000_000;
 
     fn finished(exchange: Exchange) -> Finished {
-        Finished { observed: fixture::observed(exchange), ids: IDS, kept: Kept::default(), offset: OFFSET }
+        Finished {
+            observed: fixture::observed(exchange),
+            ids: IDS,
+            retry_of: None,
+            kept: Kept::default(),
+            offset: OFFSET,
+        }
     }
 
     fn only_span(exchange: Exchange) -> Span {
@@ -394,7 +428,7 @@ mod tests {
         let own: Vec<_> =
             span.attributes.iter().map(|a| a.key.as_str()).filter(|key| key.starts_with("nexent.")).collect();
         assert!(own.len() >= 28, "{own:?}");
-        for key in own.iter().chain(&["nexent.stall", "nexent.stall.seconds"]) {
+        for key in own.iter().chain(&["nexent.stall", "nexent.stall.seconds", "nexent.stall.cause"]) {
             assert!(crate::telemetry::docs::text().contains(&format!("`{key}`")), "docs/metrics.md lacks {key}");
         }
     }
@@ -517,7 +551,7 @@ mod tests {
         let [stall] = span.events.as_slice() else { panic!("{:?}", span.events) };
         assert_eq!(stall.name, "nexent.stall");
         assert_eq!(stall.time_unix_nano, OFFSET.unix_ns(MonoNs(fixture::START + 300 * MS)));
-        assert_eq!(stall.attributes, [float("nexent.stall.seconds", 2.7)]);
+        assert_eq!(stall.attributes, [float("nexent.stall.seconds", 2.7), text("nexent.stall.cause", "late_read")]);
     }
 
     #[test]
@@ -544,18 +578,36 @@ mod tests {
     }
 
     #[test]
+    fn a_retry_links_to_the_span_before_and_names_the_call() {
+        let before = SpanIds { trace: TraceId([4; 16]), span: SpanId([5; 8]), parent: None };
+        let exchange = Exchange { retry_of: Some(fixture::failed().id), retry_count: Some(2), ..fixture::completed() };
+        let span = span(&Finished { retry_of: Some(before), ..finished(exchange) }, &OtlpConfig::default()).unwrap();
+        let [link] = span.links.as_slice() else { panic!("{:?}", span.links) };
+        assert_eq!((link.trace_id.as_slice(), link.span_id.as_slice()), (&[4; 16][..], &[5; 8][..]));
+        assert_eq!(str_of(&span, "nexent.retry_of").as_deref(), Some("17-4"));
+        assert_eq!(int_of(&span, "http.request.resend_count"), Some(2));
+        assert_eq!(int_of(&span, "nexent.counted_tokens"), Some(9));
+    }
+
+    #[test]
     fn one_resource_per_service_each_with_its_own_spans() {
         let mut other = fixture::observed(fixture::failed());
         other.service = Arc::new(Service { name: "other".into(), pid: 7, ..Service::default() });
         let mut timeless = fixture::completed();
         timeless.request_start = None;
-        for time in [&mut timeless.request_sent, &mut timeless.first_byte, &mut timeless.first_chunk] {
+        for time in [
+            &mut timeless.request_written,
+            &mut timeless.request_sent,
+            &mut timeless.first_byte,
+            &mut timeless.first_chunk,
+        ] {
             *time = None;
         }
         (timeless.first_token, timeless.last_token, timeless.end) = (None, None, None);
         timeless.chunks = Timeline::default();
         assert!(!has_time(&timeless));
-        let finished_of = |observed: Observed| Finished { observed, ids: IDS, kept: Kept::default(), offset: OFFSET };
+        let finished_of =
+            |observed: Observed| Finished { observed, ids: IDS, retry_of: None, kept: Kept::default(), offset: OFFSET };
         let batch =
             [finished(fixture::completed()), finished_of(other), finished(fixture::joined()), finished(timeless)];
         let shared = [("host.name".to_owned(), "h".to_owned()), ("process.executable.name".to_owned(), "x".to_owned())];
