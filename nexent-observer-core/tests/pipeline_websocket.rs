@@ -250,7 +250,11 @@ fn a_response_that_the_client_asked_for_is_a_call_of_its_own() {
 #[test]
 fn tokens_of_calls_that_share_a_socket_are_counted_apart_and_replayed_as_they_were() {
     let mut b = Bench::on("/v1/realtime?model=counted-rt", Cut::Nowhere, false);
-    b.c(CREATE).s(CREATED).s(&delta("output_text", "resp_1", "one two")).s(&CREATED.replace("resp_1", "resp_2"));
+    b.c(CREATE)
+        .s(CREATED)
+        .s(&delta("output_text", "resp_1", "one two"))
+        .c(CREATE)
+        .s(&CREATED.replace("resp_1", "resp_2"));
     b.s(&delta("output_text", "resp_2", "three four five")).s(&delta("output_text", "resp_1", " six"));
     b.s(DONE).s(&DONE.replace("resp_1", "resp_2"));
     let mut all = b.closed();

@@ -119,7 +119,8 @@ fn phases_and_causes_of_waits_are_those_of_then() {
     wire.now += 5_000_000_000;
     wire.record(RecordKind::Late { arrived });
     wire.read(STREAM);
-    wire.read(&chunk(&event("one")));
+    // Quick ones, by which the slow ones are stalls.
+    (0..8).for_each(|_| wire.read(&chunk(&event("one"))));
     for late in [true, false] {
         let arrived = MonoNs(wire.now + 1_000_000);
         wire.now += 5_000_000_000;
