@@ -94,7 +94,7 @@ fn every_key_can_be_set_by_its_flag_its_variable_and_the_file() {
             "prometheus_port" => ("9100", "9100"),
             "otlp" | "jaeger_endpoint" => ("http://h:1", "\"http://h:1\""),
             "jsonl" => ("-", "\"-\""),
-            "capture_content" => ("true", "true"),
+            "capture_content" | "join_by_content" => ("true", "true"),
             "service_name" => ("name", "\"name\""),
             "enable_telemetry" => ("false", "false"),
             "telemetry_sample_rate" => ("0.5", "0.5"),

@@ -45,7 +45,7 @@ pub(super) fn timeline(chunks: impl IntoIterator<Item = (MonoNs, Option<u32>)>) 
 }
 
 /// A streamed chat answer: 5 output chunks in 4 reads, 10 tokens by usage.
-pub(super) fn completed() -> Exchange {
+pub(crate) fn completed() -> Exchange {
     let chunk = |ms| (MonoNs(START + ms * MS), None);
     Exchange {
         id: ExchangeId { conn: ConnId(17), no: 3 },
@@ -58,6 +58,7 @@ pub(super) fn completed() -> Exchange {
         }),
         tid: Some(4243),
         said: None,
+        cause: None,
         call: Call {
             provider: Some("openai"),
             operation: "chat",
@@ -187,8 +188,8 @@ pub(super) fn service() -> Arc<Service> {
     })
 }
 
-pub(super) fn observed(exchange: Exchange) -> Observed {
-    Observed { exchange, service: service(), endpoint: None }
+pub(crate) fn observed(exchange: Exchange) -> Observed {
+    Observed { exchange, service: service(), endpoint: None, served: None }
 }
 
 /// Compares `text` with a file of `golden/`; with `UPDATE_GOLDEN=1` writes it there instead, to be read before it is

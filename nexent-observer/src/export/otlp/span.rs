@@ -19,12 +19,19 @@ use opentelemetry_proto::tonic::{
 };
 
 use super::{
-    Finished,
+    Finished, Item,
     config::{Names, OtlpConfig},
     limits,
-    resource::{array, boolean, float, int, resource, schema_url, scope, text},
+    resource::{array, attribute, boolean, float, int, resource, schema_url, scope, text},
 };
-use crate::export::{Service, breakdown::Breakdown, clock::Offset, ids::SpanIds, view};
+use crate::export::{
+    Service,
+    breakdown::Breakdown,
+    clock::Offset,
+    ids::SpanIds,
+    view,
+    work::{Attribute, Event, Kind, Named, Work},
+};
 
 /// Chunks of the timeline that go into one span; the JSON line has all of them.
 const CHUNKS: usize = 1024;
@@ -35,13 +42,16 @@ const SAMPLED: u32 = 1;
 
 /// Spans of one request, grouped by service: an SDK binds one resource to its provider, an observer of many services
 /// needs one per service in the same request.
-pub(super) fn request(batch: &[Finished], config: &OtlpConfig) -> ExportTraceServiceRequest {
+pub(super) fn request(batch: &[Item], config: &OtlpConfig) -> ExportTraceServiceRequest {
     let schema_url = schema_url(config.names);
     let mut by_service: HashMap<&Arc<Service>, usize> = HashMap::new();
     let mut resource_spans: Vec<ResourceSpans> = Vec::new();
-    for finished in batch {
-        let Some(span) = span(finished, config) else { continue };
-        let service = &finished.observed.service;
+    for item in batch {
+        let (service, span) = match item {
+            Item::Call(finished) => (&finished.observed.service, span(finished, config)),
+            Item::Work(work, offset) => (&work.service, Some(work_span(work, *offset, config))),
+        };
+        let Some(span) = span else { continue };
         let at = *by_service.entry(service).or_insert_with(|| {
             resource_spans.push(ResourceSpans {
                 resource: Some(resource(service, &config.resource)),
@@ -78,7 +88,7 @@ fn bounds(exchange: &Exchange) -> Option<(MonoNs, MonoNs)> {
 }
 
 fn span(finished: &Finished, config: &OtlpConfig) -> Option<Span> {
-    let Finished { observed, ids, retry_of, kept, offset } = finished;
+    let Finished { observed, ids, retry_of, kept, offset, named } = finished;
     let exchange = &observed.exchange;
     let (start, end) = bounds(exchange)?;
     let mut attributes = Vec::with_capacity(48);
@@ -92,6 +102,7 @@ fn span(finished: &Finished, config: &OtlpConfig) -> Option<Span> {
     attributes.extend((!reasons.is_empty()).then(|| array("nexent.kept.reasons", reasons)));
     chunk_attributes(&mut attributes, exchange, start);
     attributes.extend(observed.endpoint.as_deref().map(|endpoint| text("nexent.endpoint", endpoint)));
+    attributes.extend(exchange.cause.as_ref().map(|cause| text("nexent.parent.rule", cause.rule.as_str())));
     attributes.extend(exchange.tid.map(|tid| int("thread.id", u64::from(tid))));
     let operation = view::operation(exchange);
     let failed = view::error_type(exchange).is_some();
@@ -119,8 +130,75 @@ fn span(finished: &Finished, config: &OtlpConfig) -> Option<Span> {
         status: failed.then(|| Status { message: String::new(), code: status::StatusCode::Error.into() }),
         ..Span::default()
     };
+    if let Some(named) = named {
+        name_span(&mut span, named, *offset);
+    }
     limits::apply(&mut span, &config.span_limits);
     Some(span)
+}
+
+/// Gives a span the name, the attributes and the events that a hook chose. What was seen stays as it was seen.
+fn name_span(span: &mut Span, named: &Named, offset: Offset) {
+    let Named { name, attributes, events, error } = named;
+    if !name.is_empty() {
+        span.name.clone_from(name);
+    }
+    for (key, value) in attributes {
+        if !span.attributes.iter().any(|known| known.key == *key) {
+            span.attributes.push(key_value(key, value));
+        }
+    }
+    if let (Some(error), None) = (error, &span.status) {
+        span.attributes.push(text("error.type", error));
+        span.status = Some(Status { message: String::new(), code: status::StatusCode::Error.into() });
+    }
+    span.events.extend(events.iter().map(|event| span_event(event, offset)));
+}
+
+fn work_span(work: &Work, offset: Offset, config: &OtlpConfig) -> Span {
+    let Work { service: _, ids, name, kind, start, end, attributes, events, failed } = work;
+    let kind = match kind {
+        Kind::Server => span::SpanKind::Server,
+        Kind::Client => span::SpanKind::Client,
+        Kind::Internal => span::SpanKind::Internal,
+    };
+    let mut span = Span {
+        trace_id: ids.trace.0.to_vec(),
+        span_id: ids.span.0.to_vec(),
+        parent_span_id: ids.parent.map(|parent| parent.0.to_vec()).unwrap_or_default(),
+        flags: SAMPLED,
+        name: name.clone(),
+        kind: kind.into(),
+        start_time_unix_nano: offset.unix_ns(*start),
+        end_time_unix_nano: offset.unix_ns(*end),
+        attributes: attributes.iter().map(|(key, value)| key_value(key, value)).collect(),
+        events: events.iter().map(|event| span_event(event, offset)).collect(),
+        status: failed.then(|| Status { message: String::new(), code: status::StatusCode::Error.into() }),
+        ..Span::default()
+    };
+    limits::apply(&mut span, &config.span_limits);
+    span
+}
+
+fn span_event(event: &Event, offset: Offset) -> span::Event {
+    span::Event {
+        time_unix_nano: offset.unix_ns(event.at),
+        name: event.name.clone(),
+        attributes: event.attributes.iter().map(|(key, value)| key_value(key, value)).collect(),
+        dropped_attributes_count: 0,
+    }
+}
+
+fn key_value(key: &str, value: &Attribute) -> KeyValue {
+    attribute(
+        key,
+        match value {
+            Attribute::Text(text) => Value::StringValue(text.clone()),
+            Attribute::Int(n) => Value::IntValue(*n),
+            Attribute::Float(x) => Value::DoubleValue(*x),
+            Attribute::Bool(b) => Value::BoolValue(*b),
+        },
+    )
 }
 
 fn call_attributes(out: &mut Vec<KeyValue>, exchange: &Exchange) {
@@ -289,6 +367,7 @@ mod tests {
             retry_of: None,
             kept: Kept::default(),
             offset: OFFSET,
+            named: None,
         }
     }
 
@@ -406,6 +485,8 @@ mod tests {
         full.chunks = fixture::timeline((0..2000).map(|i| (MonoNs(fixture::START + i), Some(1))));
         let mut finished = finished(full);
         finished.observed.endpoint = Some("POST /agent/run".into());
+        let rule = nexent_observer_core::timing::Rule::Only;
+        finished.observed.exchange.cause = Some(nexent_observer_core::timing::Cause { rule, served: None });
         finished.kept.error = true;
         let exchange = &mut finished.observed.exchange;
         exchange.stalls = vec![(MonoNs(fixture::START), MonoNs(fixture::START + 1))];
@@ -474,7 +555,10 @@ mod tests {
     fn the_schema_is_that_of_the_names() {
         let url = |names| {
             let config = OtlpConfig { names, ..OtlpConfig::default() };
-            request(&[finished(fixture::completed())], &config).resource_spans.remove(0).schema_url
+            request(&[Item::Call(Box::new(finished(fixture::completed())))], &config)
+                .resource_spans
+                .remove(0)
+                .schema_url
         };
         assert_eq!(url(Names::V1_41), "https://opentelemetry.io/schemas/1.41.0");
         assert_eq!(url(Names::V2026), "");
@@ -587,10 +671,10 @@ mod tests {
         (timeless.first_token, timeless.last_token, timeless.end) = (None, None, None);
         timeless.chunks = Timeline::default();
         assert!(!has_time(&timeless));
-        let finished_of =
-            |observed: Observed| Finished { observed, ids: IDS, retry_of: None, kept: Kept::default(), offset: OFFSET };
+        let finished_of = |observed: Observed| Finished { observed, retry_of: None, ..finished(fixture::completed()) };
         let batch =
-            [finished(fixture::completed()), finished_of(other), finished(fixture::joined()), finished(timeless)];
+            [finished(fixture::completed()), finished_of(other), finished(fixture::joined()), finished(timeless)]
+                .map(|finished| Item::Call(Box::new(finished)));
         let shared = [("host.name".to_owned(), "h".to_owned()), ("process.executable.name".to_owned(), "x".to_owned())];
         let config = OtlpConfig { resource: shared.into(), ..OtlpConfig::default() };
         let request = request(&batch, &config);
