@@ -20,7 +20,7 @@ mod tests;
 pub use counting::{Tokenizer, Tokenizers};
 pub use rates::{RATE_SPAN_MIN_NS, STALL_MEDIANS, STALL_MIN_NS, stall_threshold};
 pub use retries::Retries;
-pub use timeline::{Chunks, Gaps, Timeline, TimelineChunk};
+pub use timeline::{Chunks, Cursor, Gaps, Timeline, TimelineChunk};
 pub use track::{ActiveStream, Options, Progress, Timing};
 
 use std::sync::Arc;

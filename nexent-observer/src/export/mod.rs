@@ -13,7 +13,8 @@ pub mod breakdown;
 pub mod clock;
 pub mod env;
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
+pub mod history;
 pub mod ids;
 pub mod jsonl;
 mod labels;
@@ -73,6 +74,8 @@ pub struct Exports {
     pub live: Arc<live::Live>,
     /// Spans of calls that may be tried again.
     pub failed: ids::FailedSpans,
+    /// The last exchanges, for the page and the terminal.
+    pub history: Arc<history::History>,
     /// JSON lines, where asked for.
     pub jsonl: Option<jsonl::Jsonl>,
     /// OTLP, where an endpoint is configured.
@@ -87,11 +90,12 @@ impl Exports {
     /// Gives one exchange to every exporter; returns the identity of its span, which is made whether or not the span is
     /// exported, so that a line and a span can be found from each other.
     pub fn export(&mut self, mut observed: Observed) -> ids::SpanIds {
-        let Self { policy, prometheus, live: _, failed, jsonl, otlp, health, clock } = self;
+        let Self { policy, prometheus, live: _, failed, history, jsonl, otlp, health, clock } = self;
         let ids = ids::SpanIds::of_exchange(&observed.exchange);
         let retry_of = failed.link(&observed.exchange, ids);
         let slow = policy.slow(&observed.exchange);
         prometheus.record(&observed, slow);
+        history.add(&observed, slow, &ids, clock.offset());
         if let Some(jsonl) = jsonl {
             jsonl.write(&observed, &ids);
         }
@@ -112,7 +116,7 @@ impl Exports {
 
     /// Delivers what is queued, for at most `deadline` in all; what is left then is counted as dropped.
     pub async fn shutdown(self, deadline: Duration) {
-        let Self { policy: _, prometheus: _, live: _, failed: _, jsonl, otlp, health: _, clock: _ } = self;
+        let Self { policy: _, prometheus: _, live: _, failed: _, history: _, jsonl, otlp, health: _, clock: _ } = self;
         let lines = async {
             if let Some(jsonl) = jsonl {
                 jsonl.shutdown(deadline).await;
@@ -143,6 +147,7 @@ mod tests {
             prometheus: Arc::new(prometheus.unwrap()),
             live,
             failed: ids::FailedSpans::default(),
+            history: Arc::default(),
             jsonl,
             otlp,
             health,
