@@ -7,7 +7,7 @@ use std::{
 };
 
 use nexent_observer_core::{
-    event::Role,
+    event::{MonoNs, Role},
     timing::{Exchange, Outcome},
 };
 use serde::Serialize;
@@ -93,6 +93,8 @@ pub struct Entry {
     pub slow: Vec<&'static str>,
     /// Where the time went.
     pub phases: Breakdown,
+    /// When what happened, for a drawing.
+    pub marks: Marks,
     /// Bytes of the response that were lost; null when some were but not how many.
     pub bytes_lost: Option<u64>,
     /// Trace of its span.
@@ -104,6 +106,21 @@ pub struct Entry {
     pub timeline: Vec<Tick>,
     /// Later chunks were left out of `timeline`.
     pub timeline_truncated: bool,
+}
+
+/// Times of an exchange in seconds since its origin.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct Marks {
+    /// Request sent.
+    pub request_sent_s: Option<f64>,
+    /// First byte of the response head.
+    pub first_byte_s: Option<f64>,
+    /// First token.
+    pub first_token_s: Option<f64>,
+    /// Last token.
+    pub last_token_s: Option<f64>,
+    /// End.
+    pub end_s: Option<f64>,
 }
 
 /// One output chunk: seconds since the origin, tokens where known, whether it came with the read of the chunk before.
@@ -232,7 +249,8 @@ impl Entry {
             Some(start) => ("request_start", Some(start)),
             None => ("first_chunk", first_chunk),
         };
-        let seconds = |at: nexent_observer_core::event::MonoNs| zero.map_or(0.0, |zero| at.since(zero) as f64 / 1e9);
+        let seconds = |at: MonoNs| zero.map_or(0.0, |zero| at.since(zero) as f64 / 1e9);
+        let mark = |at: Option<MonoNs>| Some(at?.0.checked_sub(zero?.0)? as f64 / 1e9);
         let unix_ms = |at| offset.unix_ns(at) / 1_000_000;
         let timeline: Vec<_> =
             exchange.chunks.iter().take(CHUNKS).map(|c| Tick(seconds(c.at), c.tokens, c.coalesced)).collect();
@@ -273,6 +291,13 @@ impl Entry {
             stalled_before_first_token: exchange.stalled_before_first_token,
             slow: Slow::REASONS.into_iter().zip(slow.flags()).filter_map(|(r, holds)| holds.then_some(r)).collect(),
             phases: Breakdown::of(exchange),
+            marks: Marks {
+                request_sent_s: mark(exchange.request_sent),
+                first_byte_s: mark(exchange.first_byte),
+                first_token_s: mark(exchange.first_token),
+                last_token_s: mark(exchange.last_token),
+                end_s: mark(exchange.end),
+            },
             bytes_lost: exchange.bytes_lost,
             trace_id: ids.trace.to_string(),
             span_id: ids.span.to_string(),
@@ -313,8 +338,6 @@ fn short(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use nexent_observer_core::event::MonoNs;
-
     use super::*;
     use crate::export::fixture;
 
