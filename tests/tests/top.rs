@@ -5,6 +5,7 @@
 use std::{
     fs::File,
     io::{Read, Write},
+    num::NonZeroU16,
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
     process::{Child, Command, Stdio},
@@ -21,6 +22,8 @@ use serde_json::json;
 use xtask::{sh, stage::Stage};
 
 const SOON: Duration = Duration::from_secs(30);
+const ROWS: NonZeroU16 = NonZeroU16::new(30).unwrap();
+const COLUMNS: NonZeroU16 = NonZeroU16::new(110).unwrap();
 const HOSTILE: &str = "\u{1b}[2J\u{1b}]0;owned\u{7}evil\u{202e}\nmodel";
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -63,10 +66,10 @@ impl Terminal {
         unlockpt(&master).unwrap();
         let name = ptsname(&master, Vec::new()).unwrap();
         let slave: OwnedFd = File::options().read(true).write(true).open(name.to_str().unwrap()).unwrap().into();
-        tcsetwinsize(&slave, Winsize { ws_row: 30, ws_col: 110, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
+        tcsetwinsize(&slave, Winsize { ws_row: ROWS.get(), ws_col: COLUMNS.get(), ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
         let end = || Stdio::from(slave.try_clone().unwrap());
         let child = command.env("TERM", "xterm-256color").stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
-        let screen = Arc::new(Mutex::new(vt100::Parser::new(30, 110, 0)));
+        let screen = Arc::new(Mutex::new(vt100::Parser::new(ROWS, COLUMNS, 0)));
         let master = File::from(master);
         let (mut from, of) = (master.try_clone().unwrap(), Arc::clone(&screen));
         thread::spawn(move || {

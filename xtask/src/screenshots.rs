@@ -1,6 +1,6 @@
 //! `cargo xtask screenshots`: the page in each of its states, as pictures in docs/img.
 
-use std::{path::Path, thread, time::Duration};
+use std::{path::Path, process::Command, thread, time::Duration};
 
 use anyhow::Result;
 use serde_json::json;
@@ -30,11 +30,17 @@ const CAST: [(&str, &str, u32); 6] = [
 pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     let binary = options.observer.clone().map_or_else(|| build::all(root, Source::Auto), Ok)?;
     let dir = sh::target_dir(root).join("screenshots");
+    if !sh::succeeds(Command::new("pngquant").arg("--version")) {
+        sh::say("installing the Debian package pngquant: pictures in a repository should be small");
+        sh::apt_install(&["pngquant"])?;
+    }
     let pictures = root.join("docs/img");
     std::fs::create_dir_all(&pictures)?;
     let shot = |browser: &mut Browser, name: &str| {
         sh::say(&format!("docs/img/{name}.png"));
-        browser.screenshot(&pictures.join(format!("{name}.png")))
+        let path = pictures.join(format!("{name}.png"));
+        browser.screenshot(&path)?;
+        sh::run(Command::new("pngquant").args(["--force", "--ext", ".png", "--speed", "1", "128"]).arg(path))
     };
 
     let mut stage = Stage::set(&binary, &dir.join("calls"), &[], &[])?;
@@ -68,8 +74,10 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     }
     thread::sleep(Duration::from_secs(6));
     stage.tell(&json!({"do": "chat", "background": true, "scenario": "stall", "model": "deepseek-chat", "chunks": 60, "pause_ms": "30-60"}))?;
-    browser.until("document.querySelector('#streams tr[data-level=stalled]')")?;
+    stage.tell(&json!({"do": "chat", "background": true, "scenario": "plain", "model": "gpt-4o", "chunks": 5, "pause_ms": "9000"}))?;
     browser.resize(1280, 1180)?;
+    thread::sleep(Duration::from_secs(4));
+    browser.until("document.querySelector('#streams tr[data-level=stalled]')")?;
     thread::sleep(Duration::from_millis(600));
     shot(&mut browser, "page-dark")?;
     browser.prefer("light")?;

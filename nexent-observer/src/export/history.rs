@@ -3,6 +3,7 @@
 
 use std::{
     collections::VecDeque,
+    num::NonZeroU32,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -101,9 +102,8 @@ pub struct Entry {
     pub trace_id: String,
     /// Its span.
     pub span_id: String,
-    /// Times of the chunks; not part of the list.
     #[serde(skip)]
-    pub timeline: Vec<Tick>,
+    timeline: Box<[Packed]>,
     /// Later chunks were left out of `timeline`.
     pub timeline_truncated: bool,
 }
@@ -126,6 +126,15 @@ pub struct Marks {
 /// One output chunk: seconds since the origin, tokens where known, whether it came with the read of the chunk before.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Tick(pub f64, pub Option<u32>, pub bool);
+
+/// A [`Tick`] as it is kept: 8 bytes, or the history of long streams would take 24 MB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Packed {
+    /// Since the origin; a chunk more than 71 minutes after it stands at the end of them.
+    us: u32,
+    /// One more than the tokens, where they are known.
+    tokens: Option<NonZeroU32>,
+}
 
 /// Token counts and who counted the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -252,8 +261,11 @@ impl Entry {
         let seconds = |at: MonoNs| zero.map_or(0.0, |zero| at.since(zero) as f64 / 1e9);
         let mark = |at: Option<MonoNs>| Some(at?.0.checked_sub(zero?.0)? as f64 / 1e9);
         let unix_ms = |at| offset.unix_ns(at) / 1_000_000;
-        let timeline: Vec<_> =
-            exchange.chunks.iter().take(CHUNKS).map(|c| Tick(seconds(c.at), c.tokens, c.coalesced)).collect();
+        let packed = |at: MonoNs, tokens: Option<u32>| Packed {
+            us: zero.map_or(0, |zero| u32::try_from(at.since(zero) / 1000).unwrap_or(u32::MAX)),
+            tokens: tokens.and_then(|tokens| NonZeroU32::new(tokens.saturating_add(1))),
+        };
+        let timeline: Box<[_]> = exchange.chunks.iter().take(CHUNKS).map(|c| packed(c.at, c.tokens)).collect();
         let path = exchange.call.path.split('?').next().unwrap_or_default();
         Self {
             seq: 0,
@@ -304,6 +316,17 @@ impl Entry {
             timeline_truncated: exchange.chunks.truncated() || exchange.chunks.len() > timeline.len(),
             timeline,
         }
+    }
+
+    /// Times of the chunks, to the microsecond; not part of the list. The first [`CHUNKS`].
+    #[must_use]
+    pub fn timeline(&self) -> Vec<Tick> {
+        let mut before = None;
+        let tick = |packed: &Packed| {
+            let coalesced = before.replace(packed.us) == Some(packed.us);
+            Tick(f64::from(packed.us) / 1e6, packed.tokens.map(|tokens| tokens.get() - 1), coalesced)
+        };
+        self.timeline.iter().map(tick).collect()
     }
 
     /// Whether the call failed.
@@ -369,14 +392,19 @@ mod tests {
         add(&history, long);
         add(&history, fixture::joined());
         let entry = history.get(1).unwrap();
-        assert_eq!(entry.timeline.iter().map(|tick| tick.0).collect::<Vec<_>>(), [0.25, 0.27, 0.27, 0.3, 0.35]);
+        assert_eq!(entry.timeline().iter().map(|tick| tick.0).collect::<Vec<_>>(), [0.25, 0.27, 0.27, 0.3, 0.35]);
         assert_eq!(entry.start_unix_ms, Some((fixture::START + 5_000_000_000) / 1_000_000));
-        assert!(entry.timeline[2].2 && !entry.timeline_truncated);
+        assert!(entry.timeline()[2].2 && !entry.timeline_truncated);
         let long = history.get(2).unwrap();
         assert_eq!((long.timeline.len(), long.chunks, long.timeline_truncated), (CHUNKS, CHUNKS + 1, true));
         let joined = history.get(3).unwrap();
         assert_eq!((joined.origin, joined.start_unix_ms, joined.ttft_s), ("first_chunk", None, None));
-        assert_eq!(joined.timeline[0].0, 0.0);
+        assert_eq!(joined.timeline()[0].0, 0.0);
+        let mut counted = fixture::completed();
+        counted.chunks = fixture::timeline([(MonoNs(fixture::START), Some(3)), (MonoNs(u64::MAX / 8), Some(7))]);
+        add(&history, counted);
+        let ticks = history.get(4).unwrap().timeline();
+        assert_eq!(ticks, [Tick(0.0, Some(3), false), Tick(4294.967_295, Some(7), false)]);
     }
 
     #[test]

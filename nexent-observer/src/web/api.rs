@@ -315,10 +315,10 @@ pub(super) async fn exchange(State(shared): State<Arc<Shared>>, Path(seq): Path<
     struct One<'a> {
         version: u32,
         exchange: &'a Entry,
-        timeline: &'a [Tick],
+        timeline: Vec<Tick>,
     }
     match shared.history.get(seq) {
-        Some(entry) => Json(One { version: VERSION, exchange: &entry, timeline: &entry.timeline }).into_response(),
+        Some(entry) => Json(One { version: VERSION, exchange: &entry, timeline: entry.timeline() }).into_response(),
         None => (StatusCode::NOT_FOUND, "Not kept (any more).\n").into_response(),
     }
 }

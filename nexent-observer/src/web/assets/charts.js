@@ -44,6 +44,23 @@ export function recolour() {
   for (const chart of charts) chart.make();
 }
 
+/** Powers of ten: on a log scale uPlot would draw nine lines for each. */
+const powers = (_, __, low, high) => {
+  const splits = [];
+  for (let e = Math.floor(Math.log10(low)); e <= Math.ceil(Math.log10(high)); e++) splits.push(10 ** e);
+  return splits;
+};
+const decades = (_, low, high) => (low === null || low === undefined || !(low > 0) ? [0.01, 10] : [10 ** Math.floor(Math.log10(low)), 10 ** Math.ceil(Math.log10(high * 1.01))]);
+const logAxis = (axis) => ({ ...axis, size: 52, splits: powers, values: (_, v) => v.map((n) => seconds(n).replace(/\.0+ /, " ")) });
+
+/** What both charts of the page show: from the first second that is known to the last, a minute at least. */
+const span = { from: 0, to: 60 };
+export function showSpan(from, to) {
+  span.to = to;
+  span.from = Math.min(from, to - 60);
+}
+const shown = () => [span.from, span.to];
+
 const soft = (of) => of.replace("rgb(", "rgba(").replace(")", ", 0.16)");
 
 /** Says in `note` what is under the cursor, else what it said before. */
@@ -57,15 +74,16 @@ function pointed(note, words) {
 }
 
 const at = (unix) => new Date(unix * 1000).toLocaleTimeString("en-GB");
-const hours = (_, splits) => splits.map((unix) => new Date(unix * 1000).toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit" }));
+const hours = (_, splits) => splits.map((unix) => (span.to - span.from < 300 ? at(unix) : at(unix).slice(0, 5)));
+const elapsed = (_, splits) => splits.map((n) => `${number(n, n % 1 ? 2 : 0)} s`);
 
 export function rateChart(element, note) {
   const hooks = pointed(note, (plot, i) => plot.data[1][i] === null || plot.data[1][i] === undefined ? null : `${number(plot.data[1][i])} chunks/s at ${at(plot.data[0][i])}`);
   return new Chart(element, (axis) => ({
     hooks,
-    padding: [8, 8, 0, 0],
-    scales: { y: { range: (_, __, high) => [0, Math.max(high * 1.1, 5)] } },
-    axes: [{ ...axis, values: hours, space: 60 }, { ...axis, size: 42, values: (_, v) => v.map((n) => number(n)) }],
+    padding: [8, 26, 0, 0],
+    scales: { x: { range: shown }, y: { range: (_, __, high) => [0, Math.max(high * 1.1, 5)] } },
+    axes: [{ ...axis, values: hours, space: 70, size: 24 }, { ...axis, size: 42, values: (_, v) => v.map((n) => number(n)) }],
     series: [{}, { stroke: colour("--accent"), fill: soft(colour("--accent")), width: 1.5, points: { show: false }, spanGaps: false }],
   }));
 }
@@ -78,9 +96,9 @@ export function ttftChart(element, note) {
   });
   return new Chart(element, (axis) => ({
     hooks,
-    padding: [8, 8, 0, 0],
-    scales: { y: { distr: 3, range: (_, low, high) => low === null || low === undefined ? [0.01, 10] : [Math.min(low * 0.7, 0.1), Math.max(high * 1.4, 1)] } },
-    axes: [{ ...axis, values: hours, space: 60 }, { ...axis, size: 52, values: (_, v) => v.map((n) => (n === null ? "" : seconds(n).replace(/\.0+ /, " "))) }],
+    padding: [8, 26, 0, 0],
+    scales: { x: { range: shown }, y: { distr: 3, range: decades } },
+    axes: [{ ...axis, values: hours, space: 70, size: 24 }, logAxis(axis)],
     series: [{}, dots(colour("--blue")), dots(colour("--warn"))],
   }));
 }
@@ -90,9 +108,9 @@ export function growthChart(element, note) {
   const hooks = pointed(note, (plot, i) => `chunk ${number(plot.data[1][i])} after ${seconds(plot.data[0][i])}`);
   return new Chart(element, (axis) => ({
     hooks,
-    padding: [8, 8, 0, 0],
+    padding: [8, 26, 0, 0],
     scales: { x: { time: false }, y: { range: (_, __, high) => [0, Math.max(high, 1)] } },
-    axes: [{ ...axis, values: (_, v) => v.map((n) => `${number(n, n % 1 ? 2 : 0)} s`), space: 60 }, { ...axis, size: 42 }],
+    axes: [{ ...axis, values: elapsed, space: 60, size: 24 }, { ...axis, size: 42 }],
     series: [{}, { stroke: colour("--accent"), fill: soft(colour("--accent")), width: 1.5, points: { show: false }, paths: window.uPlot.paths.stepped({ align: 1 }) }],
   }));
 }
@@ -102,9 +120,9 @@ export function gapsChart(element, note) {
   const hooks = pointed(note, (plot, i) => `${seconds(plot.data[1][i])} before the read at ${seconds(plot.data[0][i])}`);
   return new Chart(element, (axis) => ({
     hooks,
-    padding: [8, 8, 0, 0],
-    scales: { x: { time: false }, y: { distr: 3 } },
-    axes: [{ ...axis, values: (_, v) => v.map((n) => `${number(n, n % 1 ? 2 : 0)} s`), space: 60 }, { ...axis, size: 52, values: (_, v) => v.map((n) => (n === null ? "" : seconds(n).replace(/\.0+ /, " "))) }],
+    padding: [8, 26, 0, 0],
+    scales: { x: { time: false }, y: { distr: 3, range: decades } },
+    axes: [{ ...axis, values: elapsed, space: 60, size: 24 }, logAxis(axis)],
     series: [{}, { stroke: colour("--blue"), paths: () => null, points: { show: true, size: 3, fill: colour("--blue"), stroke: colour("--blue") } }],
   }));
 }

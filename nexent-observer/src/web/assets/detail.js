@@ -14,13 +14,18 @@ function spans(call) {
   const span = (from, to) => (from === null || from === undefined || to === null || to === undefined || to < from ? [] : [[from, to]]);
   const start = call.origin === "request_start" ? 0 : null;
   const hello = tls ?? 0;
+  // The stalls stand out of the decode, as they are taken out of its figure.
+  let decode = span(m.first_token_s, m.last_token_s);
+  for (const [from, to] of call.stalls ?? []) {
+    decode = decode.flatMap(([a, b]) => [[a, Math.min(b, from)], [Math.max(a, to), b]].filter(([x, y]) => y > x));
+  }
   return {
     connect: connect === null || connect === undefined ? [] : [[-hello - connect, -hello]],
     tls: tls === null || tls === undefined ? [] : [[-tls, 0]],
     upload: span(start, m.request_sent_s),
     first_byte_wait: span(m.request_sent_s, m.first_byte_s),
     first_token_wait: span(m.first_byte_s, m.first_token_s),
-    decode: span(m.first_token_s, m.last_token_s),
+    decode,
     stalls: call.stalls ?? [],
     rest: call.stream ? span(m.last_token_s, m.end_s) : span(m.first_byte_s, m.end_s),
   };

@@ -39,7 +39,7 @@ export function seconds(value) {
   const size = Math.abs(value);
   if (size < 0.001) return `${Math.round(value * 1e6)} \u00b5s`;
   if (size < 1) return `${plain(value * 1000, size < 0.01 ? 1 : 0)} ms`;
-  if (size < 100) return `${plain(value, size < 10 ? 2 : 1)} s`;
+  if (size < 100) return `${plain(value, Number.isInteger(value) ? 0 : size < 10 ? 2 : 1)} s`;
   if (size < 6000) return `${Math.floor(value / 60)} min ${Math.round(value % 60)} s`;
   return `${plain(value / 3600, 1)} h`;
 }
@@ -52,7 +52,7 @@ export function number(value, digits = 0) {
   return plain(value, digits);
 }
 
-export const rate = (value) => number(value, value !== null && value !== undefined && value < 100 ? 1 : 0);
+export const rate = (value) => number(value, value > 0 && value < 100 ? 1 : 0);
 
 export function clock(unixMs) {
   return unixMs === null || unixMs === undefined ? UNKNOWN : new Date(unixMs).toLocaleTimeString("en-GB");

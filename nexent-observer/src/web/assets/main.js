@@ -1,6 +1,6 @@
 // The page: follows /api/live and hands each event to the parts.
 import { $, clean, el, name, number, rate, say, seconds } from "./dom.js";
-import { rateChart, recolour, ttftChart } from "./charts.js";
+import { rateChart, recolour, showSpan, ttftChart } from "./charts.js";
 import { addCalls, known, showModels, startCalls } from "./calls.js";
 import { recolourStreams, showStreams, startStreams } from "./streams.js";
 import { showCall, startDetail } from "./detail.js";
@@ -109,8 +109,9 @@ function draw() {
     values.push(chunks);
     last = at;
   }
+  showSpan(times[0], until);
   page.charts.rate.show([times, values]);
-  const calls = known().filter((call) => call.ttft_s > 0 && call.end_unix_ms / 1000 > until - SHOWN && call.outcome !== "incomplete").sort((a, b) => a.end_unix_ms - b.end_unix_ms);
+  const calls = known().filter((call) => call.ttft_s > 0 && call.end_unix_ms / 1000 > Math.max(until - SHOWN, times[0] - 1) && call.outcome !== "incomplete").sort((a, b) => a.end_unix_ms - b.end_unix_ms);
   const slow = (call) => call.stalled_before_first_token || call.outcome !== "completed";
   page.charts.ttft.show([calls.map((call) => call.end_unix_ms / 1000), calls.map((call) => (slow(call) ? null : call.ttft_s)), calls.map((call) => (slow(call) ? call.ttft_s : null))]);
 }
@@ -126,7 +127,7 @@ function take(frame) {
   const [level, words] = STATES[frame.health.state] ?? ["warn", clean(frame.health.state)];
   $("state").dataset.level = level;
   say($("state").querySelector(".words"), words);
-  say($("watched"), `${number(frame.health.processes)} ${frame.health.processes === 1 ? "process" : "processes"}, ${number(frame.health.probes)} probes, up ${seconds(frame.health.uptime_s)}`);
+  say($("watched"), `${number(frame.health.processes)} ${frame.health.processes === 1 ? "process" : "processes"}, ${number(frame.health.probes)} probes, up ${seconds(Math.max(1, Math.round(frame.health.uptime_s)))}`);
   say($("version"), `nexent-observer ${frame.observer}`);
   showStreams(frame);
   addCalls(frame);

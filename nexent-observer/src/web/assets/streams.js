@@ -80,10 +80,12 @@ class Row {
       pen.fillRect(from, 0, width - from, height);
     }
     pen.fillStyle = colours.tick;
+    pen.globalAlpha = 0.8;
     const thick = Math.max(1, Math.round(ratio));
     for (const at of this.ticks) {
       if (now - at <= WINDOW) pen.fillRect(Math.round(x(at)) - thick, height * 0.12, thick, height * 0.76);
     }
+    pen.globalAlpha = 1;
   }
 }
 
