@@ -245,7 +245,8 @@ impl Screen {
                 Column::Pid => x.pid.cmp(&y.pid),
                 Column::Age => number(x.elapsed_s).total_cmp(&number(y.elapsed_s)),
                 Column::Ttft => number(x.ttft_s).total_cmp(&number(y.ttft_s)),
-                Column::Silent => number(a.silent(now)).total_cmp(&number(b.silent(now))),
+                // By whole seconds, or streams that flow would change places ten times a second.
+                Column::Silent => number(a.silent(now)).floor().total_cmp(&number(b.silent(now)).floor()),
                 Column::Chunks => x.chunks.cmp(&y.chunks),
                 Column::Rate => number(x.tokens_per_s).total_cmp(&number(y.tokens_per_s)),
             };
