@@ -331,7 +331,11 @@ impl Observer {
     fn show(&mut self, now: MonoNs) {
         let Self { pipeline, targets, exports, services, strips, processes, default_service, .. } = self;
         let watched = exports.live.is_watched();
-        if watched { strips.begin() } else { strips.clear() }
+        if watched {
+            strips.begin()
+        } else {
+            strips.clear()
+        }
         let streams = pipeline.active().map(|stream| {
             let service = service_of(services, stream.pid, default_service.as_deref());
             let ticks = if watched { strips.ticks(&stream, now) } else { Vec::new() };

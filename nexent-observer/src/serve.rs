@@ -25,6 +25,7 @@ use crate::{
         ids::FailedSpans,
         jsonl::{self, Jsonl},
         history::History,
+        jsonl::{self, Jsonl},
         live::Live,
         otlp::{self, Names, Otlp, OtlpConfig},
         policy::Policy,

@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 use xtask::{browser::Browser, sh, stage::Stage};
 
 /// Breaks a page that takes it for HTML, a terminal that takes it for escapes, and the text around it.
-const HOSTILE: &str = "<img src=x onerror=\"window.pwned=1\"><script>window.pwned=1</script>\u{1b}[31mred\u{202e}desrever";
+const HOSTILE: &str =
+    "<img src=x onerror=\"window.pwned=1\"><script>window.pwned=1</script>\u{1b}[31mred\u{202e}desrever";
 const TOKEN: &str = "a-token-of-24-characters";
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -112,7 +113,9 @@ fn at_360_pixels_nothing_scrolls_sideways() {
     scene.chat("plain", &"a-very-long-name-of-a-model/".repeat(20), json!({"chunks": 10}));
     scene.chat("http-429", "gpt-4o", json!({}));
     scene.chat("plain", HOSTILE, json!({"chunks": 200, "pause_ms": "50"}));
-    scene.until("document.querySelectorAll('#calls tbody tr').length === 2 && document.querySelector('#streams tbody tr')");
+    scene.until(
+        "document.querySelectorAll('#calls tbody tr').length === 2 && document.querySelector('#streams tbody tr')",
+    );
     scene.until(fits);
     scene.eval("document.querySelector('#calls tbody tr:last-child').click()");
     scene.until("document.querySelector('#detail .facts')");
@@ -134,7 +137,8 @@ fn the_keyboard_reaches_everything() {
     scene.eval("document.activeElement.blur()");
     for _ in 0..60 {
         scene.press("Tab");
-        let at = "(() => { const e = document.activeElement; return e.id || e.closest('[id]')?.id + ' ' + e.tagName; })()";
+        let at =
+            "(() => { const e = document.activeElement; return e.id || e.closest('[id]')?.id + ' ' + e.tagName; })()";
         if let Some(at) = scene.eval(at).as_str() {
             reached.insert(at.to_owned());
         }

@@ -66,7 +66,8 @@ impl Terminal {
         unlockpt(&master).unwrap();
         let name = ptsname(&master, Vec::new()).unwrap();
         let slave: OwnedFd = File::options().read(true).write(true).open(name.to_str().unwrap()).unwrap().into();
-        tcsetwinsize(&slave, Winsize { ws_row: ROWS.get(), ws_col: COLUMNS.get(), ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
+        tcsetwinsize(&slave, Winsize { ws_row: ROWS.get(), ws_col: COLUMNS.get(), ws_xpixel: 0, ws_ypixel: 0 })
+            .unwrap();
         let end = || Stdio::from(slave.try_clone().unwrap());
         let child = command.env("TERM", "xterm-256color").stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
         let screen = Arc::new(Mutex::new(vt100::Parser::new(ROWS, COLUMNS, 0)));
@@ -130,13 +131,12 @@ fn streams_appear_are_sorted_and_filtered_and_the_terminal_is_as_it_was() {
     terminal.until(|text| text.contains("No LLM call seen yet; 1 processes observed"));
     assert!(!terminal.is_restored(), "it draws on a screen of its own");
 
-    let chat = |model: &str, scenario: &str, chunks: u32, pause: &str| {
-        json!({"do": "chat", "background": true, "model": model, "scenario": scenario, "chunks": chunks, "pause_ms": pause})
-    };
+    let chat = |model: &str, scenario: &str, chunks: u32, pause: &str| json!({"do": "chat", "background": true, "model": model, "scenario": scenario, "chunks": chunks, "pause_ms": pause});
     stage.tell(&chat("slow-model", "plain", 1000, "300")).unwrap();
     stage.tell(&chat("fast-model", "plain", 100_000, "5")).unwrap();
     stage.tell(&chat(HOSTILE, "plain", 1000, "100")).unwrap();
-    let text = terminal.until(|text| ["slow-model", "fast-model", "evil"].iter().all(|name| position(text, name).is_some()));
+    let text =
+        terminal.until(|text| ["slow-model", "fast-model", "evil"].iter().all(|name| position(text, name).is_some()));
     assert!(text.contains("ready") && text.contains("SILENTv"), "{text}");
     // The escapes did nothing: the first line still stands.
     assert!(text.lines().next().unwrap().contains("nexent-observer"), "{text}");

@@ -61,7 +61,8 @@ impl Browser {
         command.arg(format!("--user-data-dir={}", profile.display())).arg("about:blank");
         let process = Guarded::spawn("chromium", command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log))?;
         let port_file = profile.join("DevToolsActivePort");
-        let found = wait("the browser's port", || Ok(fs::read_to_string(&port_file).ok().filter(|t| t.lines().count() > 1)))?;
+        let found =
+            wait("the browser's port", || Ok(fs::read_to_string(&port_file).ok().filter(|t| t.lines().count() > 1)))?;
         let (port, path) = found.split_once('\n').context("no port")?;
         let stream = TcpStream::connect(("127.0.0.1", port.parse()?))?;
         stream.set_read_timeout(Some(SOON))?;
@@ -117,7 +118,10 @@ impl Browser {
             }
             if Instant::now() >= end {
                 let text = self.eval("document.body.innerText").unwrap_or_default();
-                bail!("not within {SOON:?}: {expression} ({value:?}); the page says:\n{}", text.as_str().unwrap_or_default());
+                bail!(
+                    "not within {SOON:?}: {expression} ({value:?}); the page says:\n{}",
+                    text.as_str().unwrap_or_default()
+                );
             }
             thread::sleep(Duration::from_millis(50));
         }
@@ -178,7 +182,9 @@ impl Browser {
         }
         self.socket.send(Message::text(message.to_string())).with_context(|| method.to_owned())?;
         loop {
-            let Message::Text(text) = self.socket.read().with_context(|| format!("{method}: no answer"))? else { continue };
+            let Message::Text(text) = self.socket.read().with_context(|| format!("{method}: no answer"))? else {
+                continue;
+            };
             let mut answer: Value = serde_json::from_str(&text)?;
             if answer["id"] == id {
                 ensure!(answer["error"].is_null(), "{method}: {}", answer["error"]);

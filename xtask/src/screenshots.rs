@@ -48,7 +48,9 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     browser.resize(1280, 800)?;
     browser.prefer("dark")?;
     browser.open(&stage.url())?;
-    browser.until("document.querySelector('#empty:not([hidden])') && document.querySelector('#tiles').children.length > 0")?;
+    browser.until(
+        "document.querySelector('#empty:not([hidden])') && document.querySelector('#tiles').children.length > 0",
+    )?;
     thread::sleep(Duration::from_secs(1));
     shot(&mut browser, "page-empty-dark")?;
 
@@ -60,7 +62,9 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
                                "chunks": chunks, "pause_ms": format!("{}-{}", pause / 2, pause * 3 / 2)}))?;
             thread::sleep(Duration::from_millis(400));
         }
-        for (model, scenario) in [("gpt-4o", "http-429"), ("deepseek-chat", "stall"), ("claude-sonnet-4-5", "abort-reset")] {
+        for (model, scenario) in
+            [("gpt-4o", "http-429"), ("deepseek-chat", "stall"), ("claude-sonnet-4-5", "abort-reset")]
+        {
             if round % 2 == 0 {
                 stage.tell(&json!({"do": "chat", "background": true, "scenario": scenario, "model": model}))?;
             }
@@ -88,7 +92,8 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     shot(&mut browser, "page-narrow-light")?;
 
     browser.resize(1280, 860)?;
-    let stalled = "[...document.querySelectorAll('#stalls button')].find((b) => b.textContent.includes('in the stream'))";
+    let stalled =
+        "[...document.querySelectorAll('#stalls button')].find((b) => b.textContent.includes('in the stream'))";
     browser.until(&format!("!!{stalled}"))?;
     browser.eval(&format!("{stalled}.click()"))?;
     browser.until("document.querySelectorAll('#detail .uplot').length === 2")?;

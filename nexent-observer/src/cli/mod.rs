@@ -54,7 +54,9 @@ enum Command {
         flags: ConfigFlags,
     },
     /// Show the open streams of a running observer, live
-    #[command(after_help = "Keys: h shows them. Needs no privileges. Without a terminal: a line for each call that ends.")]
+    #[command(
+        after_help = "Keys: h shows them. Needs no privileges. Without a terminal: a line for each call that ends."
+    )]
     Top {
         /// Address of the observer
         #[arg(long, default_value = "http://127.0.0.1:9464")]

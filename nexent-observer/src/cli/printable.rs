@@ -6,7 +6,8 @@
 /// text around them, and those without a width, with which one name can pass for another.
 #[must_use]
 pub(crate) fn printable(text: &str, chars: usize) -> String {
-    let mut shown: String = text.chars().take(chars).map(|c| if is_unseen(c) { char::REPLACEMENT_CHARACTER } else { c }).collect();
+    let mut shown: String =
+        text.chars().take(chars).map(|c| if is_unseen(c) { char::REPLACEMENT_CHARACTER } else { c }).collect();
     if text.chars().nth(chars).is_some() {
         shown.pop();
         shown.push('…');

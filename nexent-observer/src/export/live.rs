@@ -218,7 +218,13 @@ mod tests {
 
     const MS: u64 = 1_000_000;
 
-    fn stream<'a>(no: u32, timeline: &'a Timeline, last: u64, call: &'a Call, response: &'a ResponseFacts) -> ActiveStream<'a> {
+    fn stream<'a>(
+        no: u32,
+        timeline: &'a Timeline,
+        last: u64,
+        call: &'a Call,
+        response: &'a ResponseFacts,
+    ) -> ActiveStream<'a> {
         ActiveStream {
             id: ExchangeId { conn: ConnId(1), no },
             pid: 1,
@@ -246,7 +252,10 @@ mod tests {
         assert_eq!(ticks, [10, 20, 30, 40].map(|ms| MonoNs(ms * MS)));
         strips.begin();
         let later = MonoNs(STRIP_NS + 25 * MS);
-        assert_eq!(strips.ticks(&stream(0, &few, 40 * MS, &call, &response), later), [30, 40].map(|ms| MonoNs(ms * MS)));
+        assert_eq!(
+            strips.ticks(&stream(0, &few, 40 * MS, &call, &response), later),
+            [30, 40].map(|ms| MonoNs(ms * MS))
+        );
         let many = fixture::timeline((1..=2 * STRIP_TICKS as u64).map(|ms| (MonoNs(ms * MS), None)));
         let ticks = strips.ticks(&stream(1, &many, 0, &call, &response), MonoNs(0));
         assert_eq!((ticks.len(), ticks.last()), (STRIP_TICKS, Some(&MonoNs(2 * STRIP_TICKS as u64 * MS))));

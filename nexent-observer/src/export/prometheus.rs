@@ -289,7 +289,10 @@ mod tests {
     #[test]
     fn gauges_are_those_of_the_last_snapshot_and_fall_to_zero() {
         let bench = bench(Caps::default());
-        bench.live.set(Snapshot { streams: vec![stream(Some("a"), Some(30.0)), stream(Some("a"), Some(12.5)), stream(None, None)], ..Snapshot::default() });
+        bench.live.set(Snapshot {
+            streams: vec![stream(Some("a"), Some(30.0)), stream(Some("a"), Some(12.5)), stream(None, None)],
+            ..Snapshot::default()
+        });
         let text = bench.prometheus.render().unwrap();
         let line = |name: &str, model: &str| {
             format!("{name}{{model=\"{model}\",provider=\"openai\",service=\"nexent-backend\"}}")

@@ -204,10 +204,14 @@ mod tests {
     #[test]
     fn a_stream_keeps_its_gaps_from_event_to_event_and_goes_when_it_is_not_named() {
         let mut state = State::default();
-        state.take(frame(r#"{"whole":true,"health":{},"streams_total":1,"streams":[{"id":"1-0","ticks_ms_ago":[300,200,50]}]}"#));
+        state.take(frame(
+            r#"{"whole":true,"health":{},"streams_total":1,"streams":[{"id":"1-0","ticks_ms_ago":[300,200,50]}]}"#,
+        ));
         let gaps: Vec<u128> = state.rows["1-0"].gaps.iter().map(Duration::as_millis).collect();
         assert_eq!(gaps, [100, 150]);
-        state.take(frame(r#"{"whole":false,"health":{},"streams_total":1,"streams":[{"id":"1-0","ticks_ms_ago":[0]}]}"#));
+        state.take(frame(
+            r#"{"whole":false,"health":{},"streams_total":1,"streams":[{"id":"1-0","ticks_ms_ago":[0]}]}"#,
+        ));
         assert_eq!(state.rows["1-0"].gaps.len(), 3);
         state.take(frame(r#"{"whole":false,"health":{},"streams_total":0,"streams":[]}"#));
         assert!(state.rows.is_empty());

@@ -346,11 +346,11 @@ impl Screen {
             let cell = Cell::from(column.title());
             if *column == self.sort { Cell::from(format!("{}{arrow}", column.title())).bold() } else { cell }
         };
-        let head = TableRow::new(columns.iter().map(title).chain([Cell::from("GAPS")])).style(Style::new().fg(Color::Cyan));
+        let head =
+            TableRow::new(columns.iter().map(title).chain([Cell::from("GAPS")])).style(Style::new().fg(Color::Cyan));
         let widths = columns.iter().map(|c| c.width()).chain([Constraint::Length(u16::try_from(gaps).unwrap_or(8))]);
-        let table = Table::new(lines, widths)
-            .header(head)
-            .row_highlight_style(Style::new().add_modifier(Modifier::REVERSED));
+        let table =
+            Table::new(lines, widths).header(head).row_highlight_style(Style::new().add_modifier(Modifier::REVERSED));
         if self.table.selected().is_some_and(|at| at >= count) {
             self.table.select(Some(count - 1));
         }
@@ -386,7 +386,10 @@ impl Screen {
         } else if health.processes == 0 {
             "No process is attached. Start the observer with --pid PID or --exe PATH.".to_owned()
         } else if health.llm_exchanges == 0 {
-            format!("No LLM call seen yet; {} processes observed. A call appears with its first byte.", health.processes)
+            format!(
+                "No LLM call seen yet; {} processes observed. A call appears with its first byte.",
+                health.processes
+            )
         } else {
             "No stream is open now.".to_owned()
         }
@@ -416,8 +419,7 @@ impl Screen {
             }
             TableRow::new(cells)
         };
-        let rows: Vec<_> =
-            self.state.calls.iter().take(usize::from(area.height.saturating_sub(1))).map(line).collect();
+        let rows: Vec<_> = self.state.calls.iter().take(usize::from(area.height.saturating_sub(1))).map(line).collect();
         let head = ["ENDED", "MODEL", "OUTCOME", "TOOK", "TTFT", "TOKENS/S", "TOKENS"];
         let shown = if wide { 7 } else { 4 };
         let head = TableRow::new(head.into_iter().take(shown)).style(Style::new().fg(Color::Cyan));
@@ -441,7 +443,11 @@ impl Screen {
             return Line::from(why.as_str()).fg(Color::Red);
         }
         let keys = "q quit  p hold  / filter  < > sort  r reverse  h help";
-        let filter = if self.filter.is_empty() { String::new() } else { format!("  filter: {}", printable(&self.filter, FILTER)) };
+        let filter = if self.filter.is_empty() {
+            String::new()
+        } else {
+            format!("  filter: {}", printable(&self.filter, FILTER))
+        };
         Line::from(vec![Span::from(keys).dim(), Span::from(filter).fg(Color::Yellow)])
     }
 }
@@ -487,11 +493,19 @@ mod tests {
     fn screen() -> Screen {
         let mut state = State::default();
         let stream = |n: u32, model: &str, silent: f64| {
-            format!(r#"{{"id":"1-{n}","model":{},"service":"svc","pid":{n},"silent_s":{silent},"chunks":{n},"ticks_ms_ago":[9000,30,20]}}"#,
-                serde_json::Value::from(model))
+            format!(
+                r#"{{"id":"1-{n}","model":{},"service":"svc","pid":{n},"silent_s":{silent},"chunks":{n},"ticks_ms_ago":[9000,30,20]}}"#,
+                serde_json::Value::from(model)
+            )
         };
-        let streams = [stream(1, "alpha", 0.1), stream(2, "\u{1b}[31mred\u{202e}", 5.0), stream(3, "gamma", 1.5)].join(",");
-        state.take(serde_json::from_str(&format!(r#"{{"whole":true,"health":{{"state":"ready","processes":1}},"streams_total":3,"streams":[{streams}]}}"#)).unwrap());
+        let streams =
+            [stream(1, "alpha", 0.1), stream(2, "\u{1b}[31mred\u{202e}", 5.0), stream(3, "gamma", 1.5)].join(",");
+        state.take(
+            serde_json::from_str(&format!(
+                r#"{{"whole":true,"health":{{"state":"ready","processes":1}},"streams_total":3,"streams":[{streams}]}}"#
+            ))
+            .unwrap(),
+        );
         Screen::new(state, &options())
     }
 
@@ -507,7 +521,8 @@ mod tests {
 
     fn order(screen: &mut Screen) -> Vec<&'static str> {
         let text = drawn(screen, 100, 20);
-        let mut found: Vec<_> = ["alpha", "red", "gamma"].into_iter().filter_map(|n| Some((text.find(n)?, n))).collect();
+        let mut found: Vec<_> =
+            ["alpha", "red", "gamma"].into_iter().filter_map(|n| Some((text.find(n)?, n))).collect();
         found.sort_unstable();
         found.into_iter().map(|(_, name)| name).collect()
     }
@@ -534,7 +549,14 @@ mod tests {
     #[test]
     fn a_filter_is_typed_kept_and_dropped() {
         let mut screen = screen();
-        for code in [KeyCode::Char('/'), KeyCode::Char('g'), KeyCode::Char('a'), KeyCode::Char('q'), KeyCode::Backspace, KeyCode::Enter] {
+        for code in [
+            KeyCode::Char('/'),
+            KeyCode::Char('g'),
+            KeyCode::Char('a'),
+            KeyCode::Char('q'),
+            KeyCode::Backspace,
+            KeyCode::Enter,
+        ] {
             assert_eq!(press(&mut screen, code), Outcome::Stay);
         }
         assert_eq!(order(&mut screen), ["gamma"]);

@@ -123,8 +123,9 @@ pub(super) fn table(state: &State, out: &mut impl Write) -> io::Result<()> {
         ]
     });
     let lines: Vec<_> = std::iter::once(head).chain(lines).collect();
-    let widths: Vec<usize> =
-        (0..8).map(|i| lines.iter().filter_map(|line| line.get(i)).map(|cell| cell.width()).max().unwrap_or(0)).collect();
+    let widths: Vec<usize> = (0..8)
+        .map(|i| lines.iter().filter_map(|line| line.get(i)).map(|cell| cell.width()).max().unwrap_or(0))
+        .collect();
     for line in &lines {
         let mut shown = String::new();
         for (i, (cell, width)) in line.iter().zip(&widths).enumerate() {
@@ -157,7 +158,12 @@ mod tests {
         let mut out = Vec::new();
         let model = "\u{1b}]0;owned\u{7}\u{1b}[2J\nfake line\u{202e}";
         table(&state(model), &mut out).unwrap();
-        let ended = Call { model: Some(model.into()), error_type: Some(model.into()), service: model.into(), ..Call::default() };
+        let ended = Call {
+            model: Some(model.into()),
+            error_type: Some(model.into()),
+            service: model.into(),
+            ..Call::default()
+        };
         call(&ended, &mut out).unwrap();
         let text = String::from_utf8(out).unwrap();
         assert_eq!(text.lines().count(), 4, "{text:?}");

@@ -84,12 +84,7 @@ enum Refusal {
 impl Access {
     /// For a server on this address.
     pub(super) fn new(address: SocketAddr, token: Option<Secret>) -> Self {
-        Self {
-            token,
-            loopback: address.ip().is_loopback(),
-            sessions: Mutex::default(),
-            logins: Semaphore::new(LOGINS),
-        }
+        Self { token, loopback: address.ip().is_loopback(), sessions: Mutex::default(), logins: Semaphore::new(LOGINS) }
     }
 
     /// Whether the page asks who one is.
@@ -148,7 +143,11 @@ impl Access {
 }
 
 /// Lets in who may see the page and the API; sends a browser to the form.
-pub(super) async fn guard(State(shared): State<std::sync::Arc<super::Shared>>, request: Request, next: Next) -> Response {
+pub(super) async fn guard(
+    State(shared): State<std::sync::Arc<super::Shared>>,
+    request: Request,
+    next: Next,
+) -> Response {
     match shared.access.check(request.headers()) {
         Ok(()) => next.run(request).await,
         Err(Refusal::Token) if request.uri().path() == "/" => Redirect::to("/login").into_response(),
@@ -181,7 +180,8 @@ impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         match self {
             Self::Host => {
-                let text = "This address answers to localhost, 127.0.0.1 and [::1] only; set web_token to use another name.\n";
+                let text =
+                    "This address answers to localhost, 127.0.0.1 and [::1] only; set web_token to use another name.\n";
                 (StatusCode::MISDIRECTED_REQUEST, text).into_response()
             }
             Self::CrossSite => (StatusCode::FORBIDDEN, "Not for other sites.\n").into_response(),
@@ -237,7 +237,9 @@ mod tests {
         for host in ["localhost", "LOCALHOST:9464", "127.0.0.1:80", "127.9.9.9", "[::1]:9464", "[::1]"] {
             assert_eq!(open.check(&headers(&[("host", host)])), Ok(()), "{host}");
         }
-        for host in ["evil.test", "localhost.evil.test", "127.0.0.1.evil.test", "localhost:x", "", "[::1", "::1", "10.0.0.1"] {
+        for host in
+            ["evil.test", "localhost.evil.test", "127.0.0.1.evil.test", "localhost:x", "", "[::1", "::1", "10.0.0.1"]
+        {
             assert_eq!(open.check(&headers(&[("host", host)])), Err(Refusal::Host), "{host}");
         }
         assert_eq!(open.check(&HeaderMap::new()), Err(Refusal::Host));

@@ -59,7 +59,10 @@ mod tests {
             for bad in ["<style", "style=", "onclick", "onload", "javascript:", "http://", "https://"] {
                 assert!(!html.contains(bad), "{bad}");
             }
-            assert_eq!(html.matches("<script").count(), html.matches("<script src=").count() + html.matches("<script type=\"module\" src=").count());
+            assert_eq!(
+                html.matches("<script").count(),
+                html.matches("<script src=").count() + html.matches("<script type=\"module\" src=").count()
+            );
             for name in html.split("/assets/").skip(1).filter_map(|rest| rest.split('"').next()) {
                 assert!(FILES.iter().any(|(known, ..)| *known == name), "{name}");
             }
@@ -69,7 +72,8 @@ mod tests {
 
     #[test]
     fn nothing_of_ours_makes_html_of_text() {
-        for (name, _, content) in FILES.iter().filter(|(name, ..)| name.ends_with(".js") && !name.starts_with("uPlot")) {
+        for (name, _, content) in FILES.iter().filter(|(name, ..)| name.ends_with(".js") && !name.starts_with("uPlot"))
+        {
             for bad in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function"] {
                 assert!(!content.contains(bad), "{name} uses {bad}");
             }

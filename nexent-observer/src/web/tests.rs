@@ -162,7 +162,9 @@ async fn without_a_token_other_hosts_get_no_page() {
         let everywhere = SocketAddr::new(std::net::Ipv4Addr::UNSPECIFIED.into(), 0);
         let served = try_start(everywhere, page).await.unwrap();
         let port = served.server.local_addr().port();
-        for (path, status) in [("/api/live", 404), ("/api/snapshot", 404), ("/login", 404), ("/metrics", 200), ("/", 200)] {
+        for (path, status) in
+            [("/api/live", 404), ("/api/snapshot", 404), ("/login", 404), ("/metrics", 200), ("/", 200)]
+        {
             let response = client().get(format!("http://127.0.0.1:{port}{path}")).send().await.unwrap();
             assert_eq!(response.status(), status, "{path}");
         }
