@@ -332,9 +332,9 @@ impl Observer {
         let Self { pipeline, targets, exports, services, strips, processes, default_service, .. } = self;
         let watched = exports.live.is_watched();
         if watched {
-            strips.begin()
+            strips.begin();
         } else {
-            strips.clear()
+            strips.clear();
         }
         let streams = pipeline.active().map(|stream| {
             let service = service_of(services, stream.pid, default_service.as_deref());

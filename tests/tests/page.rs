@@ -48,7 +48,7 @@ impl Scene {
         self.browser.press(key).unwrap();
     }
 
-    fn chat(&mut self, scenario: &str, model: &str, more: Value) {
+    fn chat(&mut self, scenario: &str, model: &str, more: &Value) {
         let mut command = json!({"do": "chat", "background": true, "scenario": scenario, "model": model});
         command.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         self.stage.tell(&command).unwrap();
@@ -66,7 +66,7 @@ fn a_stream_starts_ticks_stalls_and_ends_and_a_hostile_name_stays_text() {
     scene.until("document.querySelector('#empty:not([hidden])')?.innerText.includes('1 process is observed')");
     scene.until("document.querySelector('#state').innerText.includes('attached, losing nothing')");
 
-    scene.chat("stall", HOSTILE, json!({"chunks": 40, "pause_ms": "40-60"}));
+    scene.chat("stall", HOSTILE, &json!({"chunks": 40, "pause_ms": "40-60"}));
     let row = "document.querySelector('#streams tbody tr')";
     scene.until(row);
     scene.until("document.querySelector('#empty').hidden");
@@ -89,7 +89,7 @@ fn a_stream_starts_ticks_stalls_and_ends_and_a_hostile_name_stays_text() {
     assert!(shown.starts_with("<img src=x onerror=\"window.pwned=1\"><script>") && harmless, "{shown:?}");
     assert_eq!(scene.eval("document.querySelectorAll('main img, bdi *').length"), 0);
 
-    scene.chat("http-429", HOSTILE, json!({}));
+    scene.chat("http-429", HOSTILE, &json!({}));
     scene.until("document.querySelector('#errors button')");
     scene.until("document.querySelector('#models tbody tr .hot')");
 
@@ -110,9 +110,9 @@ fn at_360_pixels_nothing_scrolls_sideways() {
     scene.browser.resize(360, 740).unwrap();
     let fits = "document.documentElement.scrollWidth <= 360 && [...document.querySelectorAll('main *, header *, footer *')].every((e) => e.closest('[hidden], canvas, .uplot, .name, .skip') || e.getBoundingClientRect().right <= 360.5)";
     scene.until(fits);
-    scene.chat("plain", &"a-very-long-name-of-a-model/".repeat(20), json!({"chunks": 10}));
-    scene.chat("http-429", "gpt-4o", json!({}));
-    scene.chat("plain", HOSTILE, json!({"chunks": 200, "pause_ms": "50"}));
+    scene.chat("plain", &"a-very-long-name-of-a-model/".repeat(20), &json!({"chunks": 10}));
+    scene.chat("http-429", "gpt-4o", &json!({}));
+    scene.chat("plain", HOSTILE, &json!({"chunks": 200, "pause_ms": "50"}));
     scene.until(
         "document.querySelectorAll('#calls tbody tr').length === 2 && document.querySelector('#streams tbody tr')",
     );
@@ -126,11 +126,11 @@ fn at_360_pixels_nothing_scrolls_sideways() {
 #[test]
 fn the_keyboard_reaches_everything() {
     let mut scene = scene("keys", &[], &[]);
-    scene.chat("plain", "first", json!({"chunks": 5}));
+    scene.chat("plain", "first", &json!({"chunks": 5}));
     scene.until("document.querySelectorAll('#calls tbody tr').length === 1");
-    scene.chat("http-429", "second", json!({}));
+    scene.chat("http-429", "second", &json!({}));
     scene.until("document.querySelectorAll('#calls tbody tr').length === 2");
-    scene.chat("plain", "open", json!({"chunks": 2000, "pause_ms": "20"}));
+    scene.chat("plain", "open", &json!({"chunks": 2000, "pause_ms": "20"}));
     scene.until("document.querySelector('#streams tbody tr')");
 
     let mut reached = BTreeSet::new();

@@ -404,7 +404,7 @@ mod tests {
         counted.chunks = fixture::timeline([(MonoNs(fixture::START), Some(3)), (MonoNs(u64::MAX / 8), Some(7))]);
         add(&history, counted);
         let ticks = history.get(4).unwrap().timeline();
-        assert_eq!(ticks, [Tick(0.0, Some(3), false), Tick(4294.967_295, Some(7), false)]);
+        assert_eq!(ticks, [Tick(0.0, Some(3), false), Tick(4_294.967_295, Some(7), false)]);
     }
 
     #[test]

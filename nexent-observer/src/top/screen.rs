@@ -85,7 +85,7 @@ impl Column {
     }
 
     /// Least width of the terminal for which it is shown.
-    fn from_width(self) -> u16 {
+    fn needs_width(self) -> u16 {
         match self {
             Self::Model | Self::Silent => 0,
             Self::Chunks => 50,
@@ -332,7 +332,7 @@ impl Screen {
 
     fn draw_streams(&mut self, frame: &mut Frame<'_>, area: Rect, now: Instant) {
         self.page = area.height.saturating_sub(2).max(1);
-        let columns: Vec<Column> = Column::ALL.into_iter().filter(|c| area.width >= c.from_width()).collect();
+        let columns: Vec<Column> = Column::ALL.into_iter().filter(|c| area.width >= c.needs_width()).collect();
         let gaps = usize::from(area.width.saturating_sub(40) / 4).clamp(8, super::frame::TICKS);
         let rows = self.rows(now);
         let count = rows.len();

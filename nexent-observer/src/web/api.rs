@@ -109,8 +109,9 @@ struct Figures {
     duration_p50_s: Option<f64>,
     duration_p95_s: Option<f64>,
     decode_p50_tokens_per_s: Option<f64>,
-    input_tokens: u64,
-    output_tokens: u64,
+    /// Of the calls that told it; null when none did.
+    input_tokens: Option<u64>,
+    output_tokens: Option<u64>,
 }
 
 /// How far a follower is.
@@ -211,7 +212,7 @@ impl<'a> Recent<'a> {
 impl Figures {
     fn of(entries: &[&Entry]) -> Self {
         let count = |holds: fn(&Entry) -> bool| entries.iter().filter(|entry| holds(entry)).count();
-        let sum = |of: fn(&Entry) -> Option<u64>| entries.iter().filter_map(|e| of(e)).fold(0, u64::saturating_add);
+        let sum = |of: fn(&Entry) -> Option<u64>| entries.iter().filter_map(|e| of(e)).reduce(u64::saturating_add);
         let sorted = |of: fn(&Entry) -> Option<f64>| {
             let whole = entries.iter().filter(|entry| entry.outcome != "incomplete");
             let mut values: Vec<f64> = whole.filter_map(|entry| of(entry)).collect();
@@ -430,7 +431,10 @@ mod tests {
         add(&history, incomplete);
         let json = next(&mut Position::default(), &Snapshot::default(), &history);
         assert_eq!(json["recent"]["all"]["incomplete"], 1);
-        assert_eq!(json["recent"]["all"]["ttft_p50_s"], Value::Null);
+        for unknown in ["ttft_p50_s", "input_tokens"] {
+            assert_eq!(json["recent"]["all"][unknown], Value::Null, "{unknown}");
+        }
+        assert_eq!(json["recent"]["all"]["output_tokens"], 5);
         assert_eq!(json["exchanges"][0]["phases"]["connect"], Value::Null);
     }
 
