@@ -22,9 +22,8 @@ use crate::{
     export::{
         Caps, Exports,
         clock::WallClock,
-        ids::FailedSpans,
-        jsonl::{self, Jsonl},
         history::History,
+        ids::FailedSpans,
         jsonl::{self, Jsonl},
         live::Live,
         otlp::{self, Names, Otlp, OtlpConfig},

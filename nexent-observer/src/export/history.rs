@@ -292,7 +292,7 @@ impl Entry {
             outcome: exchange.outcome.as_str(),
             error_type: view::error_type(exchange).map(short),
             finish_reasons: exchange.finish_reasons.iter().map(|reason| short(reason)).collect(),
-            retry_count: exchange.call.retry_count,
+            retry_count: exchange.retry_count,
             ttft_s: view::ttft(exchange),
             duration_s: view::duration(exchange),
             decode_tokens_per_s: exchange.decode_rate,
