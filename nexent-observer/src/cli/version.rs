@@ -1,7 +1,5 @@
 //! What this executable is made of, for `--version`.
 
-use std::fmt::Write;
-
 use sha2::{Digest, Sha256};
 
 use crate::probe::kernel::OBJECT;
@@ -11,11 +9,7 @@ use crate::probe::kernel::OBJECT;
 /// The commit is known of what `cargo xtask dist` built. The kernel half is named by its SHA-256, which is that of
 /// `nexent-observer-ebpf/prebuilt/ARCH.o` when it is the prebuilt one.
 pub(super) fn long() -> String {
-    let digest = Sha256::digest(OBJECT).iter().fold(String::new(), |mut hex, byte| {
-        // Writing to a string cannot fail.
-        drop(write!(hex, "{byte:02x}"));
-        hex
-    });
+    let digest: String = Sha256::digest(OBJECT).iter().map(|byte| format!("{byte:02x}")).collect();
     format!(
         "{}\ncommit: {}\nkernel half: sha256 {digest} ({} bytes)\ntarget: {} ({}{})\ncompiler: {}",
         env!("CARGO_PKG_VERSION"),
