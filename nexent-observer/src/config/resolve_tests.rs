@@ -121,6 +121,7 @@ fn every_key_can_be_set_by_its_flag_its_variable_and_the_file() {
             "plain_http" | "web_page" => ("off", "\"off\""),
             "web_token" => ("0123456789abcdef", "\"REDACTED\""),
             "web_token_file" => ("/run/token", "\"/run/token\""),
+            "phases" => ("false", "false"),
             "listen" => ("[::1]:1", "\"[::1]:1\""),
             "prometheus_port" => ("9100", "9100"),
             "otlp" | "jaeger_endpoint" => ("http://h:1", "\"http://h:1\""),
