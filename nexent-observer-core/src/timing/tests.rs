@@ -38,9 +38,9 @@ struct Play {
 
 impl Play {
     /// Nothing happened yet.
-    fn fresh(options: Options, limits: &Limits) -> Self {
+    fn fresh(options: &Options, limits: &Limits) -> Self {
         Self {
-            timing: Timing::new(ID, 42, Some(43), &options, limits),
+            timing: Timing::new(ID, 42, Some(43), options, limits),
             stats: Stats::default(),
             progress: Progress::Open,
         }
@@ -48,15 +48,15 @@ impl Play {
 
     /// Request written from 1000 to 1002 ms, stream begun at 1100 ms.
     fn stream() -> Self {
-        Self::begin(true, Options::default(), &Limits::default())
+        Self::begin(true, &Options::default(), &Limits::default())
     }
 
     /// The same, answered with a whole body.
     fn whole() -> Self {
-        Self::begin(false, Options::default(), &Limits::default())
+        Self::begin(false, &Options::default(), &Limits::default())
     }
 
-    fn begin(stream: bool, options: Options, limits: &Limits) -> Self {
+    fn begin(stream: bool, options: &Options, limits: &Limits) -> Self {
         let mut p = Self::fresh(options, limits);
         p.start(1000);
         let request = RequestFacts { stream: Some(stream), ..RequestFacts::default() };
@@ -319,7 +319,7 @@ fn the_wait_for_the_first_token_is_told_apart() {
     // A stream of 300 ms a token may take 3 s to begin.
     assert!(!Play::stream().tokens(&[3900, 4200, 4500]).done(4600).stalled_before_first_token);
     // Given up before anything came: not even a response head.
-    let mut p = Play::fresh(Options::default(), &Limits::default());
+    let mut p = Play::fresh(&Options::default(), &Limits::default());
     let request = RequestFacts { stream: Some(true), ..RequestFacts::default() };
     p.start(1000).say(1002, LlmEventKind::Request(request));
     assert!(p.abort(31_000, close(CloseCause::Freed)).exchange().stalled_before_first_token);
@@ -328,7 +328,7 @@ fn the_wait_for_the_first_token_is_told_apart() {
 #[test]
 fn stalls_and_rates_go_on_exactly_after_the_timeline_is_full() {
     let limits = Limits { timeline_bytes: 40, ..Limits::default() };
-    let mut p = Play::begin(true, Options::default(), &limits);
+    let mut p = Play::begin(true, &Options::default(), &limits);
     let times: Vec<u64> = (0..50).map(|i| 1200 + 20 * i).chain((0..50).map(|i| 5200 + 20 * i)).collect();
     let x = p.tokens(&times).done(6300);
     assert!(x.chunks.truncated() && x.chunks.len() < 20);
@@ -369,7 +369,7 @@ fn a_stream_whose_message_ends_without_its_own_end_was_truncated_by_the_server()
 fn the_error_type_is_what_the_provider_said_else_the_status() {
     let error = || LlmEventKind::Error(ErrorFacts { error_type: "rate_limit_exceeded".into() });
     let refused = || {
-        let mut p = Play::fresh(Options::default(), &Limits::default());
+        let mut p = Play::fresh(&Options::default(), &Limits::default());
         p.start(1000).response(1100, 429, false);
         p
     };
@@ -463,7 +463,7 @@ fn what_was_left_out_on_purpose_is_no_loss_of_bytes() {
 
 #[test]
 fn an_exchange_joined_midway_is_incomplete_and_has_no_ttft() {
-    let mut p = Play::fresh(Options::default(), &Limits::default());
+    let mut p = Play::fresh(&Options::default(), &Limits::default());
     p.say(1200, LlmEventKind::Joined).tokens(&[1200, 1300]).finish_reason(1301);
     let x = p.done(1302);
     assert_eq!(x.outcome, Outcome::Incomplete);
@@ -474,7 +474,7 @@ fn an_exchange_joined_midway_is_incomplete_and_has_no_ttft() {
 
 #[test]
 fn a_time_that_contradicts_the_request_start_is_unknown_not_zero() {
-    let mut p = Play::fresh(Options::default(), &Limits::default());
+    let mut p = Play::fresh(&Options::default(), &Limits::default());
     p.start(2000).response(1100, 200, true);
     let x = p.tokens(&[1200, 1300]).done(1400);
     assert_eq!((x.ttft_ns(), x.duration_ns(), x.end_to_end_rate), (None, None, None));
@@ -484,7 +484,7 @@ fn a_time_that_contradicts_the_request_start_is_unknown_not_zero() {
 fn text_is_kept_only_when_asked_for_capped_on_a_character_and_marked_where_bytes_were_lost() {
     let limits = Limits { content_bytes: 10, ..Limits::default() };
     let play = |capture_content| {
-        let mut p = Play::begin(true, Options { capture_content, ..Options::default() }, &limits);
+        let mut p = Play::begin(true, &Options { capture_content, ..Options::default() }, &limits);
         p.say(1200, LlmEventKind::Chunk).delta(1200, Payload::Text, "é").delta(1200, Payload::Reasoning, "no");
         p.say(1200, LlmEventKind::Delta { payload: Payload::Text, choice: 1, text: "other choice" });
         p.gap(1201, Some(3)).delta(1202, Payload::Text, "wörld").delta(1203, Payload::Text, "!").done(1300).output_text
@@ -516,7 +516,7 @@ impl Tokenizer for Words {
 /// A stream of a model with a tokenizer: four words in three chunks, the first two in one read.
 fn words(model: &str) -> Play {
     let options = Options { tokenizers: Some(Arc::new(Words)), ..Options::default() };
-    let mut p = Play::begin(true, options, &Limits::default());
+    let mut p = Play::begin(true, &options, &Limits::default());
     p.say(1150, LlmEventKind::Identity { model: Some(model), id: None });
     for (t, text) in [(1200, "one"), (1200, " two three"), (1300, " four")] {
         p.say(t, LlmEventKind::Chunk).delta(t, Payload::Text, text);
@@ -574,7 +574,7 @@ fn an_aborted_or_holed_stream_counts_what_was_delivered_and_compares_nothing() {
 #[test]
 fn a_whole_answer_without_usage_is_counted_too() {
     let options = Options { tokenizers: Some(Arc::new(Words)), ..Options::default() };
-    let mut p = Play::begin(false, options, &Limits::default());
+    let mut p = Play::begin(false, &options, &Limits::default());
     p.say(1200, LlmEventKind::Identity { model: Some("known"), id: None }).say(1200, LlmEventKind::Chunk);
     let x = p.delta(1200, Payload::Text, "one two").say(1210, LlmEventKind::End).exchange();
     assert_eq!((x.output_tokens, x.usage_source), (Some(2), TokenSource::Tokenizer));
@@ -582,7 +582,7 @@ fn a_whole_answer_without_usage_is_counted_too() {
 
 #[test]
 fn live_view_shows_what_is_known_so_far() {
-    let mut p = Play::fresh(Options::default(), &Limits::default());
+    let mut p = Play::fresh(&Options::default(), &Limits::default());
     assert_eq!(p.timing.active().request_start, None);
     p.start(1000).response(1100, 200, true).tokens(&[1200, 1300]);
     let live = p.timing.active();
@@ -593,7 +593,7 @@ fn live_view_shows_what_is_known_so_far() {
 
 #[test]
 fn a_not_llm_verdict_lets_go() {
-    let mut p = Play::fresh(Options::default(), &Limits::default());
+    let mut p = Play::fresh(&Options::default(), &Limits::default());
     p.start(1000).say(1100, LlmEventKind::NotLlm(crate::llm::NotLlm::Answer));
     assert_eq!(p.progress, Progress::NotLlm);
 }
