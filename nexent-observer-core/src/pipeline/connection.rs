@@ -292,7 +292,7 @@ impl Calls {
                 }
             }
             RecordKind::Data { dir: Direction::Write, flags, .. } if flags.sent => {
-                self.timings(|timing| timing.sent(at, at))
+                self.timings(|timing| timing.sent(at, at));
             }
             RecordKind::Sent { until } => self.timings(|timing| timing.sent(until, at)),
             RecordKind::Late { arrived } => self.timings(|timing| timing.late(arrived, at)),
