@@ -43,7 +43,7 @@ fn a_gap_that_began_before_the_socket_was_watched_has_no_cause() {
 
 #[test]
 fn a_first_token_that_lay_unread_is_a_late_read() {
-    let mut p = Play::fresh(Options::default(), &Limits::default());
+    let mut p = Play::fresh(&Options::default(), &Limits::default());
     p.timing.watched(ms(999));
     p.start(1000);
     p.say(1002, LlmEventKind::RequestEnd);
