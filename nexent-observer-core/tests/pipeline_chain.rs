@@ -7,7 +7,7 @@ use nexent_observer_core::{
     event::{ConnId, Direction, MonoNs, Record, RecordFlags, RecordKind, Role, Said, Stamp},
     limits::{Limits, TOOL_BODY_BYTES},
     pipeline::{Output, Pipeline},
-    timing::{Cause, Exchange, Options, Rule},
+    timing::{CausedBy, Exchange, Options, Rule},
 };
 
 const PID: u32 = 7;
@@ -111,7 +111,7 @@ impl Play {
     }
 
     fn joined(&mut self) -> Option<(Rule, Option<String>)> {
-        let Cause { rule, served } = self.exchange().cause?;
+        let CausedBy { rule, served } = self.exchange().cause?;
         Some((rule, served.and_then(|served| served.endpoint.as_deref().map(str::to_owned))))
     }
 

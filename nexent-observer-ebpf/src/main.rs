@@ -8,6 +8,7 @@
 
 mod conn;
 mod emit;
+mod flow;
 mod go;
 mod hooks;
 mod inflight;

@@ -26,7 +26,7 @@ use crate::{
     export::{
         Exports, Observed, Service,
         ids::{Parents, SpanIds},
-        live::LiveStream,
+        live::{LiveStream, PROCESSES, Snapshot, Strips},
         work::{Kind, Work},
     },
     fault::{Fault, Faulty},
@@ -87,6 +87,10 @@ const WAKE_STOP: Token = Token(2);
 const HURRIED: Duration = Duration::from_millis(10);
 /// How often counters and gauges are brought up to date.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
+/// How often the open streams are shown to those who watch; with the housekeeping when nobody does or they are very many.
+const SHOWING: Duration = Duration::from_millis(250);
+/// So many streams are very many.
+const MANY_STREAMS: usize = 1000;
 
 /// Everything that the loop owns.
 struct Observer {
@@ -97,6 +101,8 @@ struct Observer {
     faulty: Faulty,
     hooks: Hooks,
     services: HashMap<u32, Arc<Service>>,
+    strips: Strips,
+    processes: Arc<[Arc<Service>]>,
     default_service: Option<String>,
     /// Processes whose last exchanges are in the core: what hooks began in them ends after the next drain.
     ended: Vec<u32>,
@@ -119,11 +125,13 @@ impl Observer {
             write_head_bytes: config.write_head_bytes,
             write_tail_bytes: config.write_tail_bytes,
             report_all_execs: !config.exes.is_empty(),
+            phases: config.phases,
         })
         .map_err(|error| RunError::runtime(error.to_string()))?;
         let attacher = Attacher::new(kernel, config.per_pid_attach_limit)
             .map_err(|error| RunError::caused("a thread cannot be started", error))?
-            .with_plain_http(config.plain_http);
+            .with_plain_http(config.plain_http)
+            .with_phases(config.phases);
         let mut targets = Targets::new(attacher, &config.exes)
             .map_err(|error| RunError::caused("an executable of `exe` cannot be used", error))?;
         // Everything is loaded and open; what comes from now on is reading /proc, attaching and the kernel half's maps.
@@ -144,6 +152,8 @@ impl Observer {
             faulty: Faulty::new(fault),
             hooks: Hooks::default(),
             services: HashMap::new(),
+            strips: Strips::default(),
+            processes: Arc::default(),
             default_service: config.service_name.clone(),
             ended: Vec::new(),
             dying: Vec::new(),
@@ -163,6 +173,7 @@ impl Observer {
         self.register(&poll).map_err(failed)?;
         let mut events = Events::with_capacity(8);
         let (mut next_tick, mut next_housekeeping) = (Instant::now() + interval, Instant::now());
+        let mut next_showing = Instant::now();
         loop {
             let input = wait(&mut poll, &mut events, next_tick, &stop).map_err(failed)?;
             let now = monotonic();
@@ -180,6 +191,13 @@ impl Observer {
                     if Instant::now() >= next_housekeeping {
                         next_housekeeping = Instant::now() + HOUSEKEEPING;
                         self.keep_house(now);
+                        next_showing = Instant::now() + SHOWING;
+                    } else if Instant::now() >= next_showing {
+                        next_showing = Instant::now() + SHOWING;
+                        let live = &self.exports.live;
+                        if live.is_watched() && live.get().streams.len() < MANY_STREAMS {
+                            self.show(now);
+                        }
                     }
                 }
                 Input::RingFills => {}
@@ -336,12 +354,38 @@ impl Observer {
         health.hooks(self.hooks.heard, self.hooks.not_understood);
         health.core(&self.pipeline.stats());
         health.tick();
+        let mut pids: Vec<u32> = self.targets.attacher().pids().collect();
+        pids.sort_unstable();
         let (services, default) = (&mut self.services, self.default_service.as_deref());
-        let streams = self.pipeline.active().map(|stream| {
-            let service = service_of(services, stream.pid, default);
-            live(&stream, service, now)
+        self.processes = pids.into_iter().take(PROCESSES).map(|pid| service_of(services, pid, default)).collect();
+        let (chunks, open) = (self.pipeline.stats().chunks, self.pipeline.active().count() as u64);
+        let unix_s = self.exports.clock.offset().unix_ns(now) / 1_000_000_000;
+        self.exports.history.second(unix_s, chunks, open);
+        self.show(now);
+    }
+
+    /// Shows the open streams.
+    fn show(&mut self, now: MonoNs) {
+        let Self { pipeline, targets, exports, services, strips, processes, default_service, .. } = self;
+        let watched = exports.live.is_watched();
+        if watched {
+            strips.begin();
+        } else {
+            strips.clear();
+        }
+        let streams = pipeline.active().map(|stream| {
+            let service = service_of(services, stream.pid, default_service.as_deref());
+            let ticks = if watched { strips.ticks(&stream, now) } else { Vec::new() };
+            LiveStream { ticks, ..live(&stream, service, now) }
         });
-        self.exports.live.set(streams.collect());
+        let streams = streams.collect();
+        exports.live.set(Snapshot {
+            at: now,
+            unix_ms: exports.clock.offset().unix_ns(now) / 1_000_000,
+            streams,
+            processes: Arc::clone(processes),
+            processes_total: targets.observed(),
+        });
     }
 }
 
@@ -459,6 +503,7 @@ fn live(stream: &timing::ActiveStream<'_>, service: Arc<Service>, now: MonoNs) -
     let start = stream.request_start;
     let since_start = |at: MonoNs| start.map(|start| at.since(start));
     LiveStream {
+        id: stream.id,
         service,
         provider: stream.call.provider,
         model: stream.request_model.or(stream.response_model).map(str::to_owned),
@@ -469,6 +514,7 @@ fn live(stream: &timing::ActiveStream<'_>, service: Arc<Service>, now: MonoNs) -
         chunks: u64::from(stream.chunks),
         tokens: None,
         tokens_per_second: live_rate(stream),
+        ticks: Vec::new(),
     }
 }
 

@@ -36,6 +36,7 @@ Usage: nexent-observer <COMMAND>
 
 Commands:
   run          Observe processes until interrupted
+  top          Show the open streams of a running observer, live
   config       Print the resolved configuration and where each value came from
   completions  Print a completion script for a shell
 
@@ -46,6 +47,7 @@ Options:
 Examples:
   nexent-observer run --pid 4242
   nexent-observer run --exe /usr/bin/python3.11 --jsonl - --otlp http://localhost:4318
+  nexent-observer top
   nexent-observer config --json
 
 Exit codes:
@@ -68,9 +70,13 @@ fn short_help_of_run_leaves_out_what_long_help_has() {
 
 #[test]
 fn version_is_that_of_the_crate() {
-    let output = observer(&["--version"]).output().unwrap();
-    assert_eq!(output.status.code(), Some(0));
-    assert_eq!(String::from_utf8(output.stdout).unwrap(), concat!("nexent-observer ", env!("CARGO_PKG_VERSION"), "\n"));
+    let said = |flag| String::from_utf8(observer(&[flag]).output().unwrap().stdout).unwrap();
+    assert_eq!(said("-V"), concat!("nexent-observer ", env!("CARGO_PKG_VERSION"), "\n"));
+    let long = said("--version");
+    assert!(long.starts_with(&said("-V")), "{long}");
+    for part in ["commit: ", "kernel half: sha256 ", "target: ", "compiler: rustc "] {
+        assert!(long.contains(part), "{part}: {long}");
+    }
 }
 
 #[test]

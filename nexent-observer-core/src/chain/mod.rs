@@ -32,7 +32,7 @@ use crate::{
     event::{Address, MonoNs},
     limits::{CALLS_OPEN, HOLD_NS, SERVED_OPEN, SERVING_PROCESSES},
     stats::{DropReason, Stats},
-    timing::{Cause, ExchangeId, Rule, Served},
+    timing::{CausedBy, ExchangeId, Rule, Served},
 };
 
 use content::{Blocks, Scan};
@@ -309,13 +309,13 @@ impl Chain {
         said: bool,
         traceparent: Option<&str>,
         reader: Option<u32>,
-    ) -> Option<Cause> {
+    ) -> Option<CausedBy> {
         let joined = self.join(pid, id, reader);
         let told =
             if said { Some(Rule::Hook) } else { traceparent.and_then(parse_traceparent).map(|_| Rule::Traceparent) };
         match (told, joined) {
-            (Some(rule), joined) => Some(Cause { rule, served: joined.map(|(_, served)| served) }),
-            (None, Some((rule, served))) => Some(Cause { rule, served: Some(served) }),
+            (Some(rule), joined) => Some(CausedBy { rule, served: joined.map(|(_, served)| served) }),
+            (None, Some((rule, served))) => Some(CausedBy { rule, served: Some(served) }),
             (None, None) => None,
         }
     }

@@ -7,7 +7,7 @@ use crate::{
     event::{MonoNs, Peer, Said},
     http::{Head, HttpEvent, HttpEventKind, RequestHead, Side},
     limits::{NAME_BYTES, TOOL_BODY_BYTES},
-    timing::{Cause, ExchangeId},
+    timing::{CausedBy, ExchangeId},
 };
 
 use super::{Ended, serving::cleaned};
@@ -44,7 +44,7 @@ pub struct ToolCall {
     /// What a hook in the process said of it.
     pub said: Option<Arc<Said>>,
     /// What caused it, where that is known.
-    pub cause: Option<Cause>,
+    pub cause: Option<CausedBy>,
 }
 
 /// Follows what may be such a call.

@@ -23,7 +23,7 @@ pub struct Served {
 
 /// Why a call has a parent.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cause {
+pub struct CausedBy {
     /// The strongest rule that applied.
     pub rule: Rule,
     /// The request that the process was serving, where one is known; under [`Rule::Hook`] and [`Rule::Traceparent`] by a weaker

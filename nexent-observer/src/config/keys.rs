@@ -34,6 +34,8 @@ pub struct Key {
     pub meaning: &'static str,
     /// Part of the short help (`-h`).
     pub common: bool,
+    /// The value is shown nowhere, not even in an error.
+    pub secret: bool,
 }
 
 /// What every variable of the observer's own begins with.
@@ -62,6 +64,7 @@ const BASE: Key = Key {
     allowed: "",
     meaning: "",
     common: false,
+    secret: false,
 };
 
 /// Processes by number.
@@ -104,13 +107,22 @@ pub const PLAIN_HTTP: Key = Key {
     common: true,
     ..BASE
 };
+/// Whether connections are followed into their sockets.
+pub const PHASES: Key = Key {
+    name: "phases",
+    value_name: "BOOL",
+    default: Some("true"),
+    allowed: "true or false",
+    meaning: "Find the socket of each connection, and by it connect, TLS handshake, request sent, causes of stalls and retransmits; while a process is observed, calls on sockets cost every process of the host a little more (docs/overhead.md)",
+    ..BASE
+};
 /// Address of the metrics endpoint.
 pub const LISTEN: Key = Key {
     name: "listen",
     value_name: "ADDR",
     default: Some("127.0.0.1:9464"),
     allowed: "IP:PORT (an IPv6 address in brackets) or off",
-    meaning: "Address of the HTTP endpoint with /metrics; off: no endpoint",
+    meaning: "Address of the HTTP endpoint with the live page and /metrics; off: no endpoint",
     common: true,
     ..BASE
 };
@@ -121,6 +133,32 @@ pub const PROMETHEUS_PORT: Key = Key {
     value_name: "PORT",
     allowed: "a port from 1 to 65535",
     meaning: "Port of the HTTP endpoint; replaces the port of listen unless listen comes from the same or a stronger source",
+    ..BASE
+};
+/// Whether there is a page.
+pub const WEB_PAGE: Key = Key {
+    name: "web_page",
+    value_name: "WHEN",
+    default: Some("auto"),
+    allowed: "auto, on or off",
+    meaning: "Serve the live page and its API at the address of listen; auto: on a loopback address, and elsewhere when a token is set; on: refuse to start where that would need a token and none is set",
+    ..BASE
+};
+/// Who may see the page.
+pub const WEB_TOKEN: Key = Key {
+    name: "web_token",
+    value_name: "TOKEN",
+    allowed: "16 to 256 printable ASCII characters without spaces",
+    meaning: "Token without which nobody sees the page and its API; needed where listen is not a loopback address. A flag shows in the list of processes: prefer web_token_file",
+    secret: true,
+    ..BASE
+};
+/// Where that token is.
+pub const WEB_TOKEN_FILE: Key = Key {
+    name: "web_token_file",
+    value_name: "FILE",
+    allowed: "an absolute path",
+    meaning: "File whose first line is the token, in the place of web_token",
     ..BASE
 };
 /// OTLP endpoint.
@@ -371,13 +409,17 @@ pub const LOG_FORMAT: Key = Key {
 };
 
 /// All keys, in the order of help, `config` and docs/config.md.
-pub const KEYS: [&Key; 32] = [
+pub const KEYS: [&Key; 36] = [
     &PID,
     &EXE,
     &ALL,
     &PLAIN_HTTP,
+    &PHASES,
     &LISTEN,
     &PROMETHEUS_PORT,
+    &WEB_PAGE,
+    &WEB_TOKEN,
+    &WEB_TOKEN_FILE,
     &OTLP,
     &JSONL,
     &CAPTURE_CONTENT,

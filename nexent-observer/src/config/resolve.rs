@@ -20,13 +20,18 @@ pub(super) fn resolve(raw: &RawConfig) -> Result<Config, ConfigError> {
     // `true` is not among the allowed values yet, so the value itself says nothing.
     let _: bool = r.one(&keys::ALL, |text| value::boolean(text).filter(|all| !all))?;
     let plain_http = r.one(&keys::PLAIN_HTTP, value::plain_http)?;
+    let phases = r.one(&keys::PHASES, value::boolean)?;
     let listen = r.one(&keys::LISTEN, value::listen)?;
     let port = r.optional(&keys::PROMETHEUS_PORT, value::port)?;
     let config = Config {
         pids,
         exes,
         plain_http,
+        phases,
         listen: apply_port(raw, listen, port),
+        web_page: r.one(&keys::WEB_PAGE, value::web_page)?,
+        web_token: r.optional(&keys::WEB_TOKEN, value::secret)?,
+        web_token_file: r.optional(&keys::WEB_TOKEN_FILE, value::absolute_path)?,
         otlp: r.optional(&keys::OTLP, value::endpoint)?,
         jsonl: r.optional(&keys::JSONL, value::jsonl)?,
         capture_content: r.one(&keys::CAPTURE_CONTENT, value::boolean)?,
@@ -157,6 +162,9 @@ fn parse_one<T>(
 
 fn not_allowed(key: &Key, origin: &Origin, text: &str) -> ConfigError {
     const SHOWN_CHARS: usize = 200;
+    if key.secret {
+        return ConfigError::value(key, origin.clone(), value::REDACTED);
+    }
     let redacted: String = value::redact_url(text).chars().take(SHOWN_CHARS).collect();
     ConfigError::value(key, origin.clone(), format!("{redacted:?}"))
 }

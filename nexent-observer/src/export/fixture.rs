@@ -3,25 +3,25 @@
 use std::sync::Arc;
 
 use nexent_observer_core::{
-    event::{Address, ConnId, MonoNs, Peer, Role, Stamp},
+    event::{Address, ConnId, Found, MonoNs, Peer, Role, Stamp},
     limits::Limits,
     llm::{Call, LlmEvent, LlmEventKind, Payload, RequestFacts, ResponseFacts, Usage},
     stats::Stats,
-    timing::{Exchange, ExchangeId, Options, Outcome, Progress, Timeline, Timing, TokenSource},
+    timing::{Cause, Exchange, ExchangeId, Options, Outcome, Progress, ReadDelay, Timeline, Timing, TokenSource},
 };
 
 use super::{Observed, Service};
 
 const MS: u64 = 1_000_000;
 /// Request start of every fixture.
-pub(super) const START: u64 = 1_000_000_000_000;
+pub(crate) const START: u64 = 1_000_000_000_000;
 
 fn at(ms: u64) -> Option<MonoNs> {
     Some(MonoNs(START + ms * MS))
 }
 
 /// The timeline of a stream with output chunks at these times, made by the stage that makes it.
-pub(super) fn timeline(chunks: impl IntoIterator<Item = (MonoNs, Option<u32>)>) -> Timeline {
+pub(crate) fn timeline(chunks: impl IntoIterator<Item = (MonoNs, Option<u32>)>) -> Timeline {
     let limits = Limits { timeline_bytes: 1 << 20, ..Limits::default() };
     let id = ExchangeId { conn: ConnId(1), no: 0 };
     let mut timing = Timing::new(id, 1, None, &Options::default(), &limits);
@@ -55,6 +55,9 @@ pub(crate) fn completed() -> Exchange {
             local: Address::Inet(([10, 0, 0, 7], 40_000).into()),
             remote: Address::Inet(([10, 0, 0, 9], 8443).into()),
             connect_ns: Some(1_500_000),
+            tls_ns: Some(12_000_000),
+            socket: Some(Found::InsideWrite),
+            retransmits: 0,
         }),
         tid: Some(4243),
         said: None,
@@ -90,9 +93,11 @@ pub(crate) fn completed() -> Exchange {
         outcome: Outcome::Completed,
         error_type: None,
         finish_reasons: vec!["stop".into()],
+        socket: Some(Found::InsideWrite),
         connect_ns: None,
         tls_ns: None,
         request_start: at(0),
+        request_written: at(1),
         request_sent: at(1),
         first_byte: at(190),
         streamed: true,
@@ -104,6 +109,10 @@ pub(crate) fn completed() -> Exchange {
         retry_count: Some(1),
         chunks: timeline([chunk(250), chunk(270), chunk(270), chunk(300), chunk(350)]),
         stalls: Vec::new(),
+        stall_causes: Vec::new(),
+        first_token_cause: Some(Cause::LateArrival),
+        read_delay: Some(ReadDelay { reads: 1, max_ns: 6_000_000, total_ns: 6_000_000 }),
+        retransmits: Some(2),
         stalled_before_first_token: false,
         usage: Usage { input: Some(20), output: Some(10), cached_input: Some(8), reasoning: None },
         usage_source: TokenSource::Usage,
@@ -118,7 +127,7 @@ pub(crate) fn completed() -> Exchange {
 }
 
 /// An answer 429 with an error body.
-pub(super) fn failed() -> Exchange {
+pub(crate) fn failed() -> Exchange {
     let mut exchange = completed();
     exchange.id.no = 4;
     exchange.call.traceparent = None;
@@ -147,7 +156,7 @@ pub(super) fn failed() -> Exchange {
 }
 
 /// A stream that was joined after its request, with a stall and an unknown loss.
-pub(super) fn joined() -> Exchange {
+pub(crate) fn joined() -> Exchange {
     let mut exchange = completed();
     exchange.id.no = 5;
     exchange.call.traceparent = None;
@@ -162,11 +171,14 @@ pub(super) fn joined() -> Exchange {
     exchange.outcome = Outcome::Incomplete;
     exchange.finish_reasons = Vec::new();
     exchange.request_start = None;
+    exchange.request_written = None;
     exchange.request_sent = None;
+    exchange.first_token_cause = None;
     exchange.first_byte = None;
     exchange.first_chunk = None;
     exchange.first_token = None;
     exchange.stalls = vec![(MonoNs(START + 300 * MS), MonoNs(START + 3000 * MS))];
+    exchange.stall_causes = vec![Some(Cause::LateRead)];
     exchange.usage = Usage::default();
     exchange.usage_source = TokenSource::Chunks;
     exchange.output_tokens = Some(5);
@@ -178,7 +190,7 @@ pub(super) fn joined() -> Exchange {
     exchange
 }
 
-pub(super) fn service() -> Arc<Service> {
+pub(crate) fn service() -> Arc<Service> {
     Arc::new(Service {
         name: "nexent-backend".into(),
         pid: 4242,
@@ -194,7 +206,7 @@ pub(crate) fn observed(exchange: Exchange) -> Observed {
 
 /// Compares `text` with a file of `golden/`; with `UPDATE_GOLDEN=1` writes it there instead, to be read before it is
 /// committed.
-pub(super) fn golden(name: &str, text: &str) {
+pub(crate) fn golden(name: &str, text: &str) {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/export/golden").join(name);
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         std::fs::write(&path, text).unwrap();

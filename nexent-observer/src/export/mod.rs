@@ -14,6 +14,7 @@ pub mod clock;
 pub mod env;
 #[cfg(test)]
 pub(crate) mod fixture;
+pub mod history;
 pub mod ids;
 pub mod jsonl;
 mod labels;
@@ -76,6 +77,8 @@ pub struct Exports {
     pub live: Arc<live::Live>,
     /// Spans of calls that may be tried again.
     pub failed: ids::FailedSpans,
+    /// The last exchanges, for the page and the terminal.
+    pub history: Arc<history::History>,
     /// JSON lines, where asked for.
     pub jsonl: Option<jsonl::Jsonl>,
     /// OTLP, where an endpoint is configured.
@@ -99,11 +102,12 @@ impl Exports {
 
     /// The same but for the span, which is given back, if it is to be exported.
     pub fn record(&mut self, mut observed: Observed) -> (ids::SpanIds, Option<Box<otlp::Finished>>) {
-        let Self { policy, prometheus, live: _, failed, jsonl, otlp, health, clock } = self;
+        let Self { policy, prometheus, live: _, failed, history, jsonl, otlp, health, clock } = self;
         let ids = ids::SpanIds::of_exchange(&observed.exchange, observed.served);
         let retry_of = failed.link(&observed.exchange, ids);
         let slow = policy.slow(&observed.exchange);
         prometheus.record(&observed, slow);
+        history.add(&observed, slow, &ids, clock.offset());
         if let Some(jsonl) = jsonl {
             jsonl.write(&observed, &ids);
         }
@@ -146,7 +150,7 @@ impl Exports {
 
     /// Delivers what is queued, for at most `deadline` in all; what is left then is counted as dropped.
     pub async fn shutdown(self, deadline: Duration) {
-        let Self { policy: _, prometheus: _, live: _, failed: _, jsonl, otlp, health: _, clock: _ } = self;
+        let Self { policy: _, prometheus: _, live: _, failed: _, history: _, jsonl, otlp, health: _, clock: _ } = self;
         let lines = async {
             if let Some(jsonl) = jsonl {
                 jsonl.shutdown(deadline).await;
@@ -177,6 +181,7 @@ mod tests {
             prometheus: Arc::new(prometheus.unwrap()),
             live,
             failed: ids::FailedSpans::default(),
+            history: Arc::default(),
             jsonl,
             otlp,
             health,

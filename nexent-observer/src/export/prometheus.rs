@@ -41,6 +41,8 @@ pub struct Prometheus {
     retries: IntCounterVec,
     token_count_ratio: HistogramVec,
     stream_stalls: IntCounterVec,
+    stream_stall_causes: IntCounterVec,
+    retransmits: IntCounterVec,
     slow_requests: IntCounterVec,
     gauges: Mutex<LiveGauges>,
 }
@@ -77,6 +79,8 @@ impl Prometheus {
             retries: register.counter(Metric::Retries)?,
             token_count_ratio: register.histogram(Metric::TokenCountRatio)?,
             stream_stalls: register.counter(Metric::StreamStalls)?,
+            stream_stall_causes: register.counter(Metric::StreamStallCauses)?,
+            retransmits: register.counter(Metric::Retransmits)?,
             slow_requests: register.counter(Metric::SlowRequests)?,
             gauges: Mutex::new(LiveGauges {
                 active_streams: register.gauge(Metric::ActiveStreams)?,
@@ -106,6 +110,9 @@ impl Prometheus {
         // Touched even when nothing is added: a counter that first appears with its first event has no rate.
         self.retries.with_label_values(&labels).inc_by(u64::from(view::is_retry(exchange)));
         let stalls = self.stream_stalls.with_label_values(&labels);
+        let causes =
+            view::STALL_CAUSES.map(|cause| self.stream_stall_causes.with_label_values(&with(&labels, [cause])));
+        self.retransmits.with_label_values(&labels).inc_by(exchange.retransmits.unwrap_or(0).into());
         for (reason, is_slow) in Slow::REASONS.into_iter().zip(slow.flags()) {
             let counter = self.slow_requests.with_label_values(&with(&labels, [reason]));
             counter.inc_by(u64::from(is_slow));
@@ -115,6 +122,9 @@ impl Prometheus {
             return;
         }
         stalls.inc_by(exchange.stalls.len() as u64);
+        for (counter, n) in causes.iter().zip(view::stalls_by_cause(exchange)) {
+            counter.inc_by(n);
+        }
         self.observe_times(exchange, &labels);
     }
 
@@ -163,7 +173,7 @@ impl LiveGauges {
         for sums in self.sums.values_mut() {
             *sums = (0, 0.0);
         }
-        for stream in live.get().iter() {
+        for stream in &live.get().streams {
             let key = labels.stream(&stream.service.name, stream.provider, stream.model.as_deref());
             let sums = self.sums.entry(key).or_default();
             sums.0 += 1;
@@ -187,7 +197,11 @@ mod tests {
 
     use super::*;
     use crate::{
-        export::{fixture, live::LiveStream, policy::Policy},
+        export::{
+            fixture,
+            live::{LiveStream, Snapshot},
+            policy::Policy,
+        },
         telemetry::{DropCause, Exporter, KernelCounts, Kind, Signal},
     };
 
@@ -219,6 +233,7 @@ mod tests {
 
     fn stream(model: Option<&str>, rate: Option<f64>) -> LiveStream {
         LiveStream {
+            id: fixture::completed().id,
             service: fixture::service(),
             provider: Some("openai"),
             model: model.map(str::to_owned),
@@ -229,6 +244,7 @@ mod tests {
             chunks: 0,
             tokens: None,
             tokens_per_second: rate,
+            ticks: Vec::new(),
         }
     }
 
@@ -256,6 +272,7 @@ mod tests {
         let mut exchange = fixture::completed();
         exchange.decode_rate = Some(2.0);
         exchange.stalls = fixture::joined().stalls;
+        exchange.stall_causes = fixture::joined().stall_causes;
         record(&bench, exchange);
         let text = bench.prometheus.render().unwrap();
         let labels = r#"endpoint="unknown",model="gpt-4o",provider="openai","#;
@@ -267,6 +284,11 @@ mod tests {
         assert!(
             text.contains(&format!("llm_slow_requests{{{labels}reason=\"duration\",service=\"nexent-backend\"}} 0\n"))
         );
+        for (cause, n) in [("late_read", 1), ("late_arrival", 0), ("unknown", 0)] {
+            let line = format!("llm_stream_stall_causes{{cause=\"{cause}\",{labels}service=\"nexent-backend\"}} {n}\n");
+            assert!(text.contains(&line), "{line}");
+        }
+        assert!(text.contains(&format!("llm_retransmits{{{labels}service=\"nexent-backend\"}} 2\n")));
         assert!(text.contains(&format!("llm_stream_stalls{{{labels}service=\"nexent-backend\"}} 1\n")));
     }
 
@@ -288,7 +310,10 @@ mod tests {
     #[test]
     fn gauges_are_those_of_the_last_snapshot_and_fall_to_zero() {
         let bench = bench(Caps::default());
-        bench.live.set(vec![stream(Some("a"), Some(30.0)), stream(Some("a"), Some(12.5)), stream(None, None)]);
+        bench.live.set(Snapshot {
+            streams: vec![stream(Some("a"), Some(30.0)), stream(Some("a"), Some(12.5)), stream(None, None)],
+            ..Snapshot::default()
+        });
         let text = bench.prometheus.render().unwrap();
         let line = |name: &str, model: &str| {
             format!("{name}{{model=\"{model}\",provider=\"openai\",service=\"nexent-backend\"}}")
@@ -296,7 +321,7 @@ mod tests {
         assert!(text.contains(&(line("llm_active_streams", "a") + " 2\n")));
         assert!(text.contains(&(line("llm_live_tokens_per_second", "a") + " 42.5\n")));
         assert!(text.contains(&(line("llm_active_streams", "unknown") + " 1\n")));
-        bench.live.set(Vec::new());
+        bench.live.set(Snapshot { streams: Vec::new(), ..Snapshot::default() });
         let text = bench.prometheus.render().unwrap();
         assert!(text.contains(&(line("llm_active_streams", "a") + " 0\n")));
         assert!(text.contains(&(line("llm_live_tokens_per_second", "a") + " 0\n")));
@@ -329,7 +354,7 @@ mod tests {
         let mut other = fixture::failed();
         other.request.model = Some("another".into());
         record(&bench, other);
-        bench.live.set(vec![stream(None, None)]);
+        bench.live.set(Snapshot { streams: vec![stream(None, None)], ..Snapshot::default() });
         bench.health.core(&Stats::default());
         bench.health.kernel(KernelCounts::default());
         bench.health.held_capabilities(&[("CAP_SYS_ADMIN".to_owned(), "attaching")]);

@@ -245,7 +245,7 @@ impl Attributes {
 mod tests {
     use nexent_observer_core::{
         event::ConnId,
-        timing::{Cause, ExchangeId, Rule, Served},
+        timing::{CausedBy, ExchangeId, Rule, Served},
     };
 
     use super::*;
@@ -324,7 +324,7 @@ mod tests {
             end: MonoNs(9),
             ended: Ended::Broken,
             said: None,
-            cause: Some(Cause { rule: Rule::Thread, served: Some(Arc::clone(&served)) }),
+            cause: Some(CausedBy { rule: Rule::Thread, served: Some(Arc::clone(&served)) }),
         };
         let of_served = SpanIds::of_served(&served);
         let ids = SpanIds::of_child(&ids::Parents { said: None, traceparent: None, served: Some(of_served) });

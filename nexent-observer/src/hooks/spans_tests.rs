@@ -51,7 +51,14 @@ impl Play {
         let at = Stamp { entry: MonoNs(self.now), ret: MonoNs(self.now) };
         let mut record = |kind| self.pipeline.handle_event(&Record { conn: ConnId(1), pid: PID, tid: 8, at, kind });
         let remote = Address::Inet(PEER.parse().unwrap());
-        record(RecordKind::Peer(Peer { local: remote, remote, connect_ns: None }));
+        record(RecordKind::Peer(Peer {
+            local: remote,
+            remote,
+            connect_ns: None,
+            tls_ns: None,
+            socket: None,
+            retransmits: 0,
+        }));
         let payload = b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n".as_slice();
         let flags = RecordFlags { from_start: true, ..RecordFlags::default() };
         let (dir, len) = (Direction::Read, payload.len() as u64);

@@ -139,6 +139,11 @@ pub struct Attacher {
     plain: Option<PlainLinks>,
     /// They stay, because a process that comes may need them at once.
     kept_plain: bool,
+    phases_wanted: bool,
+    /// Tracepoints of phases, while a process is observed.
+    phases: Option<PlainLinks>,
+    /// Processes of an executable may be observed at any time.
+    expecting: bool,
     undertaker: mpsc::Sender<Buried>,
 }
 
@@ -174,8 +179,19 @@ impl Attacher {
             plain_http: PlainHttp::Off,
             plain: None,
             kept_plain: false,
+            phases_wanted: false,
+            phases: None,
+            expecting: false,
             undertaker,
         })
+    }
+
+    /// Finds the sockets of connections, and what they tell of their phases; not, until this is called. The kernel half has to be
+    /// loaded for it.
+    #[must_use]
+    pub fn with_phases(mut self, phases: bool) -> Self {
+        self.phases_wanted = phases;
+        self
     }
 
     /// Sets when the sockets of a process are looked at for plain HTTP; never, until this is called.
@@ -205,7 +221,8 @@ impl Attacher {
     #[must_use]
     pub fn probes(&self) -> usize {
         let own = self.observed.values().flat_map(|observed| observed.libraries.values()).map(Vec::len).sum::<usize>();
-        own + self.filtered.values().map(Vec::len).sum::<usize>() + self.plain.as_ref().map_or(0, PlainLinks::count)
+        own + self.filtered.values().map(Vec::len).sum::<usize>()
+            + [&self.plain, &self.phases].into_iter().flatten().map(PlainLinks::count).sum::<usize>()
     }
 
     /// Libraries of an observed process.
@@ -254,6 +271,7 @@ impl Attacher {
             let exe = Process::executable_path(pid).map_or_else(|| "?".to_owned(), |path| path.display().to_string());
             return Err(AttachError::NoTls { pid, exe, files: mapped });
         }
+        self.attach_phases();
         let filtered = share || self.wants_filtered(pid, &hookable);
         let kernel_error = |source| AttachError::Kernel { pid, source };
         let plain = plain && self.attach_plain(has_tls).map_err(kernel_error)?;
@@ -301,6 +319,8 @@ impl Attacher {
     pub fn expect_executable(&mut self, file: FileId) -> Result<(), KernelError> {
         let plain = self.plain_http == PlainHttp::On && self.attach_plain(true)?;
         self.kept_plain |= plain;
+        self.expecting = true;
+        self.attach_phases();
         self.kernel.arm_executable(file, plain)
     }
 
@@ -320,6 +340,21 @@ impl Attacher {
         }
         tracing::info!("Plain HTTP is observed from now on.");
         Ok(true)
+    }
+
+    /// Attaches the tracepoints of phases if they are wanted and are not. A process is observed without them all the same.
+    fn attach_phases(&mut self) {
+        if !self.phases_wanted || self.phases.is_some() {
+            return;
+        }
+        match self.kernel.attach_phases() {
+            Ok(links) => self.phases = Some(links),
+            Err(error) => {
+                tracing::warn!(%error, "Phases of connections cannot be seen here (Linux 6.3 or later is needed): connect, TLS \
+                    handshake, request sent, causes of stalls and retransmits stay unknown.");
+                self.phases_wanted = false; // it would fail again with every process
+            }
+        }
     }
 
     /// Takes over a child that the kernel half already follows (filtered scope). `false`: it has to be attached.
@@ -418,6 +453,12 @@ impl Attacher {
                 tracing::warn!("The thread that removes probes is gone; they were removed in place.");
             }
             tracing::info!("No process needs plain HTTP any more: its tracepoints are removed.");
+        }
+        if self.phases.is_some() && !self.expecting && self.observed.is_empty() {
+            let links = self.phases.take();
+            if self.undertaker.send(Buried(Vec::new(), links)).is_err() {
+                tracing::warn!("The thread that removes probes is gone; they were removed in place.");
+            }
         }
         for pid in self.kernel.armed() {
             if !self.observed.contains_key(&pid) && Process::find(pid).is_err() {

@@ -15,5 +15,6 @@ mod exports;
 mod harness;
 mod hostile;
 mod libraries;
+mod phases;
 mod plain;
 mod privileges;

@@ -46,7 +46,7 @@ const BORDERS: [(&str, &str, &[&str]); 8] = [
         &["LlmEvent", "LlmEventKind", "Call", "RequestFacts", "ResponseFacts", "Payload", "Usage", "ErrorFacts"],
     ),
     ("chain", "http", &["HttpEvent", "HttpEventKind", "Side", "Head", "RequestHead"]),
-    ("chain", "timing", &["Cause", "ExchangeId", "Rule", "Served"]),
+    ("chain", "timing", &["CausedBy", "ExchangeId", "Rule", "Served"]),
 ];
 
 /// The rule over the checkout.

@@ -48,7 +48,6 @@ mod tests;
 mod transport;
 
 pub use config::{Aggregation, Batch, Loaded, Names, OtlpConfig, Protocol, SpanLimits, Target, Temporality, load};
-#[cfg(test)]
 pub(crate) use http::ensure_tls_provider;
 pub use transport::OtlpError;
 
