@@ -1,7 +1,6 @@
 //! The observer at work: one loop over a closed set of inputs. Whatever may block (exports, the web, detaching) lives elsewhere.
 
 use std::{
-    collections::HashMap,
     io,
     sync::{
         Arc,
@@ -21,7 +20,7 @@ use std::os::fd::AsRawFd;
 
 use crate::{
     config::Config,
-    enrich,
+    enrich::{filter::Filter, names::Names, services::Services},
     error::RunError,
     export::{
         Exports, Observed, Service,
@@ -38,7 +37,7 @@ use crate::{
     probe::{
         attach::{self, AttachReport, Attacher, Hooked},
         kernel::{KernelHalf, KernelOptions, Rings},
-        targets::{Change, Ended, Targets},
+        targets::{Change, Ended, Selection, Targets},
     },
     ring::{Drain, ProcessEvent, ProcessEventKind, RingEvent},
     serve::Outside,
@@ -61,12 +60,19 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     let known = known.map_err(|error| RunError::runtime(error.to_string()))?;
     let tokenizers = known.map(|known| Arc::new(known) as Arc<dyn Tokenizers>);
     let (outside, exports) = Outside::start(config)?;
-    let mut observer = Observer::attach(config, exports, tokenizers, fault)?;
+    let helpers = Helpers { names: outside.names(), tokenizers };
+    let mut observer = Observer::attach(config, exports, helpers, fault)?;
     let done = observer.observe(&outside, config.drain_interval);
     let Observer { exports, targets, .. } = observer;
     drop(targets); // detaches
     outside.stop(exports);
     done
+}
+
+/// What the loop asks of others.
+struct Helpers {
+    names: Names,
+    tokenizers: Option<Arc<dyn Tokenizers>>,
 }
 
 /// What the loop waits for.
@@ -100,10 +106,9 @@ struct Observer {
     exports: Exports,
     faulty: Faulty,
     hooks: Hooks,
-    services: HashMap<u32, Arc<Service>>,
+    services: Services,
     strips: Strips,
     processes: Arc<[Arc<Service>]>,
-    default_service: Option<String>,
     /// Processes whose last exchanges are in the core: what hooks began in them ends after the next drain.
     ended: Vec<u32>,
     /// Processes found dead before the last drain; their connections end after the next one.
@@ -113,18 +118,19 @@ struct Observer {
 
 impl Observer {
     /// Loads the kernel half and attaches to the processes named by pid.
-    fn attach(
-        config: &Config,
-        exports: Exports,
-        tokenizers: Option<Arc<dyn Tokenizers>>,
-        fault: Option<Fault>,
-    ) -> Result<Self, RunError> {
+    fn attach(config: &Config, exports: Exports, helpers: Helpers, fault: Option<Fault>) -> Result<Self, RunError> {
+        let Helpers { names, tokenizers } = helpers;
+        let filter = Filter::new(&config.only, &config.host_root).map_err(|user| {
+            RunError::runtime(format!(
+                "only_user: the host has no user {user:?} (its /etc/passwd is sought under host_root)"
+            ))
+        })?;
         let (kernel, rings) = KernelHalf::load(KernelOptions {
             read_ring_bytes: config.read_ring_bytes,
             write_ring_bytes: config.write_ring_bytes,
             write_head_bytes: config.write_head_bytes,
             write_tail_bytes: config.write_tail_bytes,
-            report_all_execs: !config.exes.is_empty(),
+            report_all_execs: config.all || !config.exes.is_empty(),
             phases: config.phases,
         })
         .map_err(|error| RunError::runtime(error.to_string()))?;
@@ -132,7 +138,15 @@ impl Observer {
             .map_err(|error| RunError::caused("a thread cannot be started", error))?
             .with_plain_http(config.plain_http)
             .with_phases(config.phases);
-        let mut targets = Targets::new(attacher, &config.exes)
+        let selection = Selection {
+            executables: config.exes.clone(),
+            all: config.all,
+            filter,
+            opt_in: config.opt_in,
+            trial: config.trial,
+            names: names.clone(),
+        };
+        let mut targets = Targets::new(attacher, selection)
             .map_err(|error| RunError::caused("an executable of `exe` cannot be used", error))?;
         // Everything is loaded and open; what comes from now on is reading /proc, attaching and the kernel half's maps.
         let held = privileges::confine(|| targets.attacher().kernel().counter(Counter::ReadLost).is_ok())
@@ -151,13 +165,12 @@ impl Observer {
             exports,
             faulty: Faulty::new(fault),
             hooks: Hooks::default(),
-            services: HashMap::new(),
+            services: Services::new(config.service_name.clone(), names),
             strips: Strips::default(),
             processes: Arc::default(),
-            default_service: config.service_name.clone(),
             ended: Vec::new(),
             dying: Vec::new(),
-            ends_with_targets: config.exes.is_empty(),
+            ends_with_targets: config.exes.is_empty() && !config.all,
         };
         for pid in &config.pids {
             observer.targets.add_pid(*pid).map_err(|error| RunError::runtime(error.to_string()))?;
@@ -228,7 +241,7 @@ impl Observer {
 
     /// Takes everything out of the rings and out of the core.
     fn drain(&mut self) {
-        let Self { drain, pipeline, targets, exports, faulty, hooks, services, default_service, .. } = self;
+        let Self { drain, pipeline, targets, exports, faulty, hooks, services, .. } = self;
         let mut deliver = |output, targets: &mut Targets, hooks: &mut Hooks| {
             if let Output::NotLlm { conn, turn } = output {
                 if let Err(error) = targets.attacher().kernel().give_verdict(conn.0, turn) {
@@ -236,7 +249,10 @@ impl Observer {
                 }
                 return;
             }
-            let mut service = |pid| service_of(services, pid, default_service.as_deref());
+            if let Output::Exchange(exchange) = &output {
+                targets.calls_llm(exchange.pid);
+            }
+            let mut service = |pid| services.of(pid);
             take_output(output, exports, hooks, &mut service);
             while let Some(done) = hooks.spans.poll() {
                 export(done, exports, &mut service);
@@ -248,6 +264,7 @@ impl Observer {
                 if targets.is_left_alone(record.pid) {
                     return;
                 }
+                targets.heard(&record);
                 pipeline.handle_event(&record);
                 while let Some(output) = pipeline.poll_output() {
                     deliver(output, targets, hooks);
@@ -285,9 +302,9 @@ impl Observer {
 
     /// Exports what hooks have named.
     fn export_named(&mut self) {
-        let Self { exports, hooks, services, default_service, .. } = self;
+        let Self { exports, hooks, services, .. } = self;
         while let Some(done) = hooks.spans.poll() {
-            export(done, exports, &mut |pid| service_of(services, pid, default_service.as_deref()));
+            export(done, exports, &mut |pid| services.of(pid));
         }
     }
 
@@ -302,26 +319,30 @@ impl Observer {
                 self.ended.push(pid);
             }
             if !self.targets.attacher().observes(pid) {
-                self.services.remove(&pid);
+                self.services.forget(pid);
             }
         }
         for change in self.targets.poll(now) {
             match change {
-                Change::Attached(report) => {
-                    let service = service_of(&mut self.services, report.pid, self.default_service.as_deref());
-                    say_attached(&report, &service);
+                Change::Attached { report, after_exec } => {
+                    let service = self.services.of(report.pid);
+                    say_attached(&report, &service, after_exec);
                 }
                 Change::Adopted { pid, parent } => {
-                    let like =
-                        self.services.get(&parent).map(|parent| Arc::new(Service { pid, ..Service::clone(parent) }));
-                    if let Some(service) = like {
-                        self.services.insert(pid, service);
-                    }
+                    self.services.adopt(pid, parent);
                     tracing::debug!(pid, parent, "A forked process is observed.");
                 }
                 Change::Gone(ended) => {
                     let pid = ended.pid;
                     tracing::info!(pid, "A process is not observed any more: it ended or runs something else.");
+                    self.dying.push(ended);
+                }
+                Change::LetGo(ended) => {
+                    let pid = ended.pid;
+                    tracing::info!(
+                        pid,
+                        "A process is let go: it is busy, and not with an LLM. It is looked at again later."
+                    );
                     self.dying.push(ended);
                 }
                 Change::Refused(error) => tracing::warn!("{error}."),
@@ -334,6 +355,10 @@ impl Observer {
 
     /// Brings counters and gauges up to date.
     fn keep_house(&mut self, now: MonoNs) {
+        for pid in self.pipeline.active().map(|stream| stream.pid) {
+            self.targets.calls_llm(pid); // a long answer counts before it ends
+        }
+        let census = self.targets.census();
         let attached_processes = self.targets.observed() as u64;
         let attacher = self.targets.attacher();
         let attached_probes = attacher.probes() as u64;
@@ -351,13 +376,14 @@ impl Observer {
         let health = &self.exports.health;
         health.kernel(counts);
         self.hooks.spans.keep_house(now);
+        health.census(census);
         health.hooks(self.hooks.heard, self.hooks.not_understood);
         health.core(&self.pipeline.stats());
         health.tick();
         let mut pids: Vec<u32> = self.targets.attacher().pids().collect();
         pids.sort_unstable();
-        let (services, default) = (&mut self.services, self.default_service.as_deref());
-        self.processes = pids.into_iter().take(PROCESSES).map(|pid| service_of(services, pid, default)).collect();
+        let services = &mut self.services;
+        self.processes = pids.into_iter().take(PROCESSES).map(|pid| services.of(pid)).collect();
         let (chunks, open) = (self.pipeline.stats().chunks, self.pipeline.active().count() as u64);
         let unix_s = self.exports.clock.offset().unix_ns(now) / 1_000_000_000;
         self.exports.history.second(unix_s, chunks, open);
@@ -366,7 +392,7 @@ impl Observer {
 
     /// Shows the open streams.
     fn show(&mut self, now: MonoNs) {
-        let Self { pipeline, targets, exports, services, strips, processes, default_service, .. } = self;
+        let Self { pipeline, targets, exports, services, strips, processes, .. } = self;
         let watched = exports.live.is_watched();
         if watched {
             strips.begin();
@@ -374,7 +400,7 @@ impl Observer {
             strips.clear();
         }
         let streams = pipeline.active().map(|stream| {
-            let service = service_of(services, stream.pid, default_service.as_deref());
+            let service = services.of(stream.pid);
             let ticks = if watched { strips.ticks(&stream, now) } else { Vec::new() };
             LiveStream { ticks, ..live(&stream, service, now) }
         });
@@ -408,15 +434,6 @@ fn monotonic() -> MonoNs {
     // SAFETY: a valid pointer to a local; the clock always exists.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
     MonoNs((now.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(now.tv_nsec as u64))
-}
-
-/// The service of a process, looked up once.
-fn service_of(services: &mut HashMap<u32, Arc<Service>>, pid: u32, default: Option<&str>) -> Arc<Service> {
-    let service = services.entry(pid).or_insert_with(|| {
-        let enrich::Identity { service, namespace, attributes } = enrich::identify(pid, default);
-        Arc::new(Service { name: service, pid, namespace, instance_id: None, attributes })
-    });
-    Arc::clone(service)
 }
 
 /// Takes what the core gives out.
@@ -472,7 +489,8 @@ fn export(done: Done, exports: &mut Exports, service: &mut impl FnMut(u32) -> Ar
     }
 }
 
-fn say_attached(report: &AttachReport, service: &Service) {
+fn say_attached(report: &AttachReport, service: &Service, after_exec: Option<u64>) {
+    let after_exec_ms = after_exec.map(|ns| ns / 1_000_000);
     for Hooked { path, plan } in &report.hooked {
         tracing::info!(
             pid = report.pid,
@@ -481,6 +499,7 @@ fn say_attached(report: &AttachReport, service: &Service) {
             tls = %plan.family,
             probes = plan.hooks.len(),
             shared = report.filtered,
+            after_exec_ms,
             "Attached."
         );
         for note in &plan.notes {

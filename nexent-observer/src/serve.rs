@@ -18,6 +18,7 @@ use tokio::{
 
 use crate::{
     config::{Config, Environment, JsonlTarget, Listen, Secret, Semconv},
+    enrich::names::{self, Sources},
     error::RunError,
     export::{
         Caps, Exports,
@@ -42,6 +43,7 @@ const LAST_DELIVERY: Duration = Duration::from_secs(5);
 pub struct Outside {
     runtime: Runtime,
     server: Option<Server>,
+    names: names::Names,
 }
 
 impl Outside {
@@ -102,7 +104,14 @@ impl Outside {
                 tracing::info!("The live page is at http://{}/.", server.local_addr());
             }
         }
-        Ok((Self { runtime, server }, exports))
+        let names = names::Names::start(Sources::of(config, |variable| std::env::var(variable).ok()));
+        Ok((Self { runtime, server, names }, exports))
+    }
+
+    /// The names of containers and pods.
+    #[must_use]
+    pub fn names(&self) -> names::Names {
+        self.names.clone()
     }
 
     /// Sets the flag that it gives and wakes the loop when the user wants the observer to end (SIGINT, SIGTERM).
@@ -124,7 +133,7 @@ impl Outside {
 
     /// Delivers what is queued, within [`LAST_DELIVERY`], and ends.
     pub fn stop(self, exports: Exports) {
-        let Self { runtime, server } = self;
+        let Self { runtime, server, .. } = self;
         runtime.block_on(async {
             exports.shutdown(LAST_DELIVERY).await;
             if let Some(server) = server {

@@ -93,7 +93,7 @@ fn usage_errors_exit_with_64() {
         (&["run", "--exe", "bin/python3"], "exe in flag --exe is \"bin/python3\"; expected an absolute path"),
         (&["run", "--exe", "/no/such/file"], "exe in flag --exe: /no/such/file cannot be found: No such file"),
         (&["run", "--exe", "/"], "exe in flag --exe: / is not a file"),
-        (&["run", "--all"], "all in flag --all is \"true\"; expected false (observing every process is not available"),
+        (&["run", "--all=maybe"], "all in flag --all is \"maybe\"; expected true or false"),
         (&["run", "--pid", "1", "--listen", "nowhere"], "listen in flag --listen is \"nowhere\"; expected IP:PORT"),
         (&["completions", "dos"], "invalid value 'dos'"),
     ] {

@@ -93,8 +93,127 @@ pub const ALL: Key = Key {
     kind: Kind::Switch,
     value_name: "BOOL",
     default: Some("false"),
-    allowed: "false (observing every process is not available in this version; name processes with pid or exe)",
-    meaning: "Observe every process; not available in this version, true is refused",
+    allowed: "true or false",
+    meaning: "Observe every process that talks to an LLM: all that have TLS or listen on a TCP port are looked at, and let go when they talk and it is not to an LLM",
+    common: true,
+    ..BASE
+};
+/// Filter by executable.
+pub const ONLY_EXE: Key = Key {
+    name: "only_exe",
+    kind: Kind::Many { separator: ':' },
+    value_name: "PATTERN",
+    allowed: PATTERN_ALLOWED,
+    meaning: "Of the processes that all and exe find, only those whose executable fits: its path, or, for a pattern without a slash, its file name; * stands for any characters, ? for one; may be given several times, and one has to fit",
+    ..BASE
+};
+const PATTERN_ALLOWED: &str = "1 to 4096 characters";
+/// Filter by user.
+pub const ONLY_USER: Key = Key {
+    name: "only_user",
+    kind: Kind::Many { separator: ',' },
+    value_name: "USER",
+    allowed: "a user's name or number",
+    meaning: "Likewise, only those of this user",
+    ..BASE
+};
+/// Filter by container.
+pub const ONLY_CONTAINER: Key = Key {
+    name: "only_container",
+    kind: Kind::Many { separator: ',' },
+    value_name: "PATTERN",
+    allowed: PATTERN_ALLOWED,
+    meaning: "Likewise, only those in a container of this name, or whose id begins so (12 digits at least)",
+    ..BASE
+};
+/// Filter by namespace.
+pub const ONLY_NAMESPACE: Key = Key {
+    name: "only_namespace",
+    kind: Kind::Many { separator: ',' },
+    value_name: "PATTERN",
+    allowed: PATTERN_ALLOWED,
+    meaning: "Likewise, only those in a pod of this Kubernetes namespace",
+    ..BASE
+};
+/// Filter by pod.
+pub const ONLY_POD: Key = Key {
+    name: "only_pod",
+    kind: Kind::Many { separator: ',' },
+    value_name: "PATTERN",
+    allowed: PATTERN_ALLOWED,
+    meaning: "Likewise, only those in a pod of this name",
+    ..BASE
+};
+/// Filter by label.
+pub const ONLY_LABEL: Key = Key {
+    name: "only_label",
+    kind: Kind::Many { separator: ',' },
+    value_name: "KEY[=PATTERN]",
+    allowed: PATTERN_ALLOWED,
+    meaning: "Likewise, only those in a pod with this label",
+    ..BASE
+};
+/// Only those that ask for it.
+pub const OPT_IN: Key = Key {
+    name: "opt_in",
+    kind: Kind::Switch,
+    value_name: "BOOL",
+    default: Some("false"),
+    allowed: "true or false",
+    meaning: "Of the processes that all and exe find, only those with ENABLE_TELEMETRY=true in their own environment",
+    ..BASE
+};
+/// How long a process is listened to before it is let go.
+pub const TRIAL_SECONDS: Key = Key {
+    name: "trial_seconds",
+    value_name: "SECONDS",
+    default: Some("10"),
+    allowed: "a whole number of seconds from 1 to 86400",
+    meaning: "A process that all has found, and that talks for so long without a call of an LLM, is let go; it is looked at again a minute later, then less and less often, up to every 10 minutes",
+    ..BASE
+};
+/// Where a node's pods are listed.
+pub const KUBELET_URL: Key = Key {
+    name: "kubelet_url",
+    value_name: "URL",
+    default: Some("auto"),
+    allowed: "auto, off, or a URL that begins with http:// or https:// and names a host",
+    meaning: "Where the names of pods come from: the kubelet (https://NODE:10250), or another list of pods as a whole URL; auto: the API server, in a pod with a service account and node_name",
+    ..BASE
+};
+/// Token for it.
+pub const KUBELET_TOKEN_FILE: Key = Key {
+    name: "kubelet_token_file",
+    value_name: "FILE",
+    default: Some("/var/run/secrets/kubernetes.io/serviceaccount/token"),
+    allowed: "an absolute path",
+    meaning: "Bearer token for kubelet_url, where the file exists",
+    ..BASE
+};
+/// Certificates for it.
+pub const KUBELET_CA_FILE: Key = Key {
+    name: "kubelet_ca_file",
+    value_name: "FILE",
+    default: Some("/var/run/secrets/kubernetes.io/serviceaccount/ca.crt"),
+    allowed: "an absolute path",
+    meaning: "Certificates that kubelet_url is proven by, where the file exists; else those of the system",
+    ..BASE
+};
+/// The node's name.
+pub const NODE_NAME: Key = Key {
+    name: "node_name",
+    value_name: "NAME",
+    allowed: "a name without spaces, up to 253 characters",
+    meaning: "Name of this Kubernetes node, by which the API server lists its pods (from the downward API: spec.nodeName)",
+    ..BASE
+};
+/// The host's file system.
+pub const HOST_ROOT: Key = Key {
+    name: "host_root",
+    value_name: "PATH",
+    default: Some("/"),
+    allowed: "an absolute path",
+    meaning: "Where the file system of the host is seen: users are looked up there, and names of containers in the state of Docker, podman and containerd",
     ..BASE
 };
 /// Whether sockets are looked at.
@@ -409,10 +528,18 @@ pub const LOG_FORMAT: Key = Key {
 };
 
 /// All keys, in the order of help, `config` and docs/config.md.
-pub const KEYS: [&Key; 36] = [
+pub const KEYS: [&Key; 49] = [
     &PID,
     &EXE,
     &ALL,
+    &ONLY_EXE,
+    &ONLY_USER,
+    &ONLY_CONTAINER,
+    &ONLY_NAMESPACE,
+    &ONLY_POD,
+    &ONLY_LABEL,
+    &OPT_IN,
+    &TRIAL_SECONDS,
     &PLAIN_HTTP,
     &PHASES,
     &LISTEN,
@@ -444,6 +571,11 @@ pub const KEYS: [&Key; 36] = [
     &CONTENT_BYTES,
     &MAX_LABEL_VALUES,
     &PER_PID_ATTACH_LIMIT,
+    &KUBELET_URL,
+    &KUBELET_TOKEN_FILE,
+    &KUBELET_CA_FILE,
+    &NODE_NAME,
+    &HOST_ROOT,
     &LOG_LEVEL,
     &LOG_FORMAT,
 ];

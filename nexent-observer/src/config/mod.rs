@@ -23,7 +23,7 @@ use tracing::level_filters::LevelFilter;
 
 pub use env::{CONFIG_VARIABLE, Environment};
 pub use show::{write_json, write_yaml};
-pub use value::{Endpoint, JsonlTarget, Listen, LogFormat, Secret, Semconv, WebPage};
+pub use value::{Endpoint, JsonlTarget, Kubelet, Listen, LogFormat, Secret, Semconv, WebPage};
 
 use crate::{probe::plain::PlainHttp, tokens::ModelFile};
 use keys::Key;
@@ -38,6 +38,23 @@ pub struct Flags {
     pub keys: Layer,
 }
 
+/// Which processes are wanted; of each list that is not empty one entry has to fit.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Only {
+    /// Patterns of executables.
+    pub exes: Vec<String>,
+    /// Users, by name or number.
+    pub users: Vec<String>,
+    /// Patterns of containers' names, or beginnings of their ids.
+    pub containers: Vec<String>,
+    /// Patterns of Kubernetes namespaces.
+    pub namespaces: Vec<String>,
+    /// Patterns of pods.
+    pub pods: Vec<String>,
+    /// Labels of pods, `key` or `key=pattern`.
+    pub labels: Vec<String>,
+}
+
 /// The resolved configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -45,6 +62,24 @@ pub struct Config {
     pub pids: Vec<u32>,
     /// Executables to observe, absolute, without repetition.
     pub exes: Vec<PathBuf>,
+    /// Observe every process that talks to an LLM.
+    pub all: bool,
+    /// Which of the processes that `all` and `exes` find.
+    pub only: Only,
+    /// Of these only the ones that ask for it.
+    pub opt_in: bool,
+    /// How long a process that `all` found may talk without a call of an LLM.
+    pub trial: Duration,
+    /// Where pods are listed.
+    pub kubelet: Kubelet,
+    /// Bearer token for it.
+    pub kubelet_token_file: PathBuf,
+    /// Certificates for it.
+    pub kubelet_ca_file: PathBuf,
+    /// Name of this node.
+    pub node_name: Option<String>,
+    /// Where the host's file system is seen.
+    pub host_root: PathBuf,
     /// When HTTP without TLS is observed.
     pub plain_http: PlainHttp,
     /// Whether connections are followed into their sockets.
@@ -157,9 +192,9 @@ impl Config {
         }
     }
 
-    /// Checks that there is something to observe: at least one process, and executables that exist.
+    /// Checks that there is something to observe: at least one process or all, and executables that exist.
     pub fn check_targets(&self) -> Result<(), ConfigError> {
-        if self.pids.is_empty() && self.exes.is_empty() {
+        if self.pids.is_empty() && self.exes.is_empty() && !self.all {
             return Err(ConfigError::NoTarget);
         }
         for exe in &self.exes {
@@ -268,8 +303,8 @@ pub enum ConfigError {
         /// What is listened on.
         address: std::net::SocketAddr,
     },
-    /// Neither a process nor an executable is named.
-    #[error("nothing to observe: name at least one process with --pid PID or --exe PATH")]
+    /// Neither a process nor an executable is named, nor all are wanted.
+    #[error("nothing to observe: name at least one process with --pid PID or --exe PATH, or take --all")]
     NoTarget,
 }
 

@@ -117,7 +117,13 @@ fn every_key_can_be_set_by_its_flag_its_variable_and_the_file() {
         let (text, want) = match key.name {
             "pid" => ("7", "[7]"),
             "exe" => ("/bin/sh", "[\"/bin/sh\"]"),
-            "all" => ("false", "false"),
+            "all" | "opt_in" => ("true", "true"),
+            "only_exe" | "only_user" | "only_container" | "only_namespace" | "only_pod" | "only_label" => {
+                ("a", "[\"a\"]")
+            }
+            "kubelet_url" => ("https://h:10250", "\"https://h:10250\""),
+            "kubelet_token_file" | "kubelet_ca_file" | "host_root" => ("/f", "\"/f\""),
+            "node_name" => ("node", "\"node\""),
             "plain_http" | "web_page" => ("off", "\"off\""),
             "web_token" => ("0123456789abcdef", "\"REDACTED\""),
             "web_token_file" => ("/run/token", "\"/run/token\""),
@@ -219,12 +225,12 @@ fn a_bad_value_is_named_with_key_origin_and_what_is_allowed() {
             64,
         ),
         (&[("exe", "python3")], ("SHELL", ""), "", "exe in flag --exe is \"python3\"; expected an absolute path", 64),
+        (&[("all", "maybe")], ("SHELL", ""), "", "all in flag --all is \"maybe\"; expected true or false", 64),
         (
-            &[("all", "true")],
+            &[("node_name", "a/b")],
             ("SHELL", ""),
             "",
-            "all in flag --all is \"true\"; expected false (observing every process is not available in this version; \
-             name processes with pid or exe)",
+            "node_name in flag --node-name is \"a/b\"; expected a name without spaces, up to 253 characters",
             64,
         ),
         (

@@ -87,7 +87,24 @@ impl fmt::Debug for Secret {
 #[derive(Clone, PartialEq, Eq)]
 pub struct Endpoint(String);
 
+/// Where a node's pods are listed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kubelet {
+    /// At the API server, where there is one.
+    Auto,
+    /// Nowhere.
+    Off,
+    /// Here.
+    At(Endpoint),
+}
+
 impl Endpoint {
+    /// A URL of scheme http or https with a host.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        endpoint(text)
+    }
+
     /// The URL as configured, with its secrets.
     #[must_use]
     pub fn expose(&self) -> &str {
@@ -142,7 +159,7 @@ macro_rules! shown_as_is {
         })*
     };
 }
-shown_as_is!(bool, u16, u32, u64, usize, f64, String, PathBuf, Vec<u32>, Vec<PathBuf>);
+shown_as_is!(bool, u16, u32, u64, usize, f64, String, PathBuf, Vec<u32>, Vec<PathBuf>, Vec<String>);
 
 impl<T: Shown> Shown for Option<T> {
     fn shown(&self) -> Value {
@@ -225,6 +242,16 @@ impl Shown for Semconv {
             Self::V1_41 => json!("v1.41"),
             Self::V2026 => json!("2026"),
             Self::Both => json!("both"),
+        }
+    }
+}
+
+impl Shown for Kubelet {
+    fn shown(&self) -> Value {
+        match self {
+            Self::Auto => json!("auto"),
+            Self::Off => json!("off"),
+            Self::At(endpoint) => endpoint.shown(),
         }
     }
 }
@@ -345,6 +372,25 @@ pub(super) fn endpoint(text: &str) -> Option<Endpoint> {
 pub(super) fn service_name(text: &str) -> Option<String> {
     let name = text.trim();
     (!name.is_empty() && name.len() <= 255 && !name.contains(char::is_control)).then(|| name.to_owned())
+}
+
+pub(super) fn pattern(text: &str) -> Option<String> {
+    ((1..=4096).contains(&text.len()) && !text.contains(char::is_control)).then(|| text.to_owned())
+}
+
+pub(super) fn node_name(text: &str) -> Option<String> {
+    // It becomes part of a URL. Names of nodes are names of DNS (Kubernetes, "Nodes").
+    let name = text.trim();
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.');
+    ((1..=253).contains(&name.len()) && name.chars().all(fits)).then(|| name.to_owned())
+}
+
+pub(super) fn kubelet(text: &str) -> Option<Kubelet> {
+    match text.trim() {
+        "auto" => Some(Kubelet::Auto),
+        "off" | "false" => Some(Kubelet::Off),
+        url => endpoint(url).map(Kubelet::At),
+    }
 }
 
 pub(super) fn log_level(text: &str) -> Option<tracing::level_filters::LevelFilter> {

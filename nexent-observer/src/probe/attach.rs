@@ -15,7 +15,7 @@ use super::{
     hookpoint::Cost,
     kernel::{Attached, KernelError, KernelHalf, Turn},
     library::{Libraries, Library},
-    plain::{PATIENCE, PlainHttp, PlainLinks},
+    plain::{Listeners, PATIENCE, PlainHttp, PlainLinks},
     plan::{FamilyPlan, Hook},
     process::{FileId, MappedFile, Process},
 };
@@ -90,6 +90,17 @@ pub struct Hooked {
     pub plan: FamilyPlan,
 }
 
+/// How a process is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    /// With probes of its own, as long as there is room for them.
+    Own,
+    /// With probes that it shares with others: then its children are observed from their first instruction.
+    Shared,
+    /// Likewise, and nobody asked for this very process: without TLS it is left alone unless it listens.
+    Found,
+}
+
 /// What was attached to a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AttachReport {
@@ -135,6 +146,7 @@ pub struct Attacher {
     leaving: Vec<Leaving>,
     per_process_limit: usize,
     plain_http: PlainHttp,
+    listeners: Listeners,
     /// Tracepoints of plain HTTP, while a process needs them.
     plain: Option<PlainLinks>,
     /// They stay, because a process that comes may need them at once.
@@ -177,6 +189,7 @@ impl Attacher {
             leaving: Vec::new(),
             per_process_limit,
             plain_http: PlainHttp::Off,
+            listeners: Listeners::default(),
             plain: None,
             kept_plain: false,
             phases_wanted: false,
@@ -233,12 +246,12 @@ impl Attacher {
 
     /// Attaches to a process, or adds what it has loaded since. Reads are hooked before writes and the process is armed last,
     /// so that no request is seen without its response. Libraries of `sibling`, a process that runs the same program, are
-    /// hooked before this one has mapped them: the kernel puts the probes in when it does. With `share` its libraries get one
-    /// attachment for all processes at once: then its children are observed from their first instruction.
+    /// hooked before this one has mapped them: the kernel puts the probes in when it does.
     ///
     /// # Errors
     /// [`AttachError`]; the process is left as it was.
-    pub fn attach(&mut self, pid: u32, share: bool, sibling: Option<u32>) -> Result<AttachReport, AttachError> {
+    pub fn attach(&mut self, pid: u32, manner: Manner, sibling: Option<u32>) -> Result<AttachReport, AttachError> {
+        let share = manner != Manner::Own;
         if pid == std::process::id() {
             return Err(AttachError::Itself { pid });
         }
@@ -262,7 +275,8 @@ impl Attacher {
             || known.is_some_and(|observed| !observed.libraries.is_empty());
         // A process that is watched since its birth, and is not known yet, may load a TLS library within its first second.
         let patience = if share && known.is_none() { PATIENCE } else { Duration::ZERO };
-        let plain = self.plain_http.wanted(process, has_tls, patience);
+        let spared = has_tls || manner == Manner::Found;
+        let plain = self.plain_http.wanted(process, spared, patience, &mut self.listeners);
         if !has_tls && known.is_none() && !plain {
             if share && !self.filtered.is_empty() {
                 // It has mapped none yet; those that are known already are covered from now on.
@@ -417,12 +431,27 @@ impl Attacher {
 
     /// Observed processes whose sockets are to be looked at from now on: they have begun to listen.
     #[must_use]
-    pub fn wanting_plain(&self) -> Vec<u32> {
-        let spared = self.observed.iter().filter(|(_, observed)| !observed.plain);
+    pub fn wanting_plain(&mut self) -> Vec<u32> {
+        let Self { observed, plain_http, listeners, .. } = self;
+        let spared = observed.iter().filter(|(_, observed)| !observed.plain);
         spared
-            .filter(|(_, it)| self.plain_http.wanted(it.process, !it.libraries.is_empty(), Duration::ZERO))
+            .filter(|(_, it)| plain_http.wanted(it.process, !it.libraries.is_empty(), Duration::ZERO, listeners))
             .map(|(pid, _)| *pid)
             .collect()
+    }
+
+    /// Libraries with shared probes that no observed process uses any more.
+    #[must_use]
+    pub fn unused_shared(&self) -> Vec<FileId> {
+        let used = |id| self.observed.values().any(|observed| observed.libraries.contains_key(id));
+        self.filtered.keys().filter(|id| !used(id)).copied().collect()
+    }
+
+    /// Removes the shared probes of a library.
+    pub fn release_shared(&mut self, library: FileId) {
+        if let Some(probes) = self.filtered.remove(&library) {
+            self.bury(probes);
+        }
     }
 
     /// Hooked libraries of another process that are not among `files`.
@@ -586,7 +615,7 @@ fn check_seccomp(pid: u32) -> Result<(), AttachError> {
     if kills_under_seccomp(&kernel) { Err(AttachError::Seccomp { pid, kernel }) } else { Ok(()) }
 }
 
-fn kills_under_seccomp(release: &str) -> bool {
+pub(crate) fn kills_under_seccomp(release: &str) -> bool {
     let mut parts = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse::<u32>().unwrap_or(0));
     let version = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
     ((6, 11)..(6, 14)).contains(&version)

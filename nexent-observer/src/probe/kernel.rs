@@ -351,6 +351,26 @@ impl KernelHalf {
         Ok(self.targets.insert(pid, Plain(target), 0)?)
     }
 
+    /// Hears of the forks and the end of a process whose probes do nothing.
+    ///
+    /// # Errors
+    /// [`KernelError::MapUse`] when the table of targets is full.
+    pub fn park(&mut self, pid: u32) -> Result<(), KernelError> {
+        // No attachment has the scope 0.
+        Ok(self.targets.insert(pid, Plain(Target { scope: 0, follow_forks: 1, plain: 0, zero: 0 }), 0)?)
+    }
+
+    /// Disarms the probes of a process of which nothing else is kept: it was armed and never observed, or is gone.
+    ///
+    /// # Errors
+    /// [`KernelError::MapUse`].
+    pub fn unarm(&mut self, pid: u32) -> Result<(), KernelError> {
+        match self.targets.remove(&pid) {
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Arms every process that executes this file from its first instruction, in the filtered scope. Where the file system gives
     /// its files other numbers than `stat` shows (overlayfs, btrfs), it does nothing: then arming by pid has to do.
     ///
@@ -368,10 +388,7 @@ impl KernelHalf {
     /// # Errors
     /// [`KernelError::MapUse`].
     pub fn disarm(&mut self, pid: u32) -> Result<Vec<Conn>, KernelError> {
-        match self.targets.remove(&pid) {
-            Ok(()) | Err(MapError::KeyNotFound) => {}
-            Err(error) => return Err(error.into()),
-        }
+        self.unarm(pid)?;
         let calls: Vec<_> = self.inflight.keys().flatten().filter(|key| tgid_of(key.0.pid_tgid) == pid).collect();
         for key in calls {
             drop(self.inflight.remove(&key));

@@ -2,6 +2,7 @@
 
 pub mod attach;
 pub mod btf;
+mod candidates;
 pub mod elf;
 pub mod go;
 pub mod hookpoint;
@@ -14,3 +15,4 @@ pub mod plain;
 pub mod plan;
 pub mod process;
 pub mod targets;
+pub mod trial;

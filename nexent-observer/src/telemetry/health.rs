@@ -10,6 +10,7 @@ use nexent_observer_core::stats::{DropReason, Stats};
 use prometheus::{Counter, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, core::Collector};
 
 use super::{Metric, Register, process};
+use crate::probe::targets::Census;
 
 /// The event loop is taken for stuck when it has not ticked for so long.
 const LOOP_SILENCE: Duration = Duration::from_secs(10);
@@ -219,6 +220,7 @@ pub struct Health {
     open_exchanges: IntGauge,
     attached_probes: IntGauge,
     attached_processes: IntGauge,
+    found_processes: IntGaugeVec,
     /// Spans left out by sampling.
     pub(crate) sampled_out: IntCounter,
     /// Spans kept for a reason, by reason.
@@ -271,6 +273,7 @@ impl Health {
             open_exchanges: gauge(Metric::OpenExchanges)?,
             attached_probes: gauge(Metric::AttachedProbes)?,
             attached_processes: gauge(Metric::AttachedProcesses)?,
+            found_processes: register.gauge(Metric::FoundProcesses)?,
             sampled_out: counter(Metric::SampledOut)?,
             kept_spans,
             label_overflow: register.counter(Metric::LabelOverflow)?,
@@ -341,6 +344,15 @@ impl Health {
         advance(&self.plain_unseen, plain_unseen);
         self.attached_probes.set(signed(attached_probes));
         self.attached_processes.set(signed(attached_processes));
+    }
+
+    /// Processes that were found, by state.
+    pub fn census(&self, census: Census) {
+        let Census { on_trial, let_go, candidates, left_alone } = census;
+        let states = [("trial", on_trial), ("let_go", let_go), ("candidate", candidates), ("left_alone", left_alone)];
+        for (state, count) in states {
+            self.found_processes.with_label_values(&[state]).set(signed(count as u64));
+        }
     }
 
     /// The event loop is alive. To be called at least every few seconds.

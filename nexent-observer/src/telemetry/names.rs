@@ -154,6 +154,8 @@ metrics! {
         "Probes that are attached now.";
     AttachedProcesses = "nexent_observer_attached_processes", Gauge, &[], &[],
         "Processes that are observed now.";
+    FoundProcesses = "nexent_observer_found_processes", Gauge, &["state"], &[],
+        "Processes that exe and all have found, by state: trial (observed, no call of an LLM so far), let_go (busy without one; looked at again later), candidate (nothing to observe in it yet), left_alone (opted out, not opted in, not wanted by a filter, or refused by the kernel).";
     QueueDepth = "nexent_observer_queue_depth", Gauge, &["exporter", "signal"], &[],
         "Items that wait in an export queue.";
     Exported = "nexent_observer_exported_total", Counter, &["exporter", "signal"], &[],

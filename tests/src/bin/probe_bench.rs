@@ -22,7 +22,7 @@ use aya::programs::{
 };
 use nexent_observer::{
     probe::{
-        attach::Attacher,
+        attach::{Attacher, Manner},
         kernel::{KernelHalf, KernelOptions, OBJECT},
         library,
         plan::Program,
@@ -167,9 +167,9 @@ fn main() -> Result<()> {
 
     let _empty_probes = empty_pair(&empty_path, empty.pid())?;
     let mut probed = Probed::start(8)?;
-    probed.attacher.attach(one.pid(), false, None)?;
+    probed.attacher.attach(one.pid(), Manner::Own, None)?;
     for worker in &workers {
-        probed.attacher.attach(worker.pid(), false, None)?;
+        probed.attacher.attach(worker.pid(), Manner::Own, None)?;
     }
     probed.attacher.tidy();
     thread::sleep(Duration::from_secs(12)); // the probes of the scope that was left are removed in the background
