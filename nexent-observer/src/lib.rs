@@ -9,6 +9,7 @@ pub mod enrich;
 pub mod export;
 pub mod hooks;
 pub mod serve;
+pub mod survey;
 pub mod telemetry;
 pub mod tokens;
 pub mod top;

@@ -15,6 +15,10 @@ use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
 use crate::{
     config::{Config, Environment, Flags, write_json, write_yaml},
     error::RunError,
+    survey::{
+        self,
+        host::{Check, State},
+    },
     top,
 };
 use flags::ConfigFlags;
@@ -29,13 +33,42 @@ Examples:
   nexent-observer run --pid 4242
   nexent-observer run --exe /usr/bin/python3.11 --jsonl - --otlp http://localhost:4318
   nexent-observer top
+  nexent-observer run --all --only-user www-data
+  nexent-observer doctor --pid 4242
+  nexent-observer targets --json
   nexent-observer config --json
 
 Exit codes:
    0  ok
-   1  runtime error
+   1  runtime error; doctor: this host cannot run the observer
   64  usage error
   78  configuration error";
+
+const RUN_HELP: &str = "\
+Needs --all, or at least one of --pid and --exe. -h is short, --help complete.
+
+Examples:
+  nexent-observer run --pid 4242 --jsonl -
+  nexent-observer run --all --otlp http://localhost:4318
+  nexent-observer run --all --opt-in
+  nexent-observer run --all --only-namespace 'shop-*' --only-label app=agent
+  nexent-observer run --all --only-container web --only-exe 'python*'";
+
+const DOCTOR_HELP: &str = "\
+Attaches to nothing, and says what it could not look at for lack of rights. Exits with 1 when the host cannot run the observer.
+
+Examples:
+  nexent-observer doctor
+  nexent-observer doctor --pid 4242
+  nexent-observer doctor --json | jq '.host[] | select(.state != \"ok\")'";
+
+const TARGETS_HELP: &str = "\
+The same filters as of run apply.
+
+Examples:
+  nexent-observer targets
+  nexent-observer targets --only-exe 'python*'
+  nexent-observer targets --json | jq '.targets[].pid'";
 
 /// Observes LLM calls of running processes with eBPF, without changing them.
 #[derive(Debug, Parser)]
@@ -49,7 +82,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Observe processes until interrupted
-    #[command(after_help = "Needs at least one of --pid and --exe. -h is short, --help complete.")]
+    #[command(after_help = RUN_HELP)]
     Run {
         #[command(flatten)]
         flags: ConfigFlags,
@@ -69,6 +102,24 @@ enum Command {
         #[arg(long)]
         once: bool,
     },
+    /// Say whether this host can run the observer, and what of which process could be observed
+    #[command(after_help = DOCTOR_HELP)]
+    Doctor {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        flags: ConfigFlags,
+    },
+    /// List the processes that could be observed
+    #[command(after_help = TARGETS_HELP)]
+    Targets {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        flags: ConfigFlags,
+    },
     /// Print the resolved configuration and where each value came from
     Config {
         /// Print JSON instead of YAML
@@ -86,7 +137,7 @@ enum Command {
     #[command(hide = true)]
     Man {
         /// Command; unset: the program
-        #[arg(value_parser = ["run", "top", "config", "completions"])]
+        #[arg(value_parser = ["run", "top", "doctor", "targets", "config", "completions"])]
         command: Option<String>,
     },
 }
@@ -127,6 +178,21 @@ fn dispatch(
             let terminal = io::stdout().is_terminal() && io::stdin().is_terminal();
             let unicode = shows_unicode(environment)?;
             top::run(&top::Options { url, token, once, terminal, unicode }, out)
+        }
+        Command::Doctor { json, flags } => {
+            let config = Config::load(flags.into(), environment)?;
+            let found = survey::diagnose(&config).map_err(|error| RunError::runtime(error.to_string()))?;
+            let in_full = !config.pids.is_empty();
+            print(
+                out,
+                |out| if json { print_json(out, &found) } else { survey::text::diagnosis(out, &found, in_full) },
+            )?;
+            if found.can_run { Ok(()) } else { Err(RunError::runtime(cannot_run(&found.host))) }
+        }
+        Command::Targets { json, flags } => {
+            let config = Config::load(flags.into(), environment)?;
+            let found = survey::targets(&config).map_err(|error| RunError::runtime(error.to_string()))?;
+            print(out, |out| if json { print_json(out, &found) } else { survey::text::inventory(out, &found) })
         }
         Command::Config { json, flags } => {
             let config = Config::load(flags.into(), environment)?;
@@ -177,6 +243,16 @@ fn shows_unicode(environment: &Environment) -> Result<bool, RunError> {
         }
     }
     Ok(false)
+}
+
+fn print_json(out: &mut impl Write, value: &impl serde::Serialize) -> io::Result<()> {
+    serde_json::to_writer_pretty(&mut *out, value)?;
+    writeln!(out)
+}
+
+fn cannot_run(checks: &[Check]) -> String {
+    let failed = checks.iter().filter(|check| check.state == State::Failed).map(|check| check.name.as_str());
+    format!("this host cannot run the observer: {}", failed.collect::<Vec<_>>().join(", "))
 }
 
 /// Writes to standard output. A reader that went away (`| head`) is no error; any other failure is.
@@ -283,7 +359,7 @@ mod tests {
                 assert!(script.contains(&key.flag()), "{shell}: {}", key.name);
             }
         }
-        for command in ["run", "config"] {
+        for command in ["run", "doctor", "targets", "config"] {
             let mut out = Vec::new();
             assert_eq!(call(&["man", command], &mut out), (0, String::new()));
             let page = String::from_utf8(out).unwrap();

@@ -138,6 +138,14 @@ impl Process {
         FileId::of(&proc_path(pid, "exe"))
     }
 
+    /// Whether it is a thread of the kernel: it has no command line and no executable, as no program and every zombie has.
+    #[must_use]
+    pub fn is_kernel_thread(pid: u32) -> bool {
+        // Readable by everyone, other than what `exe` leads to.
+        let no_words = read_bounded(&proc_path(pid, "cmdline")).is_ok_and(|words| words.is_empty());
+        no_words && Self::status(pid, "VmSize:").is_none()
+    }
+
     /// Path of its executable as the process sees it, for people.
     #[must_use]
     pub fn executable_path(pid: u32) -> Option<PathBuf> {
@@ -251,6 +259,7 @@ mod tests {
         let exe = FileId::of(Path::new("/proc/self/exe")).expect("own executable");
         assert!(files.iter().any(|file| file.id == exe), "{files:?}");
         assert!(Process::all().contains(&me.pid));
+        assert!(!Process::is_kernel_thread(me.pid));
         assert_eq!(Process::parent(me.pid), Some(std::os::unix::process::parent_id()));
         // SAFETY: no memory is involved.
         assert_eq!(Process::user(me.pid), Some(unsafe { libc::geteuid() }));
