@@ -224,6 +224,7 @@ impl<'a> Surveyor<'a> {
         for file in &files {
             self.look_into(file, &mut subject);
         }
+        self.name_versions(&files, &mut subject);
         let has_tls = subject.libraries.iter().any(|library| library.implementations.iter().any(is_tls));
         self.look_for_unseen(&files, has_tls, closely, &mut subject);
         subject.plain_http = match self.config.plain_http {
@@ -274,6 +275,23 @@ impl<'a> Surveyor<'a> {
                 .collect(),
             build_id: plan.build_id,
         });
+    }
+
+    /// OpenSSL's version stands in its libcrypto: where a process has only one, that is the one.
+    fn name_versions(&mut self, files: &[MappedFile], subject: &mut Subject) {
+        let named =
+            |path: &Path, begin: &str| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(begin));
+        let mut cryptos = files.iter().filter(|file| named(&file.path, "libcrypto"));
+        let (Some(crypto), None) = (cryptos.next(), cryptos.next()) else { return };
+        let unnamed = |library: &FoundLibrary| library.version.is_none() && named(Path::new(&library.path), "libssl");
+        if !subject.libraries.iter().any(unnamed) {
+            return;
+        }
+        let Some(path) = openable(subject.pid, crypto) else { return };
+        let version = self.marks_of(crypto.id, &path).version.clone();
+        for library in subject.libraries.iter_mut().filter(|library| unnamed(library)) {
+            library.version.clone_from(&version);
+        }
     }
 
     fn marks_of(&mut self, id: FileId, path: &Path) -> &Marks {
