@@ -104,8 +104,8 @@ impl Candidates {
     /// interpreter loads one within its first second, or late.
     pub(super) fn retry_after(&self, reason: Reason, age: u64) -> u64 {
         if reason == Reason::All {
-            // A quarter of its age: within 100 ms in its first 400.
-            return (age / 4).clamp(10 * MS, SETTLED.max(EACH.saturating_mul(self.0.len() as u64)));
+            // An eighth of its age: within 100 ms in its first 800.
+            return (age / 8).clamp(10 * MS, SETTLED.max(EACH.saturating_mul(self.0.len() as u64)));
         }
         match age / MS {
             0..2_000 => 10 * MS,
@@ -152,7 +152,7 @@ mod tests {
     fn a_new_process_is_looked_at_often_and_an_old_one_rarely() {
         let mut candidates = Candidates::default();
         let after = |candidates: &Candidates, age: u64| candidates.retry_after(Reason::All, age * MS) / MS;
-        assert_eq!([0, 40, 400, 2_000, 600_000].map(|age| after(&candidates, age)), [10, 10, 100, 500, 15_000]);
+        assert_eq!([0, 40, 400, 2_000, 600_000].map(|age| after(&candidates, age)), [10, 10, 50, 250, 15_000]);
         for pid in 0..2 * MOST as u32 {
             candidates.add(pid, Candidate::new(Reason::All, MonoNs(0), 0));
         }

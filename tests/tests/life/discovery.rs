@@ -122,6 +122,23 @@ fn a_process_that_is_born_later_is_attached_before_it_makes_its_first_request() 
     let mut taken: Vec<u64> = after_exec(&observer).into_values().collect();
     taken.sort_unstable();
     eprintln!("ms from exec to attachment, the interpreter's start and `import ssl` included: {taken:?}");
+    // curl has its libssl mapped when it begins: nothing but the observer takes time.
+    let body = json!({"model": "sim-no-done", "stream": true, "messages": [{"role": "user", "content": "A story."}],
+        "metadata": {"scenario": "no-done", "seed": "1", "chunks": "40", "pause_ms": "50"}});
+    let curls: Vec<Guarded> = (0..5)
+        .map(|number| {
+            let mut curl = Command::new("curl");
+            curl.args(["-sN", "--cacert", server.certificate.cert.to_str().unwrap(), "-d", &body.to_string()]);
+            curl.args(["-H", "Content-Type: application/json", &format!("{}/chat/completions", server.base_url)]);
+            curl.env(OPT_IN.0, OPT_IN.1).stdout(Stdio::null());
+            let curl = Guarded::spawn(&format!("curl{number}"), &mut curl).unwrap();
+            observer.attached(curl.pid());
+            curl
+        })
+        .collect();
+    let after = after_exec(&observer);
+    let taken: Vec<Option<&u64>> = curls.iter().map(|curl| after.get(&curl.pid().to_string())).collect();
+    eprintln!("ms from exec to attachment of curl, the first one with a library that was not known: {taken:?}");
     observer.finish();
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::Write,
     process::{Command, Stdio},
 };
 
@@ -66,15 +67,19 @@ fn what_cannot_be_seen_is_said_with_its_reason_and_what_to_do() {
         doctor(sleep.pid(), |process| process["executable"].as_str().is_some_and(|exe| exe.ends_with("sleep")));
     assert!(unseen(&process, "TLS").is_some_and(|unseen| unseen["advice"].as_str().is_some()), "{process}");
     assert_eq!(process["libraries"], Value::Array(Vec::new()));
-    // The observer itself without its symbols, with rustls and ring in it.
-    let stripped = std::env::temp_dir().join(format!("nexent-observer-stripped-{}", std::process::id()));
-    assert!(Command::new("strip").arg("-o").arg(&stripped).arg(binary()).status().unwrap().success());
-    let mut own = Command::new(&stripped);
-    own.args(["run", "--exe", "/bin/true", "--listen", "127.0.0.1:0"]).stderr(Stdio::null());
-    let own = Guarded::spawn("observer", &mut own).unwrap();
-    let process = doctor(own.pid(), |process| unseen(process, "rustls with ring").is_some());
-    assert_eq!(process["libraries"], Value::Array(Vec::new()), "{process}");
-    fs::remove_file(stripped).unwrap();
+    // A program with what rustls and ring leave in one.
+    let rusty = std::env::temp_dir().join(format!("nexent-observer-rusty-{}", std::process::id()));
+    fs::copy("/bin/sleep", &rusty).unwrap();
+    let mut file = fs::OpenOptions::new().append(true).open(&rusty).unwrap();
+    file.write_all(b"/registry/src/rustls-0.23.12/src/conn.rs\0/registry/src/ring-0.17.8/src/aead.rs\0").unwrap();
+    drop(file);
+    let process = Guarded::spawn("rusty", Command::new(&rusty).arg("300")).unwrap();
+    let process = doctor(process.pid(), |process| unseen(process, "rustls with ring").is_some());
+    assert_eq!(
+        (&process["libraries"], &process["service"]),
+        (&Value::Array(Vec::new()), &process["attributes"]["process.executable.name"])
+    );
+    fs::remove_file(rusty).unwrap();
     if let Ok(java) = fs::canonicalize("/usr/bin/java") {
         let dir = std::env::temp_dir().join(format!("nexent-observer-doctor-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
@@ -127,6 +132,7 @@ fn a_stripped_go_program_is_told_with_its_version_and_its_hooks() {
     let program = golang::driver(Toolchain::Current, Link::Stripped).unwrap();
     let mut command = Command::new(program);
     command.args(["--base-url", &server.base_url]).env("SSL_CERT_FILE", &server.certificate.cert);
+    command.arg("--log").arg(place.dir.join("go.jsonl"));
     let program = Guarded::talking("go", &mut command).unwrap();
     let process = doctor(program.pid(), |process| process["status"] == "tls");
     let library = &process["libraries"][0];
