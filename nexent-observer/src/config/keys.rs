@@ -94,7 +94,7 @@ pub const ALL: Key = Key {
     value_name: "BOOL",
     default: Some("false"),
     allowed: "true or false",
-    meaning: "Observe every process that talks to an LLM: all that have TLS or listen on a TCP port are looked at, and let go when they talk and it is not to an LLM",
+    meaning: "Observe every process that talks to an LLM: those that have TLS or listen on a TCP port are looked at, and let go while they are busy with something else",
     common: true,
     ..BASE
 };
@@ -169,7 +169,7 @@ pub const TRIAL_SECONDS: Key = Key {
     value_name: "SECONDS",
     default: Some("10"),
     allowed: "a whole number of seconds from 1 to 86400",
-    meaning: "A process that all has found, and that talks for so long without a call of an LLM, is let go; it is looked at again a minute later, then less and less often, up to every 10 minutes",
+    meaning: "A process that all has found, and that is busy for so long (20 records or a new connection a second) without a call of an LLM, is let go; it is looked at again a minute later, then less and less often, at least every 10 minutes",
     ..BASE
 };
 /// Where a node's pods are listed.
