@@ -68,7 +68,7 @@ pub fn identity(
         attributes.push(("process.executable.name".to_owned(), executable));
     }
     if let Some((container, naming)) = container {
-        attributes.extend(of_container(container, naming, &get));
+        attributes.extend(of_container(container, naming, get));
     }
     Identity { service, namespace, attributes }
 }

@@ -122,7 +122,7 @@ fn checks(see: See<'_>, config: &Config) -> Vec<Check> {
         Err(error) => Check::new("uprobes", State::Failed, format!("no event source `uprobe`: {error}"))
             .advise("a kernel with CONFIG_UPROBE_EVENTS=y is needed, and /sys has to be mounted"),
     });
-    out.push(lockdown(text("/sys/kernel/security/lockdown")));
+    out.push(lockdown(&text("/sys/kernel/security/lockdown")));
     out.push(modules(&text));
     out.push(namespace(fs::read_link("/proc/self/ns/pid")));
     out.push(rings(config, text("/proc/meminfo").ok().as_deref()));
@@ -213,7 +213,7 @@ fn types(see: See<'_>, plain_http: PlainHttp) -> Vec<Check> {
     out
 }
 
-fn lockdown(text: io::Result<String>) -> Check {
+fn lockdown(text: &io::Result<String>) -> Check {
     // `none [integrity] confidentiality`: the one in brackets is in force (kernel_lockdown(7)).
     match text.as_deref() {
         Ok(text) if text.contains("[confidentiality]") => Check::new("lockdown", State::Failed, "confidentiality")
@@ -370,9 +370,9 @@ mod tests {
             ("none [integrity] confidentiality", State::Ok),
             ("[none] integrity confidentiality", State::Ok),
         ] {
-            assert_eq!(lockdown(Ok(text.to_owned())).state, state, "{text}");
+            assert_eq!(lockdown(&Ok(text.to_owned())).state, state, "{text}");
         }
-        assert_eq!(lockdown(Err(io::ErrorKind::PermissionDenied.into())).state, State::Unknown);
+        assert_eq!(lockdown(&Err(io::ErrorKind::PermissionDenied.into())).state, State::Unknown);
         assert_eq!(rights_of(CapabilitySet::empty()).state, State::Failed);
         assert_eq!(rights_of(CapabilitySet::SYS_ADMIN).state, State::Failed);
         assert_eq!(rights_of(CapabilitySet::SYS_ADMIN | CapabilitySet::SYS_PTRACE).state, State::Warning);
