@@ -37,6 +37,8 @@ Usage: nexent-observer <COMMAND>
 Commands:
   run          Observe processes until interrupted
   top          Show the open streams of a running observer, live
+  doctor       Say whether this host can run the observer, and what of which process could be seen
+  targets      List the processes that could be observed
   config       Print the resolved configuration and where each value came from
   completions  Print a completion script for a shell
 
@@ -48,11 +50,14 @@ Examples:
   nexent-observer run --pid 4242
   nexent-observer run --exe /usr/bin/python3.11 --jsonl - --otlp http://localhost:4318
   nexent-observer top
+  nexent-observer run --all --only-user www-data
+  nexent-observer doctor --pid 4242
+  nexent-observer targets --json
   nexent-observer config --json
 
 Exit codes:
    0  ok
-   1  runtime error
+   1  runtime error; doctor: this host cannot run the observer
   64  usage error
   78  configuration error
 "

@@ -102,7 +102,7 @@ enum Command {
         #[arg(long)]
         once: bool,
     },
-    /// Say whether this host can run the observer, and what of which process could be observed
+    /// Say whether this host can run the observer, and what of which process could be seen
     #[command(after_help = DOCTOR_HELP)]
     Doctor {
         /// Print JSON
