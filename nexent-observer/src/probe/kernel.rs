@@ -360,13 +360,16 @@ impl KernelHalf {
         Ok(self.targets.insert(pid, Plain(Target { scope: 0, follow_forks: 1, plain: 0, zero: 0 }), 0)?)
     }
 
-    /// Disarms the probes of a process of which nothing else is kept: it was armed and never observed, or is gone.
+    /// Disarms the probes of a process of which nothing else is kept: it was armed and never observed, or is gone. Gives whether it
+    /// was armed.
     ///
     /// # Errors
     /// [`KernelError::MapUse`].
-    pub fn unarm(&mut self, pid: u32) -> Result<(), KernelError> {
+    pub fn unarm(&mut self, pid: u32) -> Result<bool, KernelError> {
         match self.targets.remove(&pid) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Ok(()) => Ok(true),
+            Err(MapError::KeyNotFound) => Ok(false),
+            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error.into()),
         }
     }

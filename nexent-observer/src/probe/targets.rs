@@ -329,7 +329,8 @@ impl Targets {
         if !matches!(reason, Reason::Executable(_)) {
             return None;
         }
-        self.reasons.iter().find(|(pid, other)| **other == reason && self.attacher.observes(**pid)).map(|(pid, _)| *pid)
+        let fits = |pid: &u32| self.attacher.observes(*pid) && !self.suspects.contains_key(pid);
+        self.reasons.iter().find(|(pid, other)| **other == reason && fits(pid)).map(|(pid, _)| *pid)
     }
 
     /// Whether a process is to be looked at again before `until`: then [`Self::poll`] should not wait longer. Old ones among all
@@ -437,6 +438,9 @@ impl Targets {
             Reason::Child | Reason::Executable(_) => Manner::Shared,
             Reason::All => Manner::Found,
         };
+        // One that has ended since has no libraries any more.
+        let lives = |sibling: &u32| self.attacher.observes(*sibling) && !self.suspects.contains_key(sibling);
+        candidate.sibling = candidate.sibling.filter(lives).or_else(|| self.sibling(reason));
         match self.attacher.attach(pid, manner, candidate.sibling) {
             Ok(report) => {
                 if report.hooked.iter().all(|hooked| hooked.plan.family == Family::Hooks) && age < WARN_AFTER {
@@ -551,8 +555,10 @@ impl Targets {
     /// Lets go of a process that is not wanted or does not want; the kernel half may have armed it at its exec.
     fn leave_alone(&mut self, pid: u32) {
         self.candidates.remove(pid);
-        if let Err(error) = self.attacher.kernel().disarm(pid) {
-            tracing::warn!(pid, %error, "A process could not be disarmed.");
+        if self.unarm(pid)
+            && let Err(error) = self.attacher.kernel().disarm(pid)
+        {
+            tracing::warn!(pid, %error, "What is known of a process could not be forgotten.");
         }
         let says_no = telemetry(pid) == Some(false);
         if self.remember_left_alone(pid) && says_no {
@@ -560,10 +566,12 @@ impl Targets {
         }
     }
 
-    fn unarm(&mut self, pid: u32) {
-        if let Err(error) = self.attacher.kernel().unarm(pid) {
-            tracing::debug!(pid, %error, "A process could not be disarmed.");
-        }
+    /// Whether it was armed.
+    fn unarm(&mut self, pid: u32) -> bool {
+        self.attacher.kernel().unarm(pid).unwrap_or_else(|error| {
+            tracing::warn!(pid, %error, "A process could not be disarmed.");
+            true
+        })
     }
 
     /// Whether that is new.

@@ -112,12 +112,21 @@ fn a_process_that_is_born_later_is_attached_before_it_makes_its_first_request() 
         let id = &said["request_id"];
         lines(&observer.jsonl).iter().any(|one| one["request_id"] == *id && one["output_text"] == said["text"])
     };
-    // 300 ms are plenty on an idle machine. On one that is not, the second or third may be the first that is seen.
-    let first: Vec<Value> = (0..3).map(|number| chat(number, "300")).collect();
-    until("one of the first three requests", || first.iter().any(seen).then_some(()));
-    eprintln!("{} of 3 first requests, 300 ms after exec, were seen", first.iter().filter(|said| seen(said)).count());
+    // 300 ms are plenty on an idle machine. On one that is not, the interpreter alone takes longer: then the wait has to be.
+    let seen_soon = |said: &Value| {
+        (0..100).any(|_| {
+            seen(said) || {
+                thread::sleep(Duration::from_millis(20));
+                false
+            }
+        })
+    };
+    let mut waits = ["300", "300", "1000", "3000", "10000"].into_iter().enumerate();
+    let enough = waits.find(|(number, wait)| seen_soon(&chat(*number, wait)));
+    eprintln!("the first request is seen (attempt, ms after exec): {enough:?}");
+    assert!(enough.is_some(), "no first request was seen:\n{}", observer.said());
     // From now on its executable is known to call LLMs: no time is needed.
-    let later: Vec<Value> = (3..8).map(|number| chat(number, "0")).collect();
+    let later: Vec<Value> = (5..10).map(|number| chat(number, "0")).collect();
     until("all further requests", || later.iter().all(seen).then_some(()));
     let mut taken: Vec<u64> = after_exec(&observer).into_values().collect();
     taken.sort_unstable();
