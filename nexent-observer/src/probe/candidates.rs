@@ -16,7 +16,8 @@ const MOST: usize = 8192;
 const SETTLED: u64 = 15_000 * MS;
 /// A process is looked at in time in its first moments, when it loads its libraries.
 const YOUNG: u64 = 2_000 * MS;
-/// With many of them less often: twenty looks a second.
+/// From this age on all of them together get twenty looks a second.
+const GROWN: u64 = 5_000 * MS;
 const EACH: u64 = 50 * MS;
 
 /// Why a process is to be observed.
@@ -105,7 +106,9 @@ impl Candidates {
     pub(super) fn retry_after(&self, reason: Reason, age: u64) -> u64 {
         if reason == Reason::All {
             // An eighth of its age: within 100 ms in its first 800.
-            return (age / 8).clamp(10 * MS, SETTLED.max(EACH.saturating_mul(self.0.len() as u64)));
+            let turn = EACH.saturating_mul(self.0.len() as u64);
+            let least = if age < GROWN { 10 * MS } else { turn.max(10 * MS) };
+            return (age / 8).clamp(least, SETTLED.max(turn));
         }
         match age / MS {
             0..2_000 => 10 * MS,
@@ -158,6 +161,8 @@ mod tests {
         }
         assert_eq!(candidates.len(), MOST);
         assert_eq!(after(&candidates, 10_000_000), MOST as u64 * 50);
+        assert_eq!(after(&candidates, 5_000), MOST as u64 * 50, "grown ones wait their turn");
+        assert_eq!(after(&candidates, 400), 50, "young ones do not");
         candidates.add(u32::MAX, Candidate::new(Reason::Child, MonoNs(0), 0));
         assert!(candidates.contains(u32::MAX), "what was asked for always finds room");
     }
