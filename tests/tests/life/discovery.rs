@@ -1,5 +1,5 @@
 //! `--all`: what it finds, keeps and lets go; who opts in and out; containers, pods and their names. Every case asks for
-//! `--opt-in`, so that it leaves the other processes of this machine alone.
+//! `--opt-in` and executables of its own place, so that it leaves the other processes of this machine alone.
 
 use std::{
     collections::HashMap,
@@ -18,6 +18,24 @@ use xtask::{process::Guarded, server::LlmServer, sh};
 use crate::harness::{Observer, Place, SOON, assert_right, by_request, lines, until};
 
 const OPT_IN: (&str, &str) = ("ENABLE_TELEMETRY", "true");
+
+/// The observer with `--all` for what runs in this place.
+fn observe(place: &Place, more: &[&str]) -> Observer {
+    let own = format!("{}/*", place.dir.display());
+    let arguments = [&["--all", "--opt-in", "--only-exe", &own], more].concat();
+    place.observe("observer", &arguments)
+}
+
+/// A copy of a program in this place.
+fn own(place: &Place, program: &str) -> Command {
+    let copy = place.dir.join(program);
+    if !copy.exists() {
+        fs::copy(Path::new("/usr/bin").join(program), &copy).unwrap();
+    }
+    let mut command = Command::new(copy);
+    command.env(OPT_IN.0, OPT_IN.1);
+    command
+}
 
 /// `clients/bare.py` in a mode, by this place's interpreter.
 fn bare(place: &Place, server: &LlmServer, name: &str, arguments: &[&str]) -> Guarded {
@@ -51,12 +69,12 @@ fn of_all_processes_the_one_that_calls_an_llm_is_kept_and_busy_others_are_let_go
     let port = echo.event("serving", SOON).unwrap()["port"].to_string();
     let mut busy = bare(&place, &server, "busy", &["busy", &port, &server.base_url]);
     busy.event("busy", SOON).unwrap();
-    let mut curl = Command::new("curl");
+    let mut curl = own(&place, "curl");
     let url = format!("{}/models?[1-1000000]", server.base_url);
-    curl.args(["-s", "--http1.1", "--rate", "100/s", "--cacert", cert, &url]).env(OPT_IN.0, OPT_IN.1);
+    curl.args(["-s", "--http1.1", "--rate", "100/s", "--cacert", cert, &url]);
     let curl = Guarded::spawn("curl", curl.stdout(Stdio::null())).unwrap();
-    let sleep = Guarded::spawn("sleep", Command::new("sleep").arg("300").env(OPT_IN.0, OPT_IN.1)).unwrap();
-    let mut observer = place.observe("observer", &["--all", "--opt-in", "--trial-seconds", "2"]);
+    let sleep = Guarded::spawn("sleep", own(&place, "sleep").arg("300")).unwrap();
+    let mut observer = observe(&place, &["--trial-seconds", "2"]);
     for pid in [client.process.pid(), silent.process.pid(), busy.pid(), curl.pid()] {
         observer.attached(pid);
     }
@@ -100,7 +118,7 @@ fn after_exec(observer: &Observer) -> HashMap<String, u64> {
 fn a_process_that_is_born_later_is_attached_before_it_makes_its_first_request() {
     let place = Place::new("all-born-later");
     let server = place.server();
-    let mut observer = place.observe("observer", &["--all", "--opt-in"]);
+    let mut observer = observe(&place, &[]);
     observer.says("Capabilities:");
     let chat = |number: usize, wait_ms: &str| {
         let mut one = bare(&place, &server, &format!("late{number}"), &["chat", &server.base_url, wait_ms]);
@@ -136,10 +154,10 @@ fn a_process_that_is_born_later_is_attached_before_it_makes_its_first_request() 
         "metadata": {"scenario": "no-done", "seed": "1", "chunks": "40", "pause_ms": "50"}});
     let curls: Vec<Guarded> = (0..5)
         .map(|number| {
-            let mut curl = Command::new("curl");
+            let mut curl = own(&place, "curl");
             curl.args(["-sN", "--cacert", server.certificate.cert.to_str().unwrap(), "-d", &body.to_string()]);
             curl.args(["-H", "Content-Type: application/json", &format!("{}/chat/completions", server.base_url)]);
-            curl.env(OPT_IN.0, OPT_IN.1).stdout(Stdio::null());
+            curl.stdout(Stdio::null());
             let curl = Guarded::spawn(&format!("curl{number}"), &mut curl).unwrap();
             observer.attached(curl.pid());
             curl
@@ -155,7 +173,7 @@ fn a_process_that_is_born_later_is_attached_before_it_makes_its_first_request() 
 fn forked_workers_of_a_process_among_all_are_observed_from_their_first_request() {
     let place = Place::new("all-prefork");
     let server = place.server();
-    let mut observer = place.observe("observer", &["--all", "--opt-in"]);
+    let mut observer = observe(&place, &[]);
     let mut parent = place.client_with(&server, "parent", &[OPT_IN]);
     observer.attached(parent.process.pid());
     // As gunicorn does: the parent itself calls nothing.
@@ -237,8 +255,7 @@ fn a_process_in_a_container_is_seen_and_named_by_its_engine_and_filters_tell_con
     let (mut client, pid) = contained(&place, &server, "web", &web);
     let (mut unwanted, unwanted_pid) = contained(&place, &server, "db", &other);
     let host = host.to_str().unwrap();
-    let arguments = ["--all", "--opt-in", "--host-root", host, "--only-container", "shop-web-*"];
-    let mut observer = place.observe("observer", &arguments);
+    let mut observer = observe(&place, &["--host-root", host, "--only-container", "shop-web-*"]);
     observer.attached(pid);
     chat(&mut unwanted);
     let made = chat(&mut client);
