@@ -98,6 +98,7 @@ pub fn look(config: &Config) -> Vec<Check> {
             write_head_bytes: config.write_head_bytes,
             write_tail_bytes: config.write_tail_bytes,
             report_all_execs: false,
+            phases: config.phases,
         };
         // The proof of the rest: nothing is attached to a process by it, and it is gone with the result.
         match KernelHalf::load(options) {
