@@ -77,9 +77,9 @@ argument!(fifth_argument, r8, 4);
 
 /// Bytes that a return takes from the stack: the return address on x86_64 (measured: 1000 of 1000), nothing on aarch64.
 #[cfg(bpf_target_arch = "x86_64")]
-const RETURN_POPS: u64 = 8;
+pub const RETURN_POPS: u64 = 8;
 #[cfg(bpf_target_arch = "aarch64")]
-const RETURN_POPS: u64 = 0;
+pub const RETURN_POPS: u64 = 0;
 
 /// Keeps a call that begins, if its process is a target of this attachment. `unknown_flag` marks the connection when the
 /// call cannot be kept, or when an earlier call of the same frame never returned.
@@ -167,7 +167,7 @@ fn moved(result: i32, call: &Call) -> Option<u64> {
 }
 
 #[inline(always)]
-fn read_user_u64(at: u64) -> Option<u64> {
+pub fn read_user_u64(at: u64) -> Option<u64> {
     let mut value = 0u64;
     // SAFETY: the helper checks the user address and writes 8 bytes to a local.
     let result = unsafe {

@@ -9,6 +9,7 @@
 mod conn;
 mod emit;
 mod flow;
+mod gnutls;
 mod go;
 mod hooks;
 mod inflight;

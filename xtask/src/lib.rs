@@ -9,6 +9,7 @@ pub mod matrix;
 pub mod observer;
 pub mod process;
 pub mod python;
+pub mod runtime;
 pub mod server;
 pub mod sh;
 pub mod stack;

@@ -19,7 +19,7 @@ use crate::{
     compare::Verdict,
     observer::Observer,
     process::Guarded,
-    python,
+    runtime::{Runtime, Setup},
     server::{Kind, LlmServer},
     sh,
     truth::free_address,
@@ -31,31 +31,6 @@ const SETTLE: Duration = Duration::from_millis(500);
 const IMPORT: Duration = Duration::from_secs(120);
 /// Longest that a client's requests take.
 const LONGEST: Duration = Duration::from_secs(90);
-
-/// What runs a client's program, and how it is installed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Runtime {
-    /// CPython with the packages of `tests/fixtures/sdks/requirements.txt`.
-    Python,
-    /// The system's `curl`; any interpreter runs the program that starts it.
-    Curl,
-}
-
-impl Runtime {
-    /// Installs it if it is not there; what runs the client's script.
-    fn install(self) -> Result<PathBuf> {
-        match self {
-            Self::Python => python::sdks(),
-            Self::Curl => {
-                if !sh::succeeds(Command::new("curl").arg("--version")) {
-                    sh::say("installing the Debian package curl: it is one of the clients");
-                    sh::apt_install(&["curl"])?;
-                }
-                Ok(PathBuf::from("python3"))
-            }
-        }
-    }
-}
 
 /// A protocol below the dialects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,7 +64,7 @@ pub struct Client {
     http: Http,
     /// Whom it believes to talk to: all names lead it to the local server. `localhost` tells nothing of the provider.
     host: &'static str,
-    /// Part of the name of the library that must be hooked.
+    /// Part of what the observer says of the hook: of the library's path or of its kind.
     hook: &'static str,
     /// It notes the time of its own reads and writes; else the server's times are the ground, with more tolerance.
     clock: bool,
@@ -117,6 +92,19 @@ pub const CLIENTS: &[Client] = &[
     python("h2", "all", "h2_by_hand.py", &[]).over(Http::H2),
     curl("curl", &[]),
     curl("curl-h2", &["--http2"]).over(Http::H2),
+    // The other places where TLS lives: in wheels, in runtimes, in programs without symbols, in another library.
+    python("pycurl", "all", "pycurl_by_hand.py", &[]).hooked_at("libssl-").without_clock(),
+    python("pycurl-h2", "all", "pycurl_by_hand.py", &["--http2"]).over(Http::H2).hooked_at("libssl-").without_clock(),
+    python("curl_cffi", "all", "curl_cffi_sdk.py", &[]).hooked_at("_wrapper.abi3.so").without_clock(),
+    python("curl_cffi-h2", "all", "curl_cffi_sdk.py", &["--http2"])
+        .over(Http::H2)
+        .hooked_at("_wrapper.abi3.so")
+        .without_clock(),
+    javascript("node", Runtime::Node, "tls=OpenSSL"),
+    javascript("bun", Runtime::Bun, "tls=BoringSSL without symbols"),
+    native("static-openssl", Runtime::StaticOpenSsl, "tls=OpenSSL without symbols"),
+    native("gnutls", Runtime::GnuTls, "tls=GnuTLS"),
+    python("pycurl-gnutls", "all", "pycurl_by_hand.py", &[]).run_by(Runtime::DebianPython).hooked_at("tls=GnuTLS").without_clock(),
 ];
 
 const fn python(
@@ -133,7 +121,27 @@ const fn curl(name: &'static str, flags: &'static [&'static str]) -> Client {
     Client { runtime: Runtime::Curl, clock: false, ..python(name, "all", "curl_cli.py", flags) }
 }
 
+const fn javascript(name: &'static str, runtime: Runtime, hook: &'static str) -> Client {
+    python(name, "OpenAI", "openai_node.mjs", &[]).run_by(runtime).hooked_at(hook).without_clock()
+}
+
+const fn native(name: &'static str, runtime: Runtime, hook: &'static str) -> Client {
+    python(name, "all", "native_tls.py", &[]).run_by(runtime).hooked_at(hook)
+}
+
 impl Client {
+    const fn run_by(self, runtime: Runtime) -> Self {
+        Self { runtime, ..self }
+    }
+
+    const fn hooked_at(self, hook: &'static str) -> Self {
+        Self { hook, ..self }
+    }
+
+    const fn without_clock(self) -> Self {
+        Self { clock: false, ..self }
+    }
+
     const fn over(self, http: Http) -> Self {
         Self { http, ..self }
     }
@@ -207,8 +215,9 @@ impl<'a> Running<'a> {
     fn start(client: &'a Client, server: &LlmServer, dir: &Path) -> Result<Self> {
         let log = dir.join(format!("{}.jsonl", client.name));
         let errors = fs::File::create(log.with_extension("stderr")).context("cannot write the client's log")?;
-        let mut command = Command::new(client.runtime.install()?);
-        command.arg(sh::fixture("sdks")?.join(client.script)).args(client.flags);
+        let Setup { program, environment } = client.runtime.install()?;
+        let mut command = Command::new(program);
+        command.envs(environment).arg(sh::fixture("sdks")?.join(client.script)).args(client.flags);
         command.args(["--base-url", &format!("https://{}:{}", client.host, server.port), "--name", client.name]);
         command.arg("--gzip").arg("--log").arg(&log);
         if client.host != "localhost" {
@@ -217,7 +226,7 @@ impl<'a> Running<'a> {
         if client.clock {
             command.arg("--clock-dir").arg(clock_dir(dir));
         }
-        for variable in ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"] {
+        for variable in ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"] {
             command.env(variable, &server.certificate.cert);
         }
         let process = Guarded::talking(client.name, command.stderr(errors))?;

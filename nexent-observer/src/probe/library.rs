@@ -66,8 +66,9 @@ impl Libraries {
 
 /// What an opened file holds, if it is an ELF file.
 fn look_into(file: File) -> Option<Plan> {
+    let raw = file.try_clone().ok()?;
     let cache = ReadCache::new(file);
-    Some(Plan::of(&Elf::parse(&cache).ok()?))
+    Some(Plan::of(&Elf::parse(&cache).ok()?.with_raw(raw)))
 }
 
 /// What a file by path holds; `None` if it is no ELF file of this machine.

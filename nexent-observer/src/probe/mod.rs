@@ -1,8 +1,10 @@
 //! Stage 1: processes, their libraries, the addresses in them, and the probes on these.
 
 pub mod attach;
+pub mod boringssl;
 pub mod btf;
 pub mod elf;
+pub mod gnutls;
 pub mod go;
 pub mod hookpoint;
 pub mod hooks;
@@ -10,7 +12,10 @@ pub mod kernel;
 pub mod library;
 pub mod openssl;
 mod phases;
+mod passes;
 pub mod plain;
 pub mod plan;
 pub mod process;
+pub mod static_openssl;
 pub mod targets;
+mod xref;

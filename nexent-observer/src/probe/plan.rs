@@ -5,13 +5,19 @@ use std::fmt;
 
 use nexent_observer_common::cookie::Length;
 
-use super::{elf::Elf, go, hookpoint::Cost, hooks, openssl};
+use super::{boringssl, elf::Elf, gnutls, go, hookpoint::Cost, hooks, openssl, static_openssl};
 
 /// A family of TLS implementations that share functions and their meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Family {
     /// OpenSSL, LibreSSL, BoringSSL, by the names of their functions.
     OpenSsl,
+    /// OpenSSL in a program, without names.
+    StaticOpenSsl,
+    /// BoringSSL in a program, without names.
+    BoringSsl,
+    /// GnuTLS.
+    GnuTls,
     /// Go's `crypto/tls`.
     Go,
     /// The probe point of the in-process hooks. No TLS.
@@ -24,6 +30,9 @@ impl Family {
     pub const fn name(self) -> &'static str {
         match self {
             Self::OpenSsl => "OpenSSL",
+            Self::StaticOpenSsl => "OpenSSL without symbols",
+            Self::BoringSsl => "BoringSSL without symbols",
+            Self::GnuTls => "GnuTLS",
             Self::Go => "Go crypto/tls",
             Self::Hooks => "in-process hooks",
         }
@@ -49,6 +58,12 @@ pub enum Program {
     Free,
     /// Entry of the function that makes a TLS object begin anew.
     Clear,
+    /// GnuTLS: entry and return of a write.
+    GnuTlsWrite,
+    /// GnuTLS: entry and return of the function that writes what was kept back.
+    GnuTlsUncork,
+    /// GnuTLS: entry and return of the function that makes a session.
+    GnuTlsInit,
     /// Go: entry of a read.
     GoReadEnter,
     /// Go: a return of a read.
@@ -133,8 +148,14 @@ pub struct Plan {
 pub type Finder = fn(&Elf<'_>) -> Result<Option<FamilyPlan>, WhyNot>;
 
 /// All finders. Each is asked about every file, so that several implementations in one file are all found.
-pub const FINDERS: &[(Family, Finder)] =
-    &[(Family::OpenSsl, openssl::plan), (Family::Go, go::plan), (Family::Hooks, hooks::plan)];
+pub const FINDERS: &[(Family, Finder)] = &[
+    (Family::OpenSsl, openssl::plan),
+    (Family::StaticOpenSsl, static_openssl::plan),
+    (Family::BoringSsl, boringssl::plan),
+    (Family::GnuTls, gnutls::plan),
+    (Family::Go, go::plan),
+    (Family::Hooks, hooks::plan),
+];
 
 impl Plan {
     /// Asks every finder about a file.
