@@ -20,7 +20,7 @@ use nexent_observer_core::{
 use std::os::fd::AsRawFd;
 
 use crate::{
-    config::Config,
+    config::{CacheDir, Config},
     enrich,
     error::RunError,
     export::{
@@ -32,6 +32,7 @@ use crate::{
     privileges,
     probe::{
         attach::{self, AttachReport, Attacher, Hooked},
+        cache::Cache,
         kernel::{KernelHalf, KernelOptions, Rings},
         targets::{Change, Ended, Targets},
     },
@@ -125,6 +126,16 @@ impl Observer {
             .map_err(|error| RunError::caused("a thread cannot be started", error))?
             .with_plain_http(config.plain_http)
             .with_phases(config.phases);
+        let attacher = match &config.cache_dir {
+            CacheDir::Off => attacher,
+            CacheDir::At(directory) => match Cache::open(directory) {
+                Ok(cache) => attacher.with_cache(cache),
+                Err(error) => {
+                    tracing::warn!("Findings are not kept on disk: {error}.");
+                    attacher
+                }
+            },
+        };
         let mut targets = Targets::new(attacher, &config.exes)
             .map_err(|error| RunError::caused("an executable of `exe` cannot be used", error))?;
         // Everything is loaded and open; what comes from now on is reading /proc, attaching and the kernel half's maps.
@@ -159,6 +170,7 @@ impl Observer {
         let mut poll = Poll::new().map_err(failed)?;
         let stop = outside.on_stop(Waker::new(poll.registry(), WAKE_STOP).map_err(failed)?);
         self.register(&poll).map_err(failed)?;
+        self.targets.attacher().hurry();
         let mut events = Events::with_capacity(8);
         let (mut next_tick, mut next_housekeeping) = (Instant::now() + interval, Instant::now());
         let mut next_showing = Instant::now();

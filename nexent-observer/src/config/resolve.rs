@@ -59,6 +59,7 @@ pub(super) fn resolve(raw: &RawConfig) -> Result<Config, ConfigError> {
         },
         max_label_values: r.one(&keys::MAX_LABEL_VALUES, as_usize(value::whole(1, 100_000)))?,
         per_pid_attach_limit: r.one(&keys::PER_PID_ATTACH_LIMIT, as_usize(value::whole(0, 64)))?,
+        cache_dir: r.one(&keys::CACHE_DIR, value::cache_dir)?,
         log_level: r.one(&keys::LOG_LEVEL, value::log_level)?,
         log_format: r.one(&keys::LOG_FORMAT, value::log_format)?,
         warnings: Vec::new(),

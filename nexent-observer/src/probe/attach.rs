@@ -12,6 +12,7 @@ use std::{
 use nexent_observer_common::{cookie::Scope, state::Conn};
 
 use super::{
+    cache::Cache,
     hookpoint::Cost,
     kernel::{Attached, KernelError, KernelHalf, Turn},
     library::{Libraries, Library},
@@ -53,6 +54,12 @@ pub enum AttachError {
         exe: String,
         /// Files looked into.
         files: usize,
+    },
+    /// It is being looked into.
+    #[error("the files that process {pid} has mapped are still being searched for TLS; try again")]
+    Searching {
+        /// Which.
+        pid: u32,
     },
     /// The kernel would kill the target.
     #[error(
@@ -171,7 +178,7 @@ impl Attacher {
         })?;
         Ok(Self {
             kernel,
-            libraries: Libraries::default(),
+            libraries: Libraries::start()?,
             observed: HashMap::new(),
             filtered: HashMap::new(),
             leaving: Vec::new(),
@@ -199,6 +206,18 @@ impl Attacher {
     pub fn with_plain_http(mut self, plain_http: PlainHttp) -> Self {
         self.plain_http = plain_http;
         self
+    }
+
+    /// Keeps in this directory what was found by searching through files.
+    #[must_use]
+    pub fn with_cache(mut self, cache: Cache) -> Self {
+        self.libraries.keep_in(cache);
+        self
+    }
+
+    /// The loop begins: from now on a file that takes long to search is waited for no longer than the rings can bear.
+    pub fn hurry(&mut self) {
+        self.libraries.hurry();
     }
 
     /// The kernel half.
@@ -256,17 +275,20 @@ impl Attacher {
         if let Some(sibling) = sibling {
             files.extend(self.expected(sibling, &files));
         }
-        let hookable = self.libraries.hookable(&files);
+        let (hookable, complete) = self.libraries.hookable(&files);
         let known = self.observed.get(&pid);
         let has_tls = hookable.iter().any(|library| library.plan.has_tls())
             || known.is_some_and(|observed| !observed.libraries.is_empty());
         // A process that is watched since its birth, and is not known yet, may load a TLS library within its first second.
         let patience = if share && known.is_none() { PATIENCE } else { Duration::ZERO };
-        let plain = self.plain_http.wanted(process, has_tls, patience);
+        let plain = self.plain_http.wanted(process, has_tls || !complete, patience);
         if !has_tls && known.is_none() && !plain {
             if share && !self.filtered.is_empty() {
                 // It has mapped none yet; those that are known already are covered from now on.
                 self.kernel.arm(pid, Scope::Filtered, false).map_err(|source| AttachError::Kernel { pid, source })?;
+            }
+            if !complete {
+                return Err(AttachError::Searching { pid });
             }
             let exe = Process::executable_path(pid).map_or_else(|| "?".to_owned(), |path| path.display().to_string());
             return Err(AttachError::NoTls { pid, exe, files: mapped });
@@ -298,7 +320,8 @@ impl Attacher {
             files: 0,
             plain,
         });
-        observed.files = mapped;
+        // What is not searched yet is looked at again.
+        observed.files = if complete { mapped } else { usize::MAX };
         observed.plain = plain;
         observed.libraries.extend(fresh);
         if filtered {
@@ -513,7 +536,7 @@ impl Attacher {
             .collect();
         for pid in movers {
             let Ok(files) = Process::mapped_files(pid) else { continue };
-            let all = self.libraries.hookable(&files);
+            let (all, _) = self.libraries.hookable(&files);
             self.share(&all, &files)?;
             let Some(observed) = self.observed.get_mut(&pid) else { continue };
             self.kernel.arm(pid, Scope::Filtered, observed.plain)?;

@@ -5,6 +5,8 @@
 //! failure" and "bad length". `SSL_read` and `SSL_peek`, which is compiled into it, raise the first of them some 20 lines before, and
 //! only `SSL_read` takes away what it has read.
 
+use std::collections::BTreeSet;
+
 use nexent_observer_common::cookie::Length;
 
 use super::{
@@ -67,12 +69,16 @@ pub fn plan(elf: &Elf<'_>) -> Result<Option<FamilyPlan>, WhyNot> {
         hook(elf, Program::Read, "SSL_read", &read.function)?,
         hook(elf, Program::Write, "SSL_write", &write.function)?,
     ];
-    match only("SSL_new", functions.iter().filter(|function| function.is_new())) {
+    let new = only("SSL_new", functions.iter().filter(|function| function.is_new()));
+    match &new {
         Ok(new) => hooks.push(hook(elf, Program::New, "SSL_new", &new.function)?),
         Err(why) => notes.push(format!("{why}: connections are told apart by other signs")),
     }
     notes.push("its functions have no names: they were found by the errors that they raise".to_owned());
-    Ok(Some(FamilyPlan { family: Family::BoringSsl, hooks, notes }))
+    let mut proof = vec![read.function.part(elf), write.function.part(elf)];
+    proof.extend(new.ok().map(|new| new.function.part(elf)));
+    proof.extend(read.strings.iter().chain(&write.strings).map(|at| xref::string_part(elf, *at)));
+    Ok(Some(FamilyPlan { family: Family::BoringSsl, hooks, notes, proof: proof.into_iter().flatten().collect() }))
 }
 
 /// A function and the errors that it raises.
@@ -80,12 +86,16 @@ struct Raising {
     function: Function,
     /// Constants beside each reference to the source file.
     errors: Vec<Vec<u32>>,
+    /// Addresses of the paths that it refers to.
+    strings: BTreeSet<u64>,
 }
 
 impl Raising {
     fn new(function: Function, paths: &[u64]) -> Self {
-        let errors = function.references(paths).iter().filter_map(|at| function.constants_at(*at)).collect();
-        Self { function, errors }
+        let references = function.references(paths);
+        let errors = references.iter().filter_map(|at| function.constants_at(*at)).collect();
+        let strings = references.iter().map(|at| at.target).collect();
+        Self { function, errors, strings }
     }
 
     fn raises(&self, reason: u32) -> bool {

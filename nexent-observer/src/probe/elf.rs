@@ -154,6 +154,21 @@ impl<'a> Elf<'a> {
         self.file.data().read_bytes_at(segment.offset.checked_add(address - segment.address)?, n).ok()
     }
 
+    /// File offset of a virtual address in any loaded segment.
+    #[must_use]
+    pub fn data_offset_of(&self, address: u64) -> Option<u64> {
+        self.loaded.iter().find_map(|segment| {
+            let into = address.checked_sub(segment.address)?;
+            (into < segment.file_size).then(|| segment.offset.checked_add(into))?
+        })
+    }
+
+    /// Bytes of the file itself.
+    #[must_use]
+    pub fn bytes_at(&self, offset: u64, n: u64) -> Option<&'a [u8]> {
+        self.file.data().read_bytes_at(offset, n).ok()
+    }
+
     /// Executable segments.
     #[must_use]
     pub fn code_segments(&self) -> &[Segment] {

@@ -45,7 +45,7 @@ pub fn plan(elf: &Elf<'_>) -> Result<Option<FamilyPlan>, WhyNot> {
     if !found.contains_key("gnutls_record_recv") && !found.contains_key("gnutls_record_send") {
         return Ok(None);
     }
-    let mut plan = FamilyPlan { family: Family::GnuTls, hooks: Vec::new(), notes: Vec::new() };
+    let mut plan = FamilyPlan { family: Family::GnuTls, hooks: Vec::new(), notes: Vec::new(), proof: Vec::new() };
     for Wanted { name, program, needed } in WANTED {
         let hook = found.get(name).and_then(|function| {
             let Place { delta, cost } =

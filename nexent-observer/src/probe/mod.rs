@@ -3,6 +3,7 @@
 pub mod attach;
 pub mod boringssl;
 pub mod btf;
+pub mod cache;
 pub mod elf;
 pub mod gnutls;
 pub mod go;

@@ -23,7 +23,7 @@ pub fn plan(elf: &Elf<'_>) -> Result<Option<FamilyPlan>, WhyNot> {
     if get("SSL_read").is_none() && get("SSL_write").is_none() {
         return Ok(None);
     }
-    let mut plan = FamilyPlan { family: Family::OpenSsl, hooks: Vec::new(), notes: Vec::new() };
+    let mut plan = FamilyPlan { family: Family::OpenSsl, hooks: Vec::new(), notes: Vec::new(), proof: Vec::new() };
     for (program, plain, extended) in
         [(Program::Read, "SSL_read", "SSL_read_ex"), (Program::Write, "SSL_write", "SSL_write_ex")]
     {

@@ -4,11 +4,12 @@
 use std::fmt;
 
 use nexent_observer_common::cookie::Length;
+use serde::{Deserialize, Serialize};
 
 use super::{boringssl, elf::Elf, gnutls, go, hookpoint::Cost, hooks, openssl, static_openssl};
 
 /// A family of TLS implementations that share functions and their meaning.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Family {
     /// OpenSSL, LibreSSL, BoringSSL, by the names of their functions.
     OpenSsl,
@@ -39,6 +40,14 @@ impl Family {
     }
 }
 
+impl Family {
+    /// Whether it is found by looking through all of a file, so that the finding is worth keeping.
+    #[must_use]
+    pub const fn is_searched(self) -> bool {
+        matches!(self, Self::StaticOpenSsl | Self::BoringSsl)
+    }
+}
+
 impl fmt::Display for Family {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
@@ -46,7 +55,7 @@ impl fmt::Display for Family {
 }
 
 /// Which programs of the kernel half a hook runs; the table of these stands in `kernel.rs`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Program {
     /// Entry and return of a read.
     Read,
@@ -81,7 +90,7 @@ pub enum Program {
 }
 
 /// One hook.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hook {
     /// What runs there.
     pub program: Program,
@@ -90,13 +99,14 @@ pub struct Hook {
     /// Offset in the file, in bytes.
     pub offset: u64,
     /// Where the hooked function says how many bytes it moved.
+    #[serde(with = "LengthName")]
     pub length: Length,
     /// What a hit costs.
     pub cost: Cost,
 }
 
 /// One implementation of TLS in a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FamilyPlan {
     /// Which.
     pub family: Family,
@@ -104,6 +114,37 @@ pub struct FamilyPlan {
     pub hooks: Vec<Hook>,
     /// What is not as cheap or as complete as it could be, and why: one sentence each, without its full stop.
     pub notes: Vec<String>,
+    /// Parts of the file that prove it, of a family that is searched for.
+    pub proof: Vec<Part>,
+}
+
+/// A part of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// Offset in the file, in bytes.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
+    /// A function begins so many bytes behind its start; `None`: it is no function.
+    pub function: Option<u64>,
+}
+
+impl Part {
+    /// Whether a hook at this offset is at the beginning of this function, behind an `endbr64` (4 bytes) or not.
+    #[must_use]
+    pub fn is_hooked_at(&self, offset: u64) -> bool {
+        let begins = self.function.and_then(|function| self.offset.checked_add(function));
+        begins.is_some_and(|begins| offset == begins || begins.checked_add(4) == Some(offset))
+    }
+}
+
+/// [`Length`] by name, for findings on disk.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Length")]
+enum LengthName {
+    Returned,
+    FourthArgument,
+    FifthArgument,
 }
 
 /// Why an implementation that seems to be in a file is not hooked.
@@ -163,13 +204,18 @@ impl Plan {
     pub fn of(elf: &Elf<'_>) -> Self {
         let mut plan = Self { build_id: elf.build_id(), ..Self::default() };
         for (family, find) in FINDERS {
-            match find(elf) {
-                Ok(Some(found)) => plan.implementations.push(found),
-                Ok(None) => {}
-                Err(why) => plan.refused.push((*family, why)),
-            }
+            plan.add(*family, find(elf));
         }
         plan
+    }
+
+    /// Takes in what a finder says.
+    pub(super) fn add(&mut self, family: Family, found: Result<Option<FamilyPlan>, WhyNot>) {
+        match found {
+            Ok(Some(found)) => self.implementations.push(found),
+            Ok(None) => {}
+            Err(why) => self.refused.push((family, why)),
+        }
     }
 
     /// Whether there is TLS that can be hooked.

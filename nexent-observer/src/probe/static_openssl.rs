@@ -68,18 +68,21 @@ pub fn plan(elf: &Elf<'_>) -> Result<Option<FamilyPlan>, WhyNot> {
         }
         Ok(function)
     };
-    let mut hooks = Vec::new();
+    let (mut hooks, mut proof) = (Vec::new(), Vec::new());
     for (program, what, name) in
         [(Program::Read, "ssl_read_internal", read), (Program::Write, "ssl_write_internal", write)]
     {
         let function = raising(what, name)?;
         let length = prove_inner(elf, what, &function)?;
         hooks.push(hook(elf, program, what, &function, length)?);
+        proof.push(function.part(elf));
     }
+    proof.extend(names.iter().chain(path).map(|at| xref::string_part(elf, *at)));
     let mut notes = Vec::new();
     for (program, what, name) in [(Program::New, "SSL_new", new), (Program::Clear, "SSL_clear", clear)] {
         let found = raising(what, name).and_then(|function| {
             // Both take the object alone; OpenSSL's own handshake calls SSL_clear first.
+            proof.push(function.part(elf));
             if function.arguments() != [true, false, false, false, false, false] {
                 return Err(unproven(what, "it does not take one argument"));
             }
@@ -91,7 +94,7 @@ pub fn plan(elf: &Elf<'_>) -> Result<Option<FamilyPlan>, WhyNot> {
         }
     }
     notes.push("its functions have no names: they were found by the errors that they raise".to_owned());
-    Ok(Some(FamilyPlan { family: Family::StaticOpenSsl, hooks, notes }))
+    Ok(Some(FamilyPlan { family: Family::StaticOpenSsl, hooks, notes, proof: proof.into_iter().flatten().collect() }))
 }
 
 /// Proves that this is the inner function of a direction, and tells where it stores the length: `SSL_x` and `SSL_x_ex` call it, the

@@ -308,6 +308,10 @@ impl Targets {
                 Err(AttachError::NoProcess { .. } | AttachError::Itself { .. }) => {
                     self.candidates.remove(&pid);
                 }
+                Err(AttachError::Searching { .. }) => {
+                    candidate.next = MonoNs(now.0 + retry_after(0));
+                    self.candidates.insert(pid, candidate);
+                }
                 Err(error @ AttachError::NoTls { .. }) => {
                     let age = now.since(candidate.since);
                     candidate.next = MonoNs(now.0 + retry_after(age));

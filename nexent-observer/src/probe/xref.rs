@@ -10,7 +10,10 @@ use iced_x86::{
     Code, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
 };
 
-use super::elf::{Elf, Section};
+use super::{
+    elf::{Elf, Section},
+    plan::Part,
+};
 
 /// Most bytes of constant data, and of code, that are looked through in one file.
 const MAX_BYTES: u64 = 1 << 30;
@@ -76,6 +79,15 @@ pub(super) fn strings(elf: &Elf<'_>, needles: &[Needle]) -> Option<Vec<Vec<u64>>
         }
     }
     Some(found.into_iter().map(|found| found.into_iter().collect()).collect())
+}
+
+/// Where a string lies in the file.
+pub(super) fn string_part(elf: &Elf<'_>, address: u64) -> Option<Part> {
+    /// Longer ones are told by their beginning.
+    const MAX: u64 = 64;
+    let bytes = elf.data(address, MAX)?;
+    let len = memchr::memchr(0, bytes).map_or(MAX, |zero| zero as u64 + 1);
+    Some(Part { offset: elf.data_offset_of(address)?, len, function: None })
 }
 
 /// Code that refers to an address.
@@ -467,6 +479,13 @@ impl Function {
                 && !matches!(insn.memory_base(), Register::RSP | Register::RBP | Register::None)
                 && matches!(info.info(insn).op0_access(), OpAccess::Write | OpAccess::ReadWrite)
         })
+    }
+
+    /// Where it lies in the file, with what precedes it.
+    pub(super) fn part(&self, elf: &Elf<'_>) -> Option<Part> {
+        const BEFORE: u64 = LONGEST as u64 + 1;
+        let offset = elf.offset_of(self.start.checked_sub(BEFORE)?)?;
+        Some(Part { offset, len: BEFORE + self.size(), function: Some(BEFORE) })
     }
 
     /// Bytes from its first instruction to the end of its last.
