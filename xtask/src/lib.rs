@@ -4,6 +4,7 @@
 pub mod browser;
 pub mod clients;
 pub mod compare;
+pub mod cycles;
 pub mod golang;
 pub mod matrix;
 pub mod observer;

@@ -152,13 +152,13 @@ impl Client {
 }
 
 /// A client that runs.
-struct Running<'a> {
-    client: &'a Client,
+pub(crate) struct Running<'a> {
+    pub(crate) client: &'a Client,
     log: PathBuf,
     /// The process to observe: the program itself, or what it started.
-    pid: u64,
+    pub(crate) pid: u64,
     versions: Value,
-    process: Guarded,
+    pub(crate) process: Guarded,
 }
 
 /// Runs `clients` one after the other, all with one observer `binary`; all logs go to `dir`, which is emptied. The matrix is printed.
@@ -173,12 +173,10 @@ pub fn run(clients: &[Client], binary: &Path, dir: &Path, fault: Option<&str>) -
     // All import at the same time, and none while another one is measured.
     let mut running = Vec::new();
     for client in clients {
-        running.push(Running::start(client, &server, dir)?);
+        running.push(Running::start(client, &server, dir, &[])?);
     }
     for one in &mut running {
-        let mut ready = one.process.event("ready", IMPORT)?;
-        one.pid = ready["pid"].as_u64().context("the client did not say its pid")?;
-        one.versions = ready["versions"].take();
+        one.ready()?;
     }
     let targets: Vec<String> = running.iter().flat_map(|one| ["--pid".to_owned(), one.pid.to_string()]).collect();
     let mut observer = Observer::start(binary, &targets, dir, free_address()?, fault)?;
@@ -193,33 +191,24 @@ pub fn run(clients: &[Client], binary: &Path, dir: &Path, fault: Option<&str>) -
             one.client.hook
         );
         one.process.say("go").with_context(|| format!("{name} is gone"))?;
-        let done = one.process.event("done", LONGEST);
-        let status = one.process.wait(LONGEST)?;
-        let requests = done.ok().and_then(|done| done["exchanges"].as_u64());
-        let (true, Some(requests)) = (status.success(), requests) else {
-            bail!("{name} failed: {status}; see {}", one.log.with_extension("stderr").display());
-        };
-        facts.push(json!({
-            "name": name, "http": one.client.http.name(), "hook": one.client.hook, "clock": one.client.clock,
-            "pids": [one.pid], "log": one.log, "versions": one.versions, "requests": requests,
-        }));
+        facts.push(one.done()?);
     }
     thread::sleep(SETTLE);
     observer.stop()?;
     server.stop()?;
-    compare(dir, &observer.jsonl, &server.log, &Value::from(facts))
+    compare(dir, &observer.jsonl, &server.log, &Value::from(facts), &[])
 }
 
 impl<'a> Running<'a> {
     /// Starts its program, which waits at its gate.
-    fn start(client: &'a Client, server: &LlmServer, dir: &Path) -> Result<Self> {
+    pub(crate) fn start(client: &'a Client, server: &LlmServer, dir: &Path, flags: &[&str]) -> Result<Self> {
         let log = dir.join(format!("{}.jsonl", client.name));
         let errors = fs::File::create(log.with_extension("stderr")).context("cannot write the client's log")?;
         let Setup { program, environment } = client.runtime.install()?;
         let mut command = Command::new(program);
         command.envs(environment).arg(sh::fixture("sdks")?.join(client.script)).args(client.flags);
         command.args(["--base-url", &format!("https://{}:{}", client.host, server.port), "--name", client.name]);
-        command.arg("--gzip").arg("--log").arg(&log);
+        command.arg("--gzip").args(flags).arg("--log").arg(&log);
         if client.host != "localhost" {
             command.arg("--all-names-here");
         }
@@ -232,10 +221,39 @@ impl<'a> Running<'a> {
         let process = Guarded::talking(client.name, command.stderr(errors))?;
         Ok(Self { client, log, pid: 0, versions: Value::Null, process })
     }
+
+    /// Waits until it stands at its gate.
+    pub(crate) fn ready(&mut self) -> Result<()> {
+        let mut ready = self.process.event("ready", IMPORT)?;
+        self.pid = ready["pid"].as_u64().context("the client did not say its pid")?;
+        self.versions = ready["versions"].take();
+        Ok(())
+    }
+
+    /// Waits for its end; what the comparison wants to know of it.
+    pub(crate) fn done(mut self) -> Result<Value> {
+        let done = self.process.event("done", LONGEST);
+        let status = self.process.wait(LONGEST)?;
+        let requests = done.ok().and_then(|done| done["exchanges"].as_u64());
+        let (true, Some(requests)) = (status.success(), requests) else {
+            bail!("{} failed: {status}; see {}", self.client.name, self.log.with_extension("stderr").display());
+        };
+        let Client { name, http, hook, clock, .. } = self.client;
+        Ok(json!({
+            "name": name, "http": http.name(), "hook": hook, "clock": clock, "pids": [self.pid], "log": self.log,
+            "versions": self.versions, "requests": requests,
+        }))
+    }
 }
 
 /// Runs `tests/fixtures/matrix.py`.
-fn compare(dir: &Path, observer_jsonl: &Path, server_log: &Path, clients: &Value) -> Result<Verdict> {
+pub(crate) fn compare(
+    dir: &Path,
+    observer_jsonl: &Path,
+    server_log: &Path,
+    clients: &Value,
+    flags: &[&str],
+) -> Result<Verdict> {
     let file = dir.join("clients.json");
     fs::write(&file, clients.to_string()).with_context(|| format!("cannot write {}", file.display()))?;
     let status = Command::new("python3")
@@ -248,6 +266,7 @@ fn compare(dir: &Path, observer_jsonl: &Path, server_log: &Path, clients: &Value
         .arg(server_log)
         .arg("--clients")
         .arg(&file)
+        .args(flags)
         .status()
         .context("cannot run python3")?;
     match status.code() {

@@ -115,6 +115,12 @@ impl Guarded {
         self.wait(ORDERLY)
     }
 
+    /// Kills it.
+    pub fn kill(&mut self) -> Result<ExitStatus> {
+        self.signal(Signal::KILL);
+        self.wait(ORDERLY)
+    }
+
     fn signal(&self, signal: Signal) {
         if let Some(pid) = i32::try_from(self.pid()).ok().and_then(Pid::from_raw) {
             // The only failure is that it has ended, and until it is waited for nobody else gets its pid.

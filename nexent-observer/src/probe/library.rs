@@ -117,9 +117,11 @@ impl Libraries {
                 Ok(answer) => self.learn(answer),
                 Err(_) => break,
             }
-            // Those that found no room.
-            for file in files.iter().filter(|file| !self.known.contains_key(&file.id)).cloned().collect::<Vec<_>>() {
-                self.ask(&file);
+            // There is room now for those that found none.
+            for file in files {
+                if self.known.get(&file.id).is_none_or(|(stamp, _)| *stamp == FileStamp::none()) {
+                    self.ask(file);
+                }
             }
         }
         let complete = files.iter().all(|file| !matches!(self.known.get(&file.id), Some((_, Knowledge::Searching))));

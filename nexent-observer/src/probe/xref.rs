@@ -200,6 +200,11 @@ impl<'a> Starts<'a> {
         complete.then_some(Self::Called(targets))
     }
 
+    /// Whether the table for unwinding tells it.
+    pub(super) fn is_table(&self) -> bool {
+        matches!(self, Self::Table(_))
+    }
+
     /// The function that holds the instruction of this reference, or the reason why there is none that can be trusted.
     pub(super) fn function(&self, elf: &Elf<'_>, reference: u64) -> Result<Function, &'static str> {
         match self {
