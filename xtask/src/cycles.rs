@@ -3,11 +3,12 @@
 use std::{
     fs,
     path::Path,
+    sync::atomic::{AtomicU32, Ordering},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::{
@@ -23,6 +24,11 @@ use crate::{
 /// A client of each way in which TLS is hooked.
 const BUSY: [&str; 8] =
     ["openai-async-h2", "requests", "curl_cffi-h2", "pycurl", "node", "bun", "static-openssl", "gnutls"];
+
+/// Observers at a time: taking a probe away is mostly waiting.
+const LANES: u32 = 2;
+/// Longest that one may take until it is attached.
+const LONGEST: Duration = Duration::from_secs(120);
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,31 +62,27 @@ pub fn run(cycles: u32, binary: &Path, dir: &Path) -> Result<Cycles> {
         one.process.say("go").with_context(|| format!("{} is gone", one.client.name))?;
     }
     let targets: Vec<String> = running.iter().flat_map(|one| ["--pid".to_owned(), one.pid.to_string()]).collect();
-    let mut killed = 0;
-    let began = Instant::now();
-    for cycle in 0..cycles {
-        let mut observer = Observer::start(binary, &targets, dir, free_address()?, None)?;
-        // Every fourth is killed at some point of its life, be it before it is attached.
-        let in_order = cycle % 4 != 3;
-        if in_order {
-            observer.attached(running.len(), Duration::from_secs(60))?;
-        }
-        thread::sleep(Duration::from_millis(u64::from(cycle * 37 % 200)));
-        if in_order {
-            observer.stop()?;
-        } else {
-            observer.kill()?;
-            killed += 1;
-        }
-        for one in &mut running {
-            if let Some(status) = one.process.ended()? {
-                anyhow::bail!("{} ended in cycle {cycle}: {status}; see {}", one.client.name, dir.display());
+    let (next, killed) = (AtomicU32::new(0), AtomicU32::new(0));
+    let (next, killed, targets) = (&next, &killed, targets.as_slice());
+    thread::scope(|scope| {
+        let lanes: Vec<_> = (0..LANES)
+            .map(|lane| {
+                let dir = dir.join(format!("lane-{lane}"));
+                scope.spawn(move || one_after_the_other(next, cycles, killed, targets, binary, &dir))
+            })
+            .collect();
+        while !lanes.iter().all(thread::ScopedJoinHandle::is_finished) {
+            thread::sleep(Duration::from_millis(100));
+            for one in &mut running {
+                if let Some(status) = one.process.ended()? {
+                    next.store(cycles, Ordering::Relaxed);
+                    bail!("{} ended: {status}; see {}", one.client.name, dir.display());
+                }
             }
         }
-        if cycle % 20 == 19 {
-            sh::say(&format!("{} cycles in {:.0?}", cycle + 1, began.elapsed()));
-        }
-    }
+        lanes.into_iter().try_for_each(|lane| lane.join().map_err(|_| anyhow::anyhow!("a lane panicked"))?)
+    })?;
+    let killed = killed.load(Ordering::Relaxed);
     for one in &mut running {
         one.process.close_stdin();
     }
@@ -90,4 +92,38 @@ pub fn run(cycles: u32, binary: &Path, dir: &Path) -> Result<Cycles> {
     fs::write(&nothing, "").context("cannot write an empty log")?;
     let verdict = compare(dir, &nothing, &server.log, &Value::from(facts), &["--clients-only"])?;
     Ok(Cycles { cycles, killed, verdict })
+}
+
+/// Lets one observer after the other come and go, until all have been.
+fn one_after_the_other(
+    next: &AtomicU32,
+    cycles: u32,
+    killed: &AtomicU32,
+    targets: &[String],
+    binary: &Path,
+    dir: &Path,
+) -> Result<()> {
+    fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    loop {
+        let cycle = next.fetch_add(1, Ordering::Relaxed);
+        if cycle >= cycles {
+            return Ok(());
+        }
+        let mut observer = Observer::start(binary, targets, dir, free_address()?, None)?;
+        // Every fourth is killed at some point of its life, be it before it is attached.
+        let in_order = cycle % 4 != 3;
+        if in_order {
+            observer.attached(BUSY.len(), LONGEST)?;
+        }
+        thread::sleep(Duration::from_millis(u64::from(cycle * 37 % 300)));
+        if in_order {
+            observer.stop()?;
+        } else {
+            observer.kill()?;
+            killed.fetch_add(1, Ordering::Relaxed);
+        }
+        if cycle % 20 == 19 {
+            sh::say(&format!("{} of {cycles} observers have come and gone", cycle + 1));
+        }
+    }
 }

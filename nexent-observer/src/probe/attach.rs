@@ -4,8 +4,6 @@ use std::{
     collections::{HashMap, HashSet},
     io,
     path::{Path, PathBuf},
-    sync::mpsc,
-    thread,
     time::Duration,
 };
 
@@ -19,6 +17,7 @@ use super::{
     plain::{PATIENCE, PlainHttp, PlainLinks},
     plan::{FamilyPlan, Hook},
     process::{FileId, MappedFile, Process},
+    undertaker::Undertaker,
 };
 use crate::privileges;
 
@@ -151,15 +150,8 @@ pub struct Attacher {
     phases: Option<PlainLinks>,
     /// Processes of an executable may be observed at any time.
     expecting: bool,
-    undertaker: mpsc::Sender<Buried>,
+    undertaker: Undertaker,
 }
-
-/// What is detached in the background.
-#[derive(Debug)]
-struct Buried(
-    #[expect(dead_code, reason = "held for their Drop")] Vec<Attached>,
-    #[expect(dead_code, reason = "likewise")] Option<PlainLinks>,
-);
 
 impl Attacher {
     /// Takes over the kernel half. Up to `per_process_limit` processes of one library get attachments of their own: other
@@ -168,14 +160,6 @@ impl Attacher {
     /// # Errors
     /// When no thread can be started.
     pub fn new(kernel: KernelHalf, per_process_limit: usize) -> io::Result<Self> {
-        let (undertaker, dead) = mpsc::channel::<Buried>();
-        // Detaching one probe waits for the kernel up to 250 ms: not in the loop that drains the rings.
-        thread::Builder::new().name("detach".to_owned()).spawn(move || {
-            privileges::shed();
-            while let Ok(probes) = dead.recv() {
-                drop(probes);
-            }
-        })?;
         Ok(Self {
             kernel,
             libraries: Libraries::start()?,
@@ -189,7 +173,7 @@ impl Attacher {
             phases_wanted: false,
             phases: None,
             expecting: false,
-            undertaker,
+            undertaker: Undertaker::start()?,
         })
     }
 
@@ -471,16 +455,14 @@ impl Attacher {
         }
         let needed = self.kept_plain || self.observed.values().any(|observed| observed.plain);
         if self.plain.is_some() && !needed {
-            let links = self.plain.take();
-            if self.undertaker.send(Buried(Vec::new(), links)).is_err() {
-                tracing::warn!("The thread that removes probes is gone; they were removed in place.");
+            if let Some(links) = self.plain.take() {
+                self.undertaker.bury(links);
             }
             tracing::info!("No process needs plain HTTP any more: its tracepoints are removed.");
         }
         if self.phases.is_some() && !self.expecting && self.observed.is_empty() {
-            let links = self.phases.take();
-            if self.undertaker.send(Buried(Vec::new(), links)).is_err() {
-                tracing::warn!("The thread that removes probes is gone; they were removed in place.");
+            if let Some(links) = self.phases.take() {
+                self.undertaker.bury(links);
             }
         }
         for pid in self.kernel.armed() {
@@ -491,8 +473,8 @@ impl Attacher {
     }
 
     fn bury(&self, probes: Vec<Attached>) {
-        if !probes.is_empty() && self.undertaker.send(Buried(probes, None)).is_err() {
-            tracing::warn!("The thread that removes probes is gone; they were removed in place.");
+        for probe in probes {
+            self.undertaker.bury(probe);
         }
     }
 
@@ -596,6 +578,17 @@ impl Attacher {
             }
         }
         Ok(probes)
+    }
+}
+
+impl Drop for Attacher {
+    /// Takes all probes away, side by side.
+    fn drop(&mut self) {
+        let own = self.observed.drain().flat_map(|(_, observed)| observed.libraries.into_values());
+        let leaving = self.leaving.drain(..).map(|leaving| leaving.probes);
+        let probes: Vec<Attached> = own.chain(self.filtered.drain().map(|(_, probes)| probes)).chain(leaving).flatten().collect();
+        self.bury(probes);
+        self.undertaker.finish();
     }
 }
 

@@ -1,6 +1,6 @@
 //! Symbols, code and addresses of one ELF file, read piece by piece: a runtime with a static TLS library has hundreds of MB.
 
-use std::{collections::HashMap, fs::File, os::unix::fs::FileExt};
+use std::{cell::OnceCell, collections::HashMap, fs::File, os::unix::fs::FileExt};
 
 use object::{
     Object, ObjectSection, ObjectSymbol, ReadCache, ReadRef, RelocationTarget, SectionKind, SymbolKind,
@@ -39,6 +39,13 @@ pub struct Section<'a> {
 /// Most places of one pointer that are looked at.
 const MAX_PLACES: usize = 64;
 
+/// How the names of functions begin that any finder asks for.
+pub const PREFIXES: [&str; 3] = ["SSL_", "gnutls_", "nexent_observer_"];
+/// Most of them that are kept of one file; GnuTLS has about 1,200.
+const MAX_NAMES: usize = 16_384;
+/// Longest of them.
+const MAX_NAME: usize = 64;
+
 /// An ELF file.
 pub struct Elf<'a> {
     file: ElfFile64<'a, object::Endianness, &'a ReadCache<File>>,
@@ -50,6 +57,8 @@ pub struct Elf<'a> {
     frames: Option<Segment>,
     /// The same file, read past the cache where all of it is looked through.
     raw: Option<File>,
+    /// Functions by name.
+    named: OnceCell<HashMap<String, u64>>,
 }
 
 /// A range of the file that is loaded at an address.
@@ -100,7 +109,7 @@ impl<'a> Elf<'a> {
         let segments = of(object::elf::PT_LOAD, object::elf::PF_X);
         let loaded = of(object::elf::PT_LOAD, 0);
         let frames = of(object::elf::PT_GNU_EH_FRAME, 0).first().copied();
-        Ok(Self { file, segments, loaded, frames, raw: None })
+        Ok(Self { file, segments, loaded, frames, raw: None, named: OnceCell::new() })
     }
 
     /// Lets [`Self::stream`] read this file piece by piece; it must be the one that was parsed.
@@ -110,17 +119,29 @@ impl<'a> Elf<'a> {
         self
     }
 
-    /// Functions by name among `wanted`, from the dynamic symbols and, where those lack one, from the full table.
+    /// Functions by name among `wanted`, from the dynamic symbols and, where those lack one, from the full table. Names must begin
+    /// with one of [`PREFIXES`].
     #[must_use]
     pub fn functions(&self, wanted: &[&str]) -> HashMap<String, Function> {
-        let mut found: HashMap<String, Function> = HashMap::new();
+        let table = self.named.get_or_init(|| self.read_names());
+        let function = |name: &&str| {
+            let address = *table.get(*name)?;
+            Some(((*name).to_owned(), Function { name: (*name).to_owned(), address }))
+        };
+        wanted.iter().filter_map(function).collect()
+    }
+
+    /// Reads the symbol tables, once for all finders: a runtime has hundreds of thousands.
+    fn read_names(&self) -> HashMap<String, u64> {
+        let mut found = HashMap::new();
         for symbol in self.file.dynamic_symbols().chain(self.file.symbols()) {
             if symbol.kind() != SymbolKind::Text || !symbol.is_definition() {
                 continue;
             }
             let Ok(name) = symbol.name() else { continue };
-            if wanted.contains(&name) && !found.contains_key(name) && self.offset_of(symbol.address()).is_some() {
-                found.insert(name.to_owned(), Function { name: name.to_owned(), address: symbol.address() });
+            let wanted = name.len() <= MAX_NAME && PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+            if wanted && found.len() < MAX_NAMES && !found.contains_key(name) && self.offset_of(symbol.address()).is_some() {
+                found.insert(name.to_owned(), symbol.address());
             }
         }
         found

@@ -19,4 +19,5 @@ pub mod plan;
 pub mod process;
 pub mod static_openssl;
 pub mod targets;
+mod undertaker;
 mod xref;
