@@ -104,7 +104,10 @@ pub const CLIENTS: &[Client] = &[
     javascript("bun", Runtime::Bun, "tls=BoringSSL without symbols"),
     native("static-openssl", Runtime::StaticOpenSsl, "tls=OpenSSL without symbols"),
     native("gnutls", Runtime::GnuTls, "tls=GnuTLS"),
-    python("pycurl-gnutls", "all", "pycurl_by_hand.py", &[]).run_by(Runtime::DebianPython).hooked_at("tls=GnuTLS").without_clock(),
+    python("pycurl-gnutls", "all", "pycurl_by_hand.py", &[])
+        .run_by(Runtime::DebianPython)
+        .hooked_at("tls=GnuTLS")
+        .without_clock(),
 ];
 
 const fn python(

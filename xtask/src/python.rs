@@ -90,6 +90,16 @@ pub fn phoenix() -> Result<PathBuf> {
     environment("venv-phoenix", &sh::fixture("stack/requirements-phoenix.txt")?, &[])
 }
 
+/// Directory of the packages whose files the finders are tried on.
+pub fn finders() -> Result<PathBuf> {
+    let python = environment("venv-finders", &sh::fixture("finders/requirements.txt")?, &[])?;
+    let output = Command::new(&python)
+        .args(["-c", "import sysconfig; print(sysconfig.get_path('platlib'))"])
+        .output()
+        .context("cannot ask Python where its packages are")?;
+    Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
+}
+
 /// Makes the environment `name` if it is not there, and installs `requirements` if they changed.
 fn environment(name: &str, requirements: &Path, pip_flags: &[&str]) -> Result<PathBuf> {
     let dir = sh::target_dir(&sh::root()?).join(name);

@@ -58,7 +58,8 @@ impl Runtime {
             }
             Self::DebianPython => {
                 let python = Path::new("/usr/bin/python3");
-                if !sh::succeeds(Command::new(python).args(["-c", "import pycurl; assert 'GnuTLS' in pycurl.version"])) {
+                if !sh::succeeds(Command::new(python).args(["-c", "import pycurl; assert 'GnuTLS' in pycurl.version"]))
+                {
                     sh::say("installing the Debian packages python3 and python3-pycurl: a client with GnuTLS");
                     sh::apt_install(&["python3", "python3-pycurl"])?;
                 }
@@ -79,16 +80,8 @@ impl Runtime {
 }
 
 /// As python-build-standalone links it: nothing is exported, and no symbol is left.
-const STATIC_OPENSSL: [&str; 8] = [
-    "-Wl,--exclude-libs,ALL",
-    "-Wl,-Bstatic",
-    "-lssl",
-    "-lcrypto",
-    "-Wl,-Bdynamic",
-    "-ldl",
-    "-lpthread",
-    "-s",
-];
+const STATIC_OPENSSL: [&str; 8] =
+    ["-Wl,--exclude-libs,ALL", "-Wl,-Bstatic", "-lssl", "-lcrypto", "-Wl,-Bdynamic", "-ldl", "-lpthread", "-s"];
 
 /// Installs a Debian package unless its program is there.
 fn have(program: &str, package: &str) -> Result<()> {
@@ -143,8 +136,16 @@ pub fn static_openssl() -> Result<PathBuf> {
     tls_pipe("static-openssl", "libssl-dev", "openssl/ssl.h", &STATIC_OPENSSL)
 }
 
+/// The same with its symbols, to compare with.
+pub fn static_openssl_with_symbols() -> Result<PathBuf> {
+    let flags: Vec<&str> = STATIC_OPENSSL.into_iter().filter(|flag| *flag != "-s").collect();
+    tls_pipe("static-openssl-symbols", "libssl-dev", "openssl/ssl.h", &flags)
+}
+
 fn tls_pipe(name: &str, package: &str, header: &str, flags: &[&str]) -> Result<PathBuf> {
-    if !Path::new("/usr/include").join(header).exists() && !Path::new("/usr/include/x86_64-linux-gnu").join(header).exists() {
+    if !Path::new("/usr/include").join(header).exists()
+        && !Path::new("/usr/include/x86_64-linux-gnu").join(header).exists()
+    {
         sh::say(&format!("installing the Debian packages {package} and gcc: a client is linked with it"));
         sh::apt_install(&[package, "gcc", "libc6-dev"])?;
     }

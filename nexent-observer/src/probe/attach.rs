@@ -586,7 +586,8 @@ impl Drop for Attacher {
     fn drop(&mut self) {
         let own = self.observed.drain().flat_map(|(_, observed)| observed.libraries.into_values());
         let leaving = self.leaving.drain(..).map(|leaving| leaving.probes);
-        let probes: Vec<Attached> = own.chain(self.filtered.drain().map(|(_, probes)| probes)).chain(leaving).flatten().collect();
+        let probes: Vec<Attached> =
+            own.chain(self.filtered.drain().map(|(_, probes)| probes)).chain(leaving).flatten().collect();
         self.bury(probes);
         self.undertaker.finish();
     }

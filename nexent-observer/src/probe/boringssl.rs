@@ -104,7 +104,8 @@ impl Raising {
 
     /// The line on which it raises this; `None` when it is not told, or more than one.
     fn line(&self, reason: u32) -> Option<u32> {
-        let mut lines = self.errors.iter().filter(|error| error.contains(&reason)).flatten().filter(|n| LINES.contains(n));
+        let mut lines =
+            self.errors.iter().filter(|error| error.contains(&reason)).flatten().filter(|n| LINES.contains(n));
         let line = *lines.next()?;
         lines.all(|other| *other == line).then_some(line)
     }

@@ -140,7 +140,11 @@ impl<'a> Elf<'a> {
             }
             let Ok(name) = symbol.name() else { continue };
             let wanted = name.len() <= MAX_NAME && PREFIXES.iter().any(|prefix| name.starts_with(prefix));
-            if wanted && found.len() < MAX_NAMES && !found.contains_key(name) && self.offset_of(symbol.address()).is_some() {
+            if wanted
+                && found.len() < MAX_NAMES
+                && !found.contains_key(name)
+                && self.offset_of(symbol.address()).is_some()
+            {
                 found.insert(name.to_owned(), symbol.address());
             }
         }
@@ -170,7 +174,9 @@ impl<'a> Elf<'a> {
     #[must_use]
     pub fn data(&self, address: u64, n: u64) -> Option<&'a [u8]> {
         let segment = self.loaded.iter().find(|segment| {
-            address.checked_sub(segment.address).is_some_and(|into| into.checked_add(n).is_some_and(|end| end <= segment.file_size))
+            address
+                .checked_sub(segment.address)
+                .is_some_and(|into| into.checked_add(n).is_some_and(|end| end <= segment.file_size))
         })?;
         self.file.data().read_bytes_at(segment.offset.checked_add(address - segment.address)?, n).ok()
     }
@@ -199,9 +205,8 @@ impl<'a> Elf<'a> {
     /// Where constant data lies: the sections `.rodata*` that lie in loaded segments, or all of these where sections are not named.
     #[must_use]
     pub fn constants(&self) -> Vec<Segment> {
-        let constant = self.file.sections().filter(|section| {
-            section.name().is_ok_and(|name| name.starts_with(".rodata"))
-        });
+        let constant =
+            self.file.sections().filter(|section| section.name().is_ok_and(|name| name.starts_with(".rodata")));
         let found: Vec<Segment> = constant
             .filter_map(|section| {
                 let (offset, size) = section.file_range()?;
@@ -227,7 +232,8 @@ impl<'a> Elf<'a> {
         let mut at = 0;
         while at < segment.file_size {
             let size = usize::try_from(segment.file_size - at).unwrap_or(usize::MAX).min(buffer.len());
-            let (Some(offset), Some(address)) = (segment.offset.checked_add(at), segment.address.checked_add(at)) else {
+            let (Some(offset), Some(address)) = (segment.offset.checked_add(at), segment.address.checked_add(at))
+            else {
                 return false;
             };
             let Some(piece) = buffer.get_mut(..size) else { return false };

@@ -188,10 +188,10 @@ fn look_into(file: File, cache: Option<&Cache>) -> Option<Plan> {
     })
 }
 
-/// What a file by path holds; `None` if it is no ELF file of this machine.
+/// What a file by path holds, with what is known on disk; `None` if it is no ELF file of this machine.
 ///
 /// # Errors
 /// As opening the file gives them.
-pub fn plan_of_path(path: &Path) -> io::Result<Option<Plan>> {
-    Ok(look_into(File::open(path)?, None))
+pub fn plan_of_path(path: &Path, cache: Option<&Cache>) -> io::Result<Option<Plan>> {
+    Ok(look_into(File::open(path)?, cache))
 }

@@ -50,7 +50,9 @@ impl Function {
                 continue;
             }
             if insn.ip() == call {
-                found.insert(ARGUMENTS.map(|register| registers.get(register.number()).copied().unwrap_or(Value::Other)));
+                found.insert(
+                    ARGUMENTS.map(|register| registers.get(register.number()).copied().unwrap_or(Value::Other)),
+                );
                 continue;
             }
             match insn.flow_control() {
@@ -102,14 +104,20 @@ fn step(insn: &Instruction, registers: &mut Registers, info: &mut InstructionInf
         return;
     }
     let value = match (insn.mnemonic(), insn.op0_kind(), insn.op1_kind()) {
-        (Mnemonic::Mov, OpKind::Register, OpKind::Register) if insn.op0_register().size() == 8 => Some(get(insn.op1_register())),
+        (Mnemonic::Mov, OpKind::Register, OpKind::Register) if insn.op0_register().size() == 8 => {
+            Some(get(insn.op1_register()))
+        }
         // A number is made wider on its way.
         (Mnemonic::Movsxd, OpKind::Register, OpKind::Register) => Some(get(insn.op1_register())),
-        (Mnemonic::Mov, OpKind::Register, OpKind::Register) if insn.op0_register().size() == 4 => match get(insn.op1_register()) {
-            number @ Value::Argument(2) => Some(number),
-            _ => Some(Value::Other),
-        },
-        (Mnemonic::Lea, OpKind::Register, OpKind::Memory) if get(insn.memory_base()) == Value::Local => Some(Value::Local),
+        (Mnemonic::Mov, OpKind::Register, OpKind::Register) if insn.op0_register().size() == 4 => {
+            match get(insn.op1_register()) {
+                number @ Value::Argument(2) => Some(number),
+                _ => Some(Value::Other),
+            }
+        }
+        (Mnemonic::Lea, OpKind::Register, OpKind::Memory) if get(insn.memory_base()) == Value::Local => {
+            Some(Value::Local)
+        }
         _ => None,
     };
     if let Some(value) = value {
@@ -124,5 +132,51 @@ fn step(insn: &Instruction, registers: &mut Registers, info: &mut InstructionInf
         if writes && slot(used.register()) != Some(Register::RSP.number()) {
             set(registers, used.register(), Value::Other);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the first call hands over.
+    fn at_call(code: &[u8]) -> Vec<[Value; 6]> {
+        let function = Function::of_bytes(code, 0x1000);
+        let call = function.code.iter().find(|insn| insn.flow_control() == FlowControl::Call).map(Instruction::ip);
+        call.map(|call| function.handed_over(call).into_iter().collect()).unwrap_or_default()
+    }
+
+    const A: fn(u8) -> Value = Value::Argument;
+
+    #[test]
+    fn what_is_not_touched_is_handed_on() {
+        // sub rsp,8; call
+        let all = at_call(&[0x48, 0x83, 0xec, 0x08, 0xe8, 0, 0, 0, 0]);
+        assert_eq!(all, [[A(0), A(1), A(2), A(3), A(4), A(5)]]);
+    }
+
+    #[test]
+    fn copies_and_addresses_of_locals_are_followed() {
+        // push rbp; mov rbp,rdi; sub rsp,0x28; xor ecx,ecx; movsxd rdx,edx; lea r8,[rsp+0x18]; mov rdi,rbp; call (OpenSSL 4)
+        let code = [
+            0x55, 0x48, 0x89, 0xfd, 0x48, 0x83, 0xec, 0x28, 0x31, 0xc9, 0x48, 0x63, 0xd2, 0x4c, 0x8d, 0x44, 0x24, 0x18,
+            0x48, 0x89, 0xef, 0xe8, 0, 0, 0, 0,
+        ];
+        assert_eq!(at_call(&code), [[A(0), A(1), A(2), Value::Other, Value::Local, A(5)]]);
+    }
+
+    #[test]
+    fn every_way_to_the_call_counts() {
+        // test edx,edx; js +3; mov rsi,rax; call
+        let code = [0x85, 0xd2, 0x78, 0x03, 0x48, 0x89, 0xc6, 0xe8, 0, 0, 0, 0];
+        let ways = at_call(&code);
+        assert_eq!(ways.len(), 2);
+        assert!(ways.iter().any(|way| way[1] == A(1)) && ways.iter().any(|way| way[1] == Value::Other));
+    }
+
+    #[test]
+    fn half_a_pointer_is_none() {
+        // mov edi,edi; call
+        assert_eq!(at_call(&[0x89, 0xff, 0xe8, 0, 0, 0, 0])[0][0], Value::Other);
     }
 }

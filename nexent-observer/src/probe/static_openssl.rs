@@ -152,7 +152,8 @@ fn unproven(what: &str, why: &str) -> WhyNot {
 
 fn hook(elf: &Elf<'_>, program: Program, name: &str, function: &Function, length: Length) -> Result<Hook, WhyNot> {
     let code = elf.code(function.start, function.size()).unwrap_or_default();
-    let Place { delta, cost } = hookpoint::place(code, function.start).map_err(|why| unproven(name, &why.to_string()))?;
+    let Place { delta, cost } =
+        hookpoint::place(code, function.start).map_err(|why| unproven(name, &why.to_string()))?;
     if cost != Cost::Emulated && matches!(program, Program::Read | Program::Write) {
         return Err(unproven(name, "it does not begin with a push"));
     }

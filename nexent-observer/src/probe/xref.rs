@@ -7,7 +7,8 @@
 use std::collections::BTreeSet;
 
 use iced_x86::{
-    Code, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
+    Code, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
+    Register,
 };
 
 use super::{
@@ -102,14 +103,20 @@ pub(super) struct Reference {
 /// Code that refers to one of `targets`, by the distance (`lea`) or the address (`mov`); `None` when there is too much of it.
 pub(super) fn references(elf: &Elf<'_>, targets: &[u64]) -> Option<Vec<Reference>> {
     let targets: BTreeSet<u64> = targets.iter().copied().collect();
-    let (Some(lowest), Some(highest)) = (targets.first().copied(), targets.last().copied()) else { return Some(Vec::new()) };
+    let (Some(lowest), Some(highest)) = (targets.first().copied(), targets.last().copied()) else {
+        return Some(Vec::new());
+    };
     let absolute: Vec<(u64, [u8; 4])> =
         targets.iter().filter_map(|target| Some((*target, u32::try_from(*target).ok()?.to_le_bytes()))).collect();
     let mut found = BTreeSet::new();
     let complete = stream_code(elf, |address, piece| {
         // lea reg, [rip + distance]: 48/4c 8d, mod 0, r/m 5
         for at in memchr::memchr_iter(0x8d, piece) {
-            let Some([0x48 | 0x4c, _, modrm, operand @ ..]) = at.checked_sub(1).and_then(|from| piece.get(from..at + 6)) else { continue };
+            let Some([0x48 | 0x4c, _, modrm, operand @ ..]) =
+                at.checked_sub(1).and_then(|from| piece.get(from..at + 6))
+            else {
+                continue;
+            };
             let [a, b, c, d] = *operand else { continue };
             if modrm & 0xc7 != 0x05 {
                 continue;
@@ -299,11 +306,12 @@ fn decode(elf: &Elf<'_>, start: u64, end: Option<u64>, reference: u64) -> Result
             furthest = furthest.max(insn.near_branch64());
         }
         let ends = match insn.flow_control() {
-            FlowControl::Return | FlowControl::UnconditionalBranch | FlowControl::IndirectBranch | FlowControl::Exception => true,
+            FlowControl::Return
+            | FlowControl::UnconditionalBranch
+            | FlowControl::IndirectBranch
+            | FlowControl::Exception => true,
             // A call that does not return is followed by the end or by padding.
-            FlowControl::Call | FlowControl::IndirectCall => {
-                elf.code(next, 1).is_some_and(|byte| byte == [0xcc])
-            }
+            FlowControl::Call | FlowControl::IndirectCall => elf.code(next, 1).is_some_and(|byte| byte == [0xcc]),
             FlowControl::Interrupt => insn.code() == Code::Int3,
             _ => false,
         };
@@ -354,7 +362,8 @@ fn follows_an_end(elf: &Elf<'_>, address: u64) -> bool {
 }
 
 /// Registers in which the first six arguments come (System V ABI).
-pub(super) const ARGUMENTS: [Register; 6] = [Register::RDI, Register::RSI, Register::RDX, Register::RCX, Register::R8, Register::R9];
+pub(super) const ARGUMENTS: [Register; 6] =
+    [Register::RDI, Register::RSI, Register::RDX, Register::RCX, Register::R8, Register::R9];
 
 impl Function {
     /// Whether it begins with a `push` of a register that a function has to keep, behind an `endbr64` or not.
@@ -382,7 +391,9 @@ impl Function {
                 }
                 let saves = insn.mnemonic() == Mnemonic::Push;
                 for register in info.info(insn).used_registers() {
-                    let Some(index) = ARGUMENTS.iter().position(|a| *a == register.register().full_register()) else { continue };
+                    let Some(index) = ARGUMENTS.iter().position(|a| *a == register.register().full_register()) else {
+                        continue;
+                    };
                     let reads = matches!(
                         register.access(),
                         OpAccess::Read | OpAccess::ReadWrite | OpAccess::CondRead | OpAccess::ReadCondWrite
@@ -396,14 +407,18 @@ impl Function {
                     }
                 }
                 for register in info.info(insn).used_registers() {
-                    let Some(index) = ARGUMENTS.iter().position(|a| *a == register.register().full_register()) else { continue };
+                    let Some(index) = ARGUMENTS.iter().position(|a| *a == register.register().full_register()) else {
+                        continue;
+                    };
                     if matches!(register.access(), OpAccess::Write | OpAccess::ReadWrite) {
                         gone |= 1 << index;
                     }
                 }
                 match insn.flow_control() {
                     FlowControl::Next => {}
-                    FlowControl::ConditionalBranch => ways.extend(self.index_of(insn.near_branch64()).map(|to| (to, gone))),
+                    FlowControl::ConditionalBranch => {
+                        ways.extend(self.index_of(insn.near_branch64()).map(|to| (to, gone)))
+                    }
                     FlowControl::UnconditionalBranch => {
                         ways.extend(self.index_of(insn.near_branch64()).map(|to| (to, gone)));
                         break;
@@ -522,3 +537,62 @@ pub(super) fn near(elf: &Elf<'_>, references: &[Reference], constants: &[u32]) -
     references.iter().filter(holds).copied().collect()
 }
 
+#[cfg(test)]
+impl Function {
+    /// These bytes as a function.
+    pub(super) fn of_bytes(code: &[u8], start: u64) -> Self {
+        let code = Decoder::with_ip(64, code, start, DecoderOptions::NONE).into_iter().collect();
+        Self { start, code }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_those_that_are_read_before_they_are_overwritten() {
+        let used = |code: &[u8]| Function::of_bytes(code, 0).arguments();
+        // mov rbx,rdi; mov esi,5; mov rax,rsi; ret
+        let code = [0x48, 0x89, 0xfb, 0xbe, 5, 0, 0, 0, 0x48, 0x89, 0xf0, 0xc3];
+        assert_eq!(used(&code), [true, false, false, false, false, false]);
+        // test edi,edi; je +3; xor esi,esi; ret; mov rax,rsi; ret: on one way it is read
+        let code = [0x85, 0xff, 0x74, 0x03, 0x31, 0xf6, 0xc3, 0x48, 0x89, 0xf0, 0xc3];
+        assert_eq!(used(&code), [true, true, false, false, false, false]);
+        // push rdx keeps the stack aligned and uses nothing
+        assert_eq!(used(&[0x52, 0xc3]), [false; 6]);
+    }
+
+    #[test]
+    fn constants_beside_a_reference_end_at_the_next_branch() {
+        // mov edx,0x114; jmp +0; lea rcx,[rip+0xff]; mov edx,0x42; push 0x10; call; mov eax,7
+        let code = [
+            0xba, 0x14, 1, 0, 0, 0xeb, 0, 0x48, 0x8d, 0x0d, 0xff, 0, 0, 0, 0xba, 0x42, 0, 0, 0, 0x6a, 0x10, 0xe8, 0, 0,
+            0, 0, 0xb8, 7, 0, 0, 0,
+        ];
+        let function = Function::of_bytes(&code, 0x1000);
+        let references = function.references(&[0x110d]);
+        assert_eq!(references, [Reference { operand: 0x100a, target: 0x110d }]);
+        assert_eq!(function.constants_at(references[0]), Some(vec![0x42, 0x10]));
+        assert_eq!(
+            function.constants_at(Reference { operand: 0x1009, target: 0x110d }),
+            None,
+            "beside the instruction"
+        );
+    }
+
+    #[test]
+    fn a_function_begins_with_the_push_of_a_register_that_it_keeps() {
+        let begins = |code: &[u8]| Function::of_bytes(code, 0).begins_like_one();
+        assert!(begins(&[0x55, 0xc3]) && begins(&[0x41, 0x57, 0xc3]) && begins(&[0xf3, 0x0f, 0x1e, 0xfa, 0x53]));
+        assert!(!begins(&[0x50, 0xc3]) && !begins(&[0x48, 0x83, 0xec, 0x08]) && !begins(&[]));
+    }
+
+    #[test]
+    fn only_memory_outside_of_the_frame_counts_as_changed() {
+        let changes = |code: &[u8]| Function::of_bytes(code, 0).changes_memory();
+        assert!(changes(&[0x48, 0x01, 0x18]), "add [rax],rbx");
+        assert!(!changes(&[0x48, 0x89, 0x04, 0x24]), "mov [rsp],rax");
+        assert!(!changes(&[0x48, 0x83, 0x38, 0x00]), "cmp [rax],0");
+    }
+}
