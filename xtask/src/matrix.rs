@@ -103,6 +103,8 @@ pub const CLIENTS: &[Client] = &[
     javascript("node", Runtime::Node, "tls=OpenSSL"),
     javascript("bun", Runtime::Bun, "tls=BoringSSL without symbols"),
     native("static-openssl", Runtime::StaticOpenSsl, "tls=OpenSSL without symbols"),
+    // The file that it runs is another one by the time the observer comes.
+    native("upgraded", Runtime::UpgradedOpenSsl, "tls=OpenSSL without symbols"),
     native("gnutls", Runtime::GnuTls, "tls=GnuTLS"),
     python("pycurl-gnutls", "all", "pycurl_by_hand.py", &[])
         .run_by(Runtime::DebianPython)
@@ -161,6 +163,8 @@ pub(crate) struct Running<'a> {
     /// The process to observe: the program itself, or what it started.
     pub(crate) pid: u64,
     versions: Value,
+    /// The file that is replaced when it runs.
+    upgraded: Option<PathBuf>,
     pub(crate) process: Guarded,
 }
 
@@ -207,7 +211,7 @@ impl<'a> Running<'a> {
     pub(crate) fn start(client: &'a Client, server: &LlmServer, dir: &Path, flags: &[&str]) -> Result<Self> {
         let log = dir.join(format!("{}.jsonl", client.name));
         let errors = fs::File::create(log.with_extension("stderr")).context("cannot write the client's log")?;
-        let Setup { program, environment } = client.runtime.install()?;
+        let Setup { program, environment, upgraded } = client.runtime.install()?;
         let mut command = Command::new(program);
         command.envs(environment).arg(sh::fixture("sdks")?.join(client.script)).args(client.flags);
         command.args(["--base-url", &format!("https://{}:{}", client.host, server.port), "--name", client.name]);
@@ -222,7 +226,7 @@ impl<'a> Running<'a> {
             command.env(variable, &server.certificate.cert);
         }
         let process = Guarded::talking(client.name, command.stderr(errors))?;
-        Ok(Self { client, log, pid: 0, versions: Value::Null, process })
+        Ok(Self { client, log, pid: 0, versions: Value::Null, upgraded, process })
     }
 
     /// Waits until it stands at its gate.
@@ -230,6 +234,13 @@ impl<'a> Running<'a> {
         let mut ready = self.process.event("ready", IMPORT)?;
         self.pid = ready["pid"].as_u64().context("the client did not say its pid")?;
         self.versions = ready["versions"].take();
+        if let Some(file) = &self.upgraded {
+            // As a package manager does it: under another name first, and then in the old one's place.
+            let fresh = file.with_extension("new");
+            fs::copy("/bin/true", &fresh)
+                .and_then(|_| fs::rename(&fresh, file))
+                .context("cannot upgrade the client")?;
+        }
         Ok(())
     }
 

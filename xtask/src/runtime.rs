@@ -28,6 +28,8 @@ pub enum Runtime {
     Bun,
     /// `tests/fixtures/native/tls_pipe.c` with OpenSSL linked in and all symbols removed.
     StaticOpenSsl,
+    /// The same, with its file replaced by another one when it runs: an upgrade.
+    UpgradedOpenSsl,
     /// The same with GnuTLS.
     GnuTls,
 }
@@ -39,11 +41,13 @@ pub struct Setup {
     pub program: PathBuf,
     /// Variables that the script needs.
     pub environment: Vec<(&'static str, OsString)>,
+    /// The file that is replaced as soon as the client runs.
+    pub upgraded: Option<PathBuf>,
 }
 
 impl Setup {
     fn plain(program: impl Into<PathBuf>) -> Self {
-        Self { program: program.into(), environment: Vec::new() }
+        Self { program: program.into(), environment: Vec::new(), upgraded: None }
     }
 }
 
@@ -71,9 +75,18 @@ impl Runtime {
                     Self::Bun => modules.join("@oven/bun-linux-x64/bin/bun"),
                     _ => PathBuf::from("node"),
                 };
-                Ok(Setup { program, environment: vec![("SDK_MODULES", modules.into_os_string())] })
+                Ok(Setup { environment: vec![("SDK_MODULES", modules.into_os_string())], ..Setup::plain(program) })
             }
             Self::StaticOpenSsl => native("static-openssl", "OpenSSL", "libssl-dev", "openssl/ssl.h", &STATIC_OPENSSL),
+            Self::UpgradedOpenSsl => {
+                let program = static_openssl()?;
+                let copy = program.with_file_name("upgraded-openssl");
+                drop(fs::remove_file(&copy));
+                fs::copy(&program, &copy).with_context(|| format!("cannot write {}", copy.display()))?;
+                let environment =
+                    vec![("TLS_PIPE", copy.clone().into_os_string()), ("TLS_PIPE_LIBRARY", "OpenSSL".into())];
+                Ok(Setup { environment, upgraded: Some(copy), ..Setup::plain("python3") })
+            }
             Self::GnuTls => native("gnutls", "GnuTLS", "libgnutls28-dev", "gnutls/gnutls.h", &["-DGNUTLS", "-lgnutls"]),
         }
     }
@@ -128,7 +141,7 @@ pub fn bun() -> Result<PathBuf> {
 fn native(name: &str, library: &str, package: &str, header: &str, flags: &[&str]) -> Result<Setup> {
     let program = tls_pipe(name, package, header, flags)?;
     let environment = vec![("TLS_PIPE", program.into_os_string()), ("TLS_PIPE_LIBRARY", library.into())];
-    Ok(Setup { program: PathBuf::from("python3"), environment })
+    Ok(Setup { environment, ..Setup::plain("python3") })
 }
 
 /// The stripped program with OpenSSL linked in, for tests that look into it.

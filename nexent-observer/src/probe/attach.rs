@@ -43,7 +43,7 @@ pub enum AttachError {
     /// Nothing to hook.
     #[error(
         "process {pid} ({exe}) has no TLS library that can be hooked: none of its {files} mapped files has SSL_read and \
-         SSL_write; if it loads one later, attach again then (Go, rustls and Java are not supported by this version). With \
+         SSL_write; if it loads one later, attach again then (rustls and Java are not supported by this version). With \
          plain_http auto or on it can be observed all the same"
     )]
     NoTls {

@@ -439,7 +439,7 @@ impl Function {
     /// Whether the instruction that holds this reference's four bytes is one that takes an address.
     fn takes(&self, insn: &Instruction, reference: Reference) -> bool {
         insn.ip() < reference.operand
-            && reference.operand + 4 <= insn.next_ip()
+            && reference.operand + 4 == insn.next_ip()
             && match insn.mnemonic() {
                 Mnemonic::Lea => insn.is_ip_rel_memory_operand() && insn.ip_rel_memory_address() == reference.target,
                 Mnemonic::Mov => {
