@@ -101,6 +101,29 @@ fn openssl_4_without_symbols_is_found_where_its_symbols_are() {
     }
 }
 
+#[test]
+fn the_inner_functions_of_openssl_3_6_are_found_behind_the_public_ones() {
+    let libraries = fs::read_dir(packages().join("pycurl.libs")).unwrap().flatten().map(|entry| entry.path());
+    let is_it = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with("libssl");
+    let library = libraries.into_iter().find(is_it).unwrap();
+    let symbols = Command::new("readelf").args(["-sW"]).arg(&library).output().unwrap();
+    let symbols = String::from_utf8_lossy(&symbols.stdout).into_owned();
+    let found = plan(&library);
+    let found = of(&found, Family::OpenSsl);
+    assert_eq!(found.notes, Vec::<String>::new());
+    for (program, public, inner, length) in [
+        (Program::Read, "SSL_read", "ssl_read_internal", "FourthArgument"),
+        (Program::Write, "SSL_write", "ssl_write_internal", "FifthArgument"),
+    ] {
+        let hooks: Vec<&Hook> = found.hooks.iter().filter(|hook| hook.program == program).collect();
+        assert_eq!(hooks.len(), 1, "{hooks:?}");
+        let line = symbols.lines().find(|line| line.ends_with(&format!(" {inner}"))).unwrap();
+        let address = line.split_ascii_whitespace().nth(1).unwrap().trim_start_matches('0').to_owned();
+        assert_eq!(hooks[0].function, format!("{public} -> inner function at 0x{address}"));
+        assert_eq!(format!("{:?}", hooks[0].length), length, "{inner}");
+    }
+}
+
 /// Addresses that were seen to fire in these very versions, each by a probe that was set by hand.
 #[test]
 fn boringssl_is_found_where_it_was_seen_to_fire() {

@@ -6,6 +6,7 @@ use super::{
     elf::{Elf, Function},
     hookpoint::{self, Cost, Place},
     plan::{Family, FamilyPlan, Hook, Program, WhyNot},
+    static_openssl,
 };
 
 /// Bytes of a public function looked at.
@@ -57,10 +58,17 @@ fn direction(
                 plan.hooks.push(Hook { program, ..hook });
                 return Ok(());
             }
-            Err(why) => plan.notes.push(format!(
-                "{} is hooked at its public entry, which costs about 9 us a call instead of 1: {why}",
-                plain.name
-            )),
+            Err(_) => match static_openssl::inner_of(elf, &plain.name, plain.address) {
+                Ok((hook, address)) => {
+                    let function = format!("{} -> inner function at {address:#x}", plain.name);
+                    plan.hooks.push(Hook { program, function, ..hook });
+                    return Ok(());
+                }
+                Err(why) => plan.notes.push(format!(
+                    "{} is hooked at its public entry, which costs about 9 us a call instead of 1: {why}",
+                    plain.name
+                )),
+            },
         }
     }
     let mut public = |function: &Function, length| {

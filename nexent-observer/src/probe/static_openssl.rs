@@ -1,7 +1,7 @@
 //! Finds OpenSSL 3 that was linked into a program without symbols (python-build-standalone and what uv installs): `ssl_read_internal`
 //! and `ssl_write_internal` put their own names into the errors that they raise (`__func__` in `ERR_raise`).
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use nexent_observer_common::cookie::Length;
 
@@ -99,6 +99,37 @@ pub fn plan(elf: &Elf<'_>) -> Result<Option<FamilyPlan>, WhyNot> {
     }
     notes.push("its functions have no names: they were found by the errors that they raise".to_owned());
     Ok(Some(FamilyPlan { family: Family::StaticOpenSsl, hooks, notes, proof: proof.into_iter().flatten().collect() }))
+}
+
+/// The inner function behind a public one that returns the length, from OpenSSL 3.2 on, where more is called on the way: the one
+/// that is handed the object, the buffer and the address of a local, and is proven by itself.
+///
+/// # Errors
+/// [`WhyNot`].
+pub(super) fn inner_of(elf: &Elf<'_>, name: &str, public: u64) -> Result<(Hook, u64), WhyNot> {
+    let what = format!("the inner function of {name}");
+    let public = xref::function_at(elf, public).map_err(|why| unproven(name, why))?;
+    let is_inner = |call: u64| {
+        let ways = public.handed_over(call);
+        ways.iter().any(|way| {
+            matches!(
+                way,
+                [Value::Argument(0), Value::Argument(1), _, Value::Local, _, _]
+                    | [Value::Argument(0), Value::Argument(1), _, _, Value::Local, _]
+            )
+        })
+    };
+    let targets: BTreeSet<u64> = public.calls().filter(|(call, _)| is_inner(*call)).map(|(_, target)| target).collect();
+    let mut targets = targets.into_iter();
+    let (Some(address), None) = (targets.next(), targets.next()) else {
+        return Err(unproven(&what, "no call, or more than one, hands on what it must"));
+    };
+    let function = xref::function_at(elf, address).map_err(|why| unproven(&what, why))?;
+    if !function.begins_like_one() {
+        return Err(unproven(&what, "it does not begin with a push"));
+    }
+    let length = prove_inner(elf, &what, &function)?;
+    Ok((hook(elf, Program::Read, name, &function, length)?, address))
 }
 
 /// Proves that this is the inner function of a direction, and tells where it stores the length: `SSL_x` and `SSL_x_ex` call it, the

@@ -172,6 +172,13 @@ fn stream_calls(elf: &Elf<'_>, mut each: impl FnMut(u64, u64) -> bool) -> bool {
     })
 }
 
+/// The function that begins at an address, as the table for unwinding tells it.
+pub(super) fn function_at(elf: &Elf<'_>, address: u64) -> Result<Function, &'static str> {
+    let table = elf.frame_table(MAX_FRAME_TABLE).and_then(Frames::parse).ok_or("it has no table for unwinding")?;
+    let (start, end) = table.range(elf, address).ok_or("the table for unwinding has no function there")?;
+    if start == address { decode(elf, start, Some(end), None) } else { Err("it begins elsewhere") }
+}
+
 /// A function, decoded.
 #[derive(Debug, Clone)]
 pub(super) struct Function {
@@ -217,13 +224,13 @@ impl<'a> Starts<'a> {
         match self {
             Self::Table(table) => {
                 let range = table.range(elf, reference).ok_or("the table for unwinding has no function there")?;
-                decode(elf, range.0, Some(range.1), reference)
+                decode(elf, range.0, Some(range.1), Some(reference))
             }
             Self::Called(targets) => {
                 let lowest = reference.saturating_sub(MAX_FUNCTION);
                 let mut why = "nothing that is called lies before it";
                 for start in targets.range(lowest..=reference).rev() {
-                    match decode(elf, *start, None, reference) {
+                    match decode(elf, *start, None, Some(reference)) {
                         Ok(function) => return Ok(function),
                         Err(reason) => why = reason,
                     }
@@ -276,7 +283,7 @@ impl<'a> Frames<'a> {
 }
 
 /// Decodes the function from `start` over `reference` to its end, which is found out where it is not given.
-fn decode(elf: &Elf<'_>, start: u64, end: Option<u64>, reference: u64) -> Result<Function, &'static str> {
+fn decode(elf: &Elf<'_>, start: u64, end: Option<u64>, reference: Option<u64>) -> Result<Function, &'static str> {
     let size = end.map_or(MAX_FUNCTION, |end| end.saturating_sub(start));
     if size > MAX_FUNCTION {
         return Err("it is too large");
@@ -297,7 +304,7 @@ fn decode(elf: &Elf<'_>, start: u64, end: Option<u64>, reference: u64) -> Result
             return Err("another function begins in it");
         }
         code.push(insn);
-        holds |= insn.ip() < reference && reference + 4 <= insn.next_ip();
+        holds |= reference.is_none_or(|at| insn.ip() < at && at + 4 <= insn.next_ip());
         let next = insn.next_ip();
         if let FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch = insn.flow_control()
             && matches!(insn.op0_kind(), OpKind::NearBranch64)
@@ -459,6 +466,12 @@ impl Function {
         let before = self.code.get(..at)?.iter().rev().take_while(|insn| !breaks(insn));
         let behind = self.code.get(at + 1..)?.iter().take_while(|insn| !breaks(insn));
         Some(before.chain(behind).filter_map(constant).collect())
+    }
+
+    /// Its direct calls: where each is, and where it leads.
+    pub(super) fn calls(&self) -> impl Iterator<Item = (u64, u64)> {
+        let calls = self.code.iter().filter(|insn| insn.code() == Code::Call_rel32_64);
+        calls.map(|insn| (insn.ip(), insn.near_branch64()))
     }
 
     /// Its references to any of these addresses.
