@@ -130,11 +130,11 @@ pub struct Part {
 }
 
 impl Part {
-    /// Whether a hook at this offset is at the beginning of this function, behind an `endbr64` (4 bytes) or not.
+    /// Whether a hook at this offset is at the beginning of this function, behind an `endbr64` (4 bytes) and a test (3 bytes) or not.
     #[must_use]
     pub fn is_hooked_at(&self, offset: u64) -> bool {
         let begins = self.function.and_then(|function| self.offset.checked_add(function));
-        begins.is_some_and(|begins| offset == begins || begins.checked_add(4) == Some(offset))
+        begins.and_then(|begins| offset.checked_sub(begins)).is_some_and(|into| matches!(into, 0 | 3 | 4 | 7))
     }
 }
 

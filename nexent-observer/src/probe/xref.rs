@@ -53,7 +53,7 @@ pub(super) fn strings(elf: &Elf<'_>, needles: &[Needle]) -> Option<Vec<Vec<u64>>
             [text.as_bytes(), b"\0"].concat()
         })
         .collect();
-    let finders: Vec<_> = patterns.iter().map(|pattern| memchr::memmem::Finder::new(pattern)).collect();
+    let finders: Vec<_> = patterns.iter().map(memchr::memmem::Finder::new).collect();
     let mut found: Vec<BTreeSet<u64>> = vec![BTreeSet::new(); needles.len()];
     for segment in constants {
         let read = elf.stream(segment, 2 * MAX_PATH, |address, piece| {
@@ -64,7 +64,7 @@ pub(super) fn strings(elf: &Elf<'_>, needles: &[Needle]) -> Option<Vec<Vec<u64>>
                         // What precedes a whole string ends another one.
                         Needle::Whole(_) => before.last().is_none_or(|byte| *byte == 0).then_some(at),
                         Needle::Suffix(_) => memchr::memrchr(0, before)
-                            .map_or((address == segment.address).then_some(0), |zero| Some(zero + 1))
+                            .map_or_else(|| (address == segment.address).then_some(0), |zero| Some(zero + 1))
                             .filter(|start| at - start <= MAX_PATH),
                     };
                     found.extend(start.map(|start| address + start as u64));
@@ -373,9 +373,17 @@ pub(super) const ARGUMENTS: [Register; 6] =
     [Register::RDI, Register::RSI, Register::RDX, Register::RCX, Register::R8, Register::R9];
 
 impl Function {
-    /// Whether it begins with a `push` of a register that a function has to keep, behind an `endbr64` or not.
+    /// Whether it begins with a `push` of a register that a function has to keep, behind an `endbr64` and a test of the first argument
+    /// or not.
     pub(super) fn begins_like_one(&self) -> bool {
-        let mut code = self.code.iter().filter(|insn| insn.code() != Code::Endbr64);
+        let mut code = self.code.iter().skip_while(|insn| insn.code() == Code::Endbr64).peekable();
+        let tests = |insn: &&Instruction| {
+            insn.mnemonic() == Mnemonic::Test
+                && (insn.op0_register(), insn.op1_register()) == (Register::RDI, Register::RDI)
+        };
+        if code.next_if(tests).is_some() && !code.next().is_some_and(Instruction::is_jcc_short_or_near) {
+            return false;
+        }
         code.next().is_some_and(|insn| {
             insn.code() == Code::Push_r64
                 && matches!(
@@ -424,7 +432,7 @@ impl Function {
                 match insn.flow_control() {
                     FlowControl::Next => {}
                     FlowControl::ConditionalBranch => {
-                        ways.extend(self.index_of(insn.near_branch64()).map(|to| (to, gone)))
+                        ways.extend(self.index_of(insn.near_branch64()).map(|to| (to, gone)));
                     }
                     FlowControl::UnconditionalBranch => {
                         ways.extend(self.index_of(insn.near_branch64()).map(|to| (to, gone)));
@@ -598,6 +606,8 @@ mod tests {
     fn a_function_begins_with_the_push_of_a_register_that_it_keeps() {
         let begins = |code: &[u8]| Function::of_bytes(code, 0).begins_like_one();
         assert!(begins(&[0x55, 0xc3]) && begins(&[0x41, 0x57, 0xc3]) && begins(&[0xf3, 0x0f, 0x1e, 0xfa, 0x53]));
+        assert!(begins(&[0x48, 0x85, 0xff, 0x74, 0x10, 0x41, 0x56]), "test rdi,rdi; je; push r14");
+        assert!(!begins(&[0x48, 0x85, 0xff, 0x41, 0x56]) && !begins(&[0x48, 0x85, 0xf6, 0x74, 0x10, 0x41, 0x56]));
         assert!(!begins(&[0x50, 0xc3]) && !begins(&[0x48, 0x83, 0xec, 0x08]) && !begins(&[]));
     }
 
