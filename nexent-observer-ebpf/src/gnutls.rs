@@ -16,6 +16,7 @@ use nexent_observer_common::{
 };
 
 use crate::{
+    flow,
     inflight::{self, RETURN_POPS, Returned},
     maps::{INFLIGHT, count},
     openssl::{begin, write_returned},
@@ -74,7 +75,12 @@ fn leave(ctx: &RetProbeContext, outermost: bool, then: impl FnOnce(u64, Call, *m
 /// Entry of a write.
 #[uprobe]
 pub fn gnutls_write_enter(ctx: ProbeContext) -> u32 {
-    let _ = enter(&ctx, true);
+    if enter(&ctx, true).is_some()
+        && let Some(session) = ctx.arg(0)
+    {
+        let pid_tgid = bpf_get_current_pid_tgid();
+        flow::write_begins(session, (pid_tgid >> 32) as u32, &flow::thread(pid_tgid));
+    }
     0
 }
 
@@ -83,9 +89,12 @@ pub fn gnutls_write_enter(ctx: ProbeContext) -> u32 {
 pub fn gnutls_write_return(ctx: RetProbeContext) -> u32 {
     let result: i64 = ctx.ret();
     let _ = leave(&ctx, true, |pid_tgid, call, kept| {
+        let writer = flow::thread(pid_tgid);
         if result > 0 {
-            write_returned(&Returned { call, kept, bytes: result as u64, pid_tgid, return_ns: inflight::now() });
+            let returned = Returned { call, kept, bytes: result as u64, pid_tgid, return_ns: inflight::now() };
+            let _ = write_returned(&returned, &writer);
         }
+        flow::write_over(&writer);
         Some(())
     });
     0

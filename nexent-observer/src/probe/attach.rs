@@ -460,10 +460,11 @@ impl Attacher {
             }
             tracing::info!("No process needs plain HTTP any more: its tracepoints are removed.");
         }
-        if self.phases.is_some() && !self.expecting && self.observed.is_empty() {
-            if let Some(links) = self.phases.take() {
-                self.undertaker.bury(links);
-            }
+        if !self.expecting
+            && self.observed.is_empty()
+            && let Some(links) = self.phases.take()
+        {
+            self.undertaker.bury(links);
         }
         for pid in self.kernel.armed() {
             if !self.observed.contains_key(&pid) && Process::find(pid).is_err() {
