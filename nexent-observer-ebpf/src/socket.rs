@@ -14,17 +14,17 @@ use nexent_observer_common::{
     piece::Window,
     plain::{Look, look},
     record::{AF_INET, AF_INET6, AF_UNIX, PEER_BYTES, Peer, RecordHeader, kind},
-    state::{SockCall, Socket, conn_flag, socket_key, socket_state},
+    state::{ConnKey, SockCall, Socket, conn_flag, socket_key, socket_state, sockets},
 };
 
 use crate::{
-    conn, emit, inflight,
+    aead, conn, emit, inflight,
     maps::{self, CONNS, SOCKETS, add, count},
     syscalls,
 };
 
 /// `struct sock` of the kernel.
-type Sock = *mut core::ffi::c_void;
+pub type Sock = *mut core::ffi::c_void;
 
 /// Flags of receiving calls (include/linux/socket.h).
 const MSG_OOB: u32 = 1;
@@ -66,11 +66,17 @@ pub fn plain_received(ctx: BtfTracePointContext) -> i32 {
 #[inline(always)]
 fn touched(sock: Sock, bytes: i32, flags: u32, direction: u16) -> Option<()> {
     let pid_tgid = bpf_get_current_pid_tgid();
-    if !syscalls::is_plain_target((pid_tgid >> 32) as u32) {
+    let wanted = syscalls::wanted_of((pid_tgid >> 32) as u32);
+    if wanted == 0 {
         return None;
     }
     if bytes > 0 && flags & (MSG_PEEK | MSG_OOB | MSG_ERRQUEUE) == 0 {
-        let _ = moved(sock, bytes as u64, flags, direction, pid_tgid);
+        if wanted & sockets::JOIN != 0 {
+            let _ = aead::socket_used(sock, bytes as u64, direction, pid_tgid);
+        }
+        if wanted & sockets::PLAIN != 0 {
+            let _ = moved(sock, bytes as u64, flags, direction, pid_tgid);
+        }
     }
     syscalls::done(pid_tgid);
     Some(())
@@ -106,7 +112,7 @@ fn moved(sock: Sock, bytes: u64, flags: u32, direction: u16, pid_tgid: u64) -> O
     }
     if socket.state & (socket_state::HTTP | socket_state::TOLD) == socket_state::HTTP {
         socket.state |= socket_state::TOLD;
-        tell_peer(sock, socket, cookie, pid_tgid);
+        tell_peer(sock, socket, &conn::key(tgid, socket_key(cookie)), pid_tgid);
     }
     let mut header = RecordHeader {
         // SAFETY: the verifier checked the value; only this thread uses it.
@@ -136,7 +142,7 @@ fn moved(sock: Sock, bytes: u64, flags: u32, direction: u16, pid_tgid: u64) -> O
 
 /// What is known of a socket; a socket met for the first time is made known.
 #[inline(always)]
-fn of(cookie: u64, tgid: u32, now: u64, sock: Sock) -> Option<*mut Socket> {
+pub fn of(cookie: u64, tgid: u32, now: u64, sock: Sock) -> Option<*mut Socket> {
     if let Some(known) = SOCKETS.get_ptr_mut(&cookie) {
         // SAFETY: the verifier checked the value.
         if unsafe { (*known).tgid } == tgid {
@@ -148,7 +154,7 @@ fn of(cookie: u64, tgid: u32, now: u64, sock: Sock) -> Option<*mut Socket> {
     let stream = field::<u16>(sock, maps::sock_type_offset()) == SOCK_STREAM;
     let state = match family {
         AF_UNIX if stream => socket_state::UNIX,
-        AF_INET | AF_INET6 if stream => 0,
+        AF_INET | AF_INET6 if stream => socket_state::TCP,
         _ => socket_state::ENCRYPTED, // datagrams: never looked at
     };
     let socket = Socket { tgid, state, used_ns: now, ..Socket::default() };
@@ -224,8 +230,8 @@ fn judge(socket: &mut Socket, call: *mut SockCall, cookie: u64, bytes: u64) -> O
 
 /// Reports the addresses of a connection.
 #[inline(always)]
-fn tell_peer(sock: Sock, socket: &Socket, cookie: u64, pid_tgid: u64) {
-    let Some(conn) = CONNS.get_ptr(&conn::key(socket.tgid, socket_key(cookie))) else { return };
+pub fn tell_peer(sock: Sock, socket: &Socket, key: &ConnKey, pid_tgid: u64) {
+    let Some(conn) = CONNS.get_ptr(key) else { return };
     let mut peer = Peer { connect_ns: socket.connect_ns, ..Peer::default() };
     peer.family = field(sock, maps::sock_family_offset());
     if peer.family == AF_INET {
@@ -281,9 +287,10 @@ fn state_changed(sock: Sock, from: i32, to: i32) -> Option<()> {
         // In the thread that connects.
         SYN_SENT => {
             let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
-            if syscalls::is_plain_target(tgid) {
+            if syscalls::wanted_of(tgid) != 0 {
                 let now = inflight::now();
-                let socket = Socket { tgid, connect_from: now, used_ns: now, ..Socket::default() };
+                let state = socket_state::TCP;
+                let socket = Socket { tgid, state, connect_from: now, used_ns: now, ..Socket::default() };
                 // SAFETY: the tracepoint's own argument.
                 let _ = SOCKETS.insert(&unsafe { bpf_get_socket_cookie(sock) }, &socket, 0);
             }
@@ -319,8 +326,12 @@ fn ended(sock: Sock) {
     let cookie = unsafe { bpf_get_socket_cookie(sock) };
     let Some(socket) = SOCKETS.get_ptr(&cookie) else { return };
     // SAFETY: the verifier checked the value.
-    let (tgid, state) = unsafe { ((*socket).tgid, (*socket).state) };
+    let (tgid, state, joined) = unsafe { ((*socket).tgid, (*socket).state, (*socket).conn) };
     let _ = SOCKETS.remove(&cookie);
+    if joined != 0 {
+        let pid = u64::from(tgid);
+        let _ = conn::retire(&conn::key(tgid, joined), (pid << 32) | pid);
+    }
     if state & socket_state::HTTP != 0 {
         let pid = u64::from(tgid);
         let _ = conn::retire(&conn::key(tgid, socket_key(cookie)), (pid << 32) | pid);

@@ -290,6 +290,8 @@ impl Observer {
             skipped_bytes: counter(Counter::SkippedBytes),
             plain_other_bytes: counter(Counter::PlainOtherBytes),
             plain_unseen: counter(Counter::PlainUnseen),
+            aead_unjoined: counter(Counter::AeadUnjoined),
+            aead_rejoined: counter(Counter::AeadRejoined),
             attached_probes,
             attached_processes,
         };

@@ -47,6 +47,18 @@ impl Libraries {
             .collect()
     }
 
+    /// What was found in `files` and is not hooked, as the end of a half-sentence; empty: nothing.
+    pub fn refused(&mut self, files: &[MappedFile]) -> String {
+        let mut said = String::new();
+        for file in files {
+            let Some(plan) = self.plan_of(file) else { continue };
+            for (family, why) in &plan.refused {
+                said.push_str(&format!("; {} in {}: {why}", family, file.path.display()));
+            }
+        }
+        said
+    }
+
     fn plan_of(&mut self, file: &MappedFile) -> Option<Arc<Plan>> {
         let opened = File::open(&file.open).ok()?;
         let stamp = FileStamp::of(&opened).ok()?;

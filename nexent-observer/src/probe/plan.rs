@@ -5,7 +5,7 @@ use std::fmt;
 
 use nexent_observer_common::cookie::Length;
 
-use super::{elf::Elf, go, hookpoint::Cost, hooks, openssl};
+use super::{aws_lc, elf::Elf, go, hookpoint::Cost, hooks, openssl};
 
 /// A family of TLS implementations that share functions and their meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -14,6 +14,8 @@ pub enum Family {
     OpenSsl,
     /// Go's `crypto/tls`.
     Go,
+    /// rustls, by the functions of aws-lc that seal and open its records.
+    Rustls,
     /// The probe point of the in-process hooks. No TLS.
     Hooks,
 }
@@ -25,6 +27,7 @@ impl Family {
         match self {
             Self::OpenSsl => "OpenSSL",
             Self::Go => "Go crypto/tls",
+            Self::Rustls => "rustls",
             Self::Hooks => "in-process hooks",
         }
     }
@@ -61,6 +64,12 @@ pub enum Program {
     GoBegin,
     /// Go: entry of the function that ends a connection.
     GoClose,
+    /// aws-lc: entry of `EVP_AEAD_CTX_seal`.
+    AeadSeal,
+    /// aws-lc: entry of `EVP_AEAD_CTX_seal_scatter`.
+    AeadSealScatter,
+    /// aws-lc: entry and return of `EVP_AEAD_CTX_open`.
+    AeadOpen,
     /// In-process hooks: entry of the function that announces.
     Announce,
 }
@@ -133,8 +142,12 @@ pub struct Plan {
 pub type Finder = fn(&Elf<'_>) -> Result<Option<FamilyPlan>, WhyNot>;
 
 /// All finders. Each is asked about every file, so that several implementations in one file are all found.
-pub const FINDERS: &[(Family, Finder)] =
-    &[(Family::OpenSsl, openssl::plan), (Family::Go, go::plan), (Family::Hooks, hooks::plan)];
+pub const FINDERS: &[(Family, Finder)] = &[
+    (Family::OpenSsl, openssl::plan),
+    (Family::Go, go::plan),
+    (Family::Rustls, aws_lc::plan),
+    (Family::Hooks, hooks::plan),
+];
 
 impl Plan {
     /// Asks every finder about a file.
@@ -155,6 +168,12 @@ impl Plan {
     #[must_use]
     pub fn has_tls(&self) -> bool {
         self.implementations.iter().any(|found| found.family != Family::Hooks)
+    }
+
+    /// Whether what it sees makes sense only together with what happens on sockets.
+    #[must_use]
+    pub fn needs_sockets(&self) -> bool {
+        self.implementations.iter().any(|found| found.family == Family::Rustls)
     }
 
     /// Whether there is anything to hook.
