@@ -82,9 +82,8 @@ struct Head {
 #[inline(always)]
 fn read_user<T: Copy>(at: u64, mut into: T) -> Option<T> {
     // SAFETY: the helper checks the user address and writes as many bytes as the local has; any bits are valid in what is read here.
-    let result = unsafe {
-        bpf_probe_read_user((&raw mut into).cast(), size_of::<T>() as u32, at as *const core::ffi::c_void)
-    };
+    let result =
+        unsafe { bpf_probe_read_user((&raw mut into).cast(), size_of::<T>() as u32, at as *const core::ffi::c_void) };
     (result == 0).then_some(into)
 }
 
@@ -368,8 +367,7 @@ fn seal(given: Given, pid_tgid: u64) -> Option<()> {
     }
     let conn_key = conn::key(tgid, known.conn);
     begin(&conn_key, given.input, n);
-    let call =
-        Call { tls: known.conn, buf: given.input, length_at: 0, entry_ns: now, cookie: 0, moved: 0, cut: 0 };
+    let call = Call { tls: known.conn, buf: given.input, length_at: 0, entry_ns: now, cookie: 0, moved: 0, cut: 0 };
     let returned = Returned { call, kept: &raw mut thread.call, bytes: n, pid_tgid, return_ns: now };
     let mut header = header_of(&returned, kind::WRITE);
     // SAFETY: the verifier checked the value; rustls has its connections behind a lock.

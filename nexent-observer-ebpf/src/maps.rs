@@ -6,9 +6,7 @@ use aya_ebpf::{
 };
 use nexent_observer_common::{
     counters::Counter,
-    state::{
-        Aead, AeadKey, Call, CallKey, Conn, ConnKey, FileKey, SockCall, Socket, Target, Thread, VERDICT_SLOTS,
-    },
+    state::{Aead, AeadKey, Call, CallKey, Conn, ConnKey, FileKey, SockCall, Socket, Target, Thread, VERDICT_SLOTS},
 };
 
 /// Reads, closes and process events. Apart from the writes, so that large prompts cannot push out tokens.

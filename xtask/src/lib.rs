@@ -8,6 +8,7 @@ pub mod matrix;
 pub mod observer;
 pub mod process;
 pub mod python;
+pub mod rust;
 pub mod server;
 pub mod sh;
 pub mod stack;

@@ -4,6 +4,7 @@
 //! where its runtime is new, a [`Runtime`].
 
 use std::{
+    ffi::OsString,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -20,6 +21,7 @@ use crate::{
     observer::Observer,
     process::Guarded,
     python,
+    rust::{self, Tls},
     server::{Kind, LlmServer},
     sh,
     truth::free_address,
@@ -39,6 +41,10 @@ pub enum Runtime {
     Python,
     /// The system's `curl`; any interpreter runs the program that starts it.
     Curl,
+    /// reqwest; likewise.
+    Reqwest(Tls),
+    /// Deno; likewise.
+    Deno,
 }
 
 impl Runtime {
@@ -53,6 +59,26 @@ impl Runtime {
                 }
                 Ok(PathBuf::from("python3"))
             }
+            Self::Reqwest(_) | Self::Deno => Ok(PathBuf::from("python3")),
+        }
+    }
+
+    /// The program that the script starts, where it is told so behind `--`.
+    fn program(self) -> Result<Vec<OsString>> {
+        match self {
+            Self::Python | Self::Curl => Ok(Vec::new()),
+            Self::Reqwest(tls) => Ok(vec![rust::fetcher(tls)?.into()]),
+            Self::Deno => Ok(vec![
+                rust::program("deno")?.into(),
+                "run".into(),
+                "--quiet".into(),
+                "--no-config".into(),
+                "--unstable-http".into(),
+                "--allow-net=localhost".into(),
+                "--allow-write".into(),
+                "--allow-env".into(),
+                sh::fixture("sdks/fetcher.ts")?.into(),
+            ]),
         }
     }
 }
@@ -117,6 +143,13 @@ pub const CLIENTS: &[Client] = &[
     python("h2", "all", "h2_by_hand.py", &[]).over(Http::H2),
     curl("curl", &[]),
     curl("curl-h2", &["--http2"]).over(Http::H2),
+    fetcher("reqwest", Runtime::Reqwest(Tls::AwsLc), &[]),
+    fetcher("reqwest-h2", Runtime::Reqwest(Tls::AwsLc), &["--http2", "--at-once", "6"]).over(Http::H2),
+    fetcher("reqwest-stripped", Runtime::Reqwest(Tls::AwsLcStripped), &["--at-once", "4"]),
+    fetcher("reqwest-tls12", Runtime::Reqwest(Tls::AwsLc), &["--tls12"]),
+    Client { hook: "libssl", ..fetcher("reqwest-native", Runtime::Reqwest(Tls::Native), &[]) },
+    fetcher("deno", Runtime::Deno, &["--at-once", "3"]),
+    fetcher("deno-h2", Runtime::Deno, &["--http2", "--at-once", "6"]).over(Http::H2),
 ];
 
 const fn python(
@@ -131,6 +164,11 @@ const fn python(
 
 const fn curl(name: &'static str, flags: &'static [&'static str]) -> Client {
     Client { runtime: Runtime::Curl, clock: false, ..python(name, "all", "curl_cli.py", flags) }
+}
+
+const fn fetcher(name: &'static str, runtime: Runtime, flags: &'static [&'static str]) -> Client {
+    let (script, hook) = ("fetcher.py", "tls=rustls");
+    Client { runtime, script, hook, clock: false, ..python(name, "all", script, flags) }
 }
 
 impl Client {
@@ -217,7 +255,11 @@ impl<'a> Running<'a> {
         if client.clock {
             command.arg("--clock-dir").arg(clock_dir(dir));
         }
-        for variable in ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"] {
+        let program = client.runtime.program()?;
+        if !program.is_empty() {
+            command.arg("--").args(program);
+        }
+        for variable in ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "DENO_CERT"] {
             command.env(variable, &server.certificate.cert);
         }
         let process = Guarded::talking(client.name, command.stderr(errors))?;

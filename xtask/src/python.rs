@@ -53,6 +53,11 @@ pub fn golang() -> Result<PathBuf> {
     environment("venv-go", &sh::fixture("clients/go/requirements.txt")?, &[])
 }
 
+/// Interpreter of the environment with programs that are written in Rust.
+pub fn rust_programs() -> Result<PathBuf> {
+    environment("venv-rust", &sh::fixture("clients/rust/requirements.txt")?, &[])
+}
+
 /// Interpreter of the environment with the clients of the matrix.
 pub fn sdks() -> Result<PathBuf> {
     environment("venv-sdks", &sh::fixture("sdks/requirements.txt")?, &[])

@@ -17,3 +17,4 @@ mod hostile;
 mod libraries;
 mod plain;
 mod privileges;
+mod rustls;

@@ -234,7 +234,7 @@ fn the_tracepoints_go_with_the_last_process_that_needed_them() {
     let probes = |observer: &Observer| observer.metrics().sum("nexent_observer_attached_probes", &[]);
     until("the tracepoints are counted", || (probes(&observer) >= 4.0).then_some(()));
     drop(raw);
-    observer.says("No process needs plain HTTP any more");
+    observer.says("No process needs its sockets looked at any more");
     until("no probe is left", || (probes(&observer) == 0.0).then_some(()));
     observer.finish();
 }
