@@ -178,6 +178,7 @@ pub fn check(input: &[u8]) {
                     fault: has(2),
                     after_skip: has(3),
                     after_unknown_loss: has(4),
+                    sent: has(5),
                 };
             }
             _ => {}

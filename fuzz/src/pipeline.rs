@@ -118,6 +118,7 @@ impl<'a> Compiler<'a> {
             fault: has(2),
             after_skip: has(3),
             after_unknown_loss: has(0),
+            sent: has(5),
         }
     }
 

@@ -79,17 +79,21 @@ pub fn check(entry: &[u8]) {
             let inet = matches!((peer.local, peer.remote), (Address::Inet(_), Address::Inet(_)));
             assert_eq!(inet, family == AF_INET || family == AF_INET6);
         }
+        RecordKind::Sent { until } => assert_eq!((kind, until.0), (kind::SENT, number(24, 8))),
+        RecordKind::Late { arrived } => assert_eq!((kind, arrived.0), (kind::LATE, number(0, 8))),
+        RecordKind::Retransmit => assert_eq!(kind, kind::RETRANSMIT),
     }
 }
 
 fn check_flags(got: RecordFlags, bits: u16) {
-    let RecordFlags { from_start, capped, fault, after_skip, after_unknown_loss } = got;
+    let RecordFlags { from_start, capped, fault, after_skip, after_unknown_loss, sent } = got;
     let named = [
         (from_start, flag::FROM_START),
         (capped, flag::CAPPED),
         (fault, flag::FAULT),
         (after_skip, flag::AFTER_SKIP),
         (after_unknown_loss, flag::AFTER_UNKNOWN_LOSS),
+        (sent, flag::SENT),
     ];
     for (is, bit) in named {
         assert_eq!(is, bits & bit != 0);

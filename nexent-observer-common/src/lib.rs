@@ -11,3 +11,4 @@ pub mod piece;
 pub mod plain;
 pub mod record;
 pub mod state;
+pub mod tls;

@@ -61,7 +61,18 @@ pub mod kind {
     pub const PEER: u16 = 7;
     /// An in-process hook said something; the payload is its text, `orig_len` the length it had before it was cut.
     pub const ANNOUNCEMENT: u16 = 8;
+    /// The socket took everything that was written to the connection by calls that returned until `offset` (a time, ns); `entry_ns` and
+    /// `return_ns` say when.
+    pub const SENT: u16 = 9;
+    /// Data lay in the socket unread: from `entry_ns`, its arrival, until `return_ns`.
+    pub const LATE: u16 = 10;
+    /// This host sent a segment of the connection again.
+    pub const RETRANSMIT: u16 = 11;
 }
+
+/// Data that lies unread in a socket for so long, in ns, is told ([`kind::LATE`]): well over what a busy scheduler takes, so that a
+/// stream that is read as it comes costs no record more.
+pub const LATE_NS: u64 = 5_000_000;
 
 /// Most bytes of an announcement that are copied.
 pub const MAX_ANNOUNCEMENT: usize = 1024;
@@ -80,14 +91,32 @@ pub struct Peer {
     pub remote_port: u16,
     /// `AF_INET`, `AF_INET6`, `AF_UNIX` (include/linux/socket.h).
     pub family: u16,
-    /// Always 0.
-    pub zero: u16,
+    /// How the socket was found: [`found`].
+    pub found: u16,
     /// From the beginning of `connect` to the connection, ns; 0 when it was not seen.
     pub connect_ns: u64,
+    /// From the ClientHello to the end of the TLS handshake, ns; 0 when it was not seen.
+    pub tls_ns: u64,
+    /// Segments that this host had sent again until now.
+    pub retransmits: u32,
+    /// Always 0.
+    pub zero: u32,
+}
+
+/// Values of [`Peer::found`].
+pub mod found {
+    /// Nothing but the addresses is known of the socket: its arrivals are not watched.
+    pub const ADDRESSES_ONLY: u16 = 0;
+    /// The connection is the socket (plain HTTP).
+    pub const ITSELF: u16 = 1;
+    /// The socket took bytes while a TLS write of this connection was under way on the thread.
+    pub const INSIDE_WRITE: u16 = 2;
+    /// It took the record of a TLS write of this connection as the thread's next send after it.
+    pub const NEXT_SEND: u16 = 3;
 }
 
 /// Size of [`Peer`], bytes.
-pub const PEER_BYTES: usize = 48;
+pub const PEER_BYTES: usize = 64;
 const _: () = assert!(size_of::<Peer>() == PEER_BYTES);
 
 /// `Peer::family` of IPv4.
@@ -103,11 +132,15 @@ impl Peer {
     pub fn parse(payload: &[u8]) -> Option<Self> {
         let bytes = payload.first_chunk::<PEER_BYTES>()?;
         let u16_at = |at: usize| u16::from_ne_bytes([0, 1].map(|i| bytes[at + i]));
+        let u64_at = |at: usize| u64::from_ne_bytes([0, 1, 2, 3, 4, 5, 6, 7].map(|i| bytes[at + i]));
         let mut peer = Self {
             local_port: u16_at(32),
             remote_port: u16_at(34),
             family: u16_at(36),
-            connect_ns: u64::from_ne_bytes([0, 1, 2, 3, 4, 5, 6, 7].map(|i| bytes[40 + i])),
+            found: u16_at(38),
+            connect_ns: u64_at(40),
+            tls_ns: u64_at(48),
+            retransmits: u32::from_ne_bytes([0, 1, 2, 3].map(|i| bytes[56 + i])),
             ..Self::default()
         };
         peer.local.copy_from_slice(&bytes[..16]);
@@ -128,6 +161,8 @@ pub mod flag {
     pub const AFTER_SKIP: u16 = 1 << 3;
     /// An unknown number of bytes before this record was lost.
     pub const AFTER_UNKNOWN_LOSS: u16 = 1 << 4;
+    /// Written: the socket had taken all of it when the call returned.
+    pub const SENT: u16 = 1 << 5;
 }
 
 /// Why bytes in a ring are no record.
@@ -167,7 +202,7 @@ impl RecordHeader {
             flags: u16_at(50),
             turn: u32_at(52),
         };
-        if !(kind::READ..=kind::ANNOUNCEMENT).contains(&header.kind) {
+        if !(kind::READ..=kind::RETRANSMIT).contains(&header.kind) {
             return Err(Malformed::UnknownKind);
         }
         if header.orig_len < header.len {

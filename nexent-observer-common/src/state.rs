@@ -59,6 +59,8 @@ pub struct Conn {
     pub turn: u32,
     /// [`conn_flag`] bits.
     pub flags: u32,
+    /// Cookie of the socket that carries it; 0: not known.
+    pub socket: u64,
 }
 
 /// Bits of [`Conn::flags`].
@@ -205,6 +207,85 @@ pub struct Socket {
     pub conn: u64,
 }
 
+/// A TCP socket of a target as far as the phases of its connection go, by its cookie.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Flow {
+    /// Number of the connection that it carries; 0: not known (yet).
+    pub conn: u64,
+    /// The connection's [`ConnKey::tls`].
+    pub tls: u64,
+    /// Process.
+    pub tgid: u32,
+    /// [`flow_state`] bits.
+    pub state: u32,
+    /// Address of the kernel's `struct sock`; to be believed only while it has this flow's cookie.
+    pub sock: u64,
+    /// When `connect` began, ns; 0: not seen. So with the next ones.
+    pub connect_from: u64,
+    /// How long `connect` took, ns.
+    pub connect_ns: u64,
+    /// When the ClientHello was sent, ns.
+    pub hello_ns: u64,
+    /// When the latest part of the handshake passed, ns.
+    pub handshake_ns: u64,
+    /// Arrival of the oldest data that the process has not read, ns; 0: there is none.
+    pub unread_ns: u64,
+    /// Bytes that the socket took since all that was written was known to be with it.
+    pub sent: u64,
+    /// Fewest bytes that carry what was written since then; 0: nothing waits.
+    pub need: u64,
+    /// Return of the latest write that waits, ns.
+    pub until_ns: u64,
+    /// Segments sent again.
+    pub retransmits: u32,
+    /// Always 0.
+    pub zero: u32,
+}
+
+/// Bits of [`Flow::state`].
+pub mod flow_state {
+    /// Its bytes are sent while a TLS write is under way, not after it.
+    pub const INSIDE: u32 = 1;
+    /// Something was sent that may be of the handshake or not: its end is not known.
+    pub const BLURRED: u32 = 1 << 1;
+}
+
+/// What a thread (or goroutine) wrote to a TLS connection whose socket is not known.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Writer {
+    /// The TLS object.
+    pub tls: u64,
+    /// Number of its connection, from the return of the write on.
+    pub conn: u64,
+    /// Entry of the first write, ns.
+    pub begun_ns: u64,
+    /// Return of the last write, ns.
+    pub until_ns: u64,
+    /// Bytes of the first write.
+    pub first: u64,
+    /// Fewest bytes that carry all writes.
+    pub need: u64,
+    /// Socket that took bytes while the write was under way; 0: none.
+    pub cookie: u64,
+    /// Bytes that it took.
+    pub sent: u64,
+    /// [`writer_state`] bits.
+    pub state: u64,
+}
+
+/// Bits of [`Writer::state`].
+pub mod writer_state {
+    /// A write is under way.
+    pub const INSIDE: u64 = 1;
+    /// Writes returned and nothing was sent since.
+    pub const PENDING: u64 = 1 << 1;
+    /// Another connection's bytes wait on the same thread, or a write of another one is around this one: nothing follows from
+    /// what is sent next.
+    pub const CROWDED: u64 = 1 << 2;
+}
+
 /// Bits of [`Socket::state`].
 pub mod socket_state {
     /// It carries plain HTTP.
@@ -262,7 +343,7 @@ pub const fn verdict_value(conn: u64, turn: u32) -> u64 {
 const _: () = assert!(size_of::<CallKey>() == 16);
 const _: () = assert!(size_of::<Call>() == 56);
 const _: () = assert!(size_of::<ConnKey>() == 16);
-const _: () = assert!(size_of::<Conn>() == 40);
+const _: () = assert!(size_of::<Conn>() == 48);
 const _: () = assert!(size_of::<Target>() == 16);
 const _: () = assert!(size_of::<FileKey>() == 16);
 const _: () = assert!(size_of::<SockCall>() == 72);
@@ -270,6 +351,8 @@ const _: () = assert!(size_of::<Socket>() == 40);
 const _: () = assert!(size_of::<AeadKey>() == 24);
 const _: () = assert!(size_of::<Aead>() == 16);
 const _: () = assert!(size_of::<Thread>() == 96);
+const _: () = assert!(size_of::<Flow>() == 104);
+const _: () = assert!(size_of::<Writer>() == 72);
 const _: () = assert!(VERDICT_SLOTS.is_power_of_two());
 
 #[cfg(test)]

@@ -111,8 +111,20 @@ pub enum RecordKind<'a> {
         /// Why `payload` is shorter than `len`, and what happened before this record.
         flags: RecordFlags,
     },
-    /// The addresses of the connection, once.
+    /// The addresses of the connection, and what else its socket told until then; once.
     Peer(Peer),
+    /// The socket has everything that was written to the connection by calls that returned until `until`.
+    Sent {
+        /// Return of the latest of these calls.
+        until: MonoNs,
+    },
+    /// Data lay in the socket unread until the record's stamp: what is read next was read late.
+    Late {
+        /// Arrival of that data.
+        arrived: MonoNs,
+    },
+    /// This host sent a segment of the connection again.
+    Retransmit,
     /// The connection ended (freed, cleared or its number was retired).
     Close {
         /// Final offset of the read direction, in bytes: shows a loss at the very end.
@@ -134,6 +146,36 @@ pub struct Peer {
     pub remote: Address,
     /// Time of `connect`: from the first SYN to the connection, ns. `None` when it was not seen, or this side accepted.
     pub connect_ns: Option<u64>,
+    /// Time of the TLS handshake: from the send of the ClientHello to the last of its flights that this side sent or received,
+    /// ns. `None` when it was not seen whole, there was none, or this side accepted.
+    pub tls_ns: Option<u64>,
+    /// How the socket was found; `None`: nothing but its addresses is known.
+    pub socket: Option<Found>,
+    /// Segments that this host had sent again until then.
+    pub retransmits: u32,
+}
+
+/// How the socket of a connection was found: the source of everything that it tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Found {
+    /// The connection is the socket (no TLS).
+    Itself,
+    /// It took bytes while a TLS write of the connection was under way.
+    InsideWrite,
+    /// It was the thread's next one to send after a TLS write of the connection, and sent a record that fits the write.
+    NextSend,
+}
+
+impl Found {
+    /// Value in exports: `itself`, `inside_write`, `next_send`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Itself => "itself",
+            Self::InsideWrite => "inside_write",
+            Self::NextSend => "next_send",
+        }
+    }
 }
 
 /// One end of a connection.
@@ -158,4 +200,6 @@ pub struct RecordFlags {
     pub after_skip: bool,
     /// An unknown number of bytes was lost before this record (the entry of a call could not be kept).
     pub after_unknown_loss: bool,
+    /// Written: the socket had all of it when the call returned.
+    pub sent: bool,
 }

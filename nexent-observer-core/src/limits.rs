@@ -49,6 +49,10 @@ pub const HOLD_NS: u64 = 100_000_000;
 pub const FINISH_REASONS: usize = 16;
 /// Most stalls kept of one exchange.
 pub const STALLS: usize = 256;
+/// Latest retransmits kept of one connection, for the request that is being written while they happen.
+pub const RETRANSMITS: usize = 256;
+/// Most late reads kept of one exchange; stalls behind them have no cause.
+pub const LATE_READS: usize = 256;
 /// Most outputs that wait to be taken. The process takes them after each record, but one record (or the end of a process)
 /// may end thousands of exchanges.
 pub const OUTPUTS: usize = 128 * 1024;

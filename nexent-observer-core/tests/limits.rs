@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 /// Cap, file and name of the test that proves it.
-const PROVEN: [(&str, &str, &str); 35] = [
+const PROVEN: [(&str, &str, &str); 37] = [
     ("HEAD_BYTES", "src/http/http1/tests/mod.rs", "endless_heads_are_cut_off_and_the_next_exchange_is_right"),
     ("HEAD_FIELDS", "src/http/http1/head.rs", "too_many_fields_are_a_defect_of_their_own"),
     ("HPACK_TABLE_BYTES", "src/http/http2/hpack/tests.rs", "no_block_whatsoever_does_harm"),
@@ -19,6 +19,12 @@ const PROVEN: [(&str, &str, &str); 35] = [
     ("HOLD_NS", "src/conn/tests.rs", "a_read_whose_write_was_lost_flows_after_the_deadline_and_the_loss_shows_later"),
     ("FINISH_REASONS", "src/timing/tests.rs", "a_finish_reason_of_each_choice_is_kept_in_the_order_of_choices"),
     ("STALLS", "src/timing/tests.rs", "stalls_are_capped"),
+    (
+        "RETRANSMITS",
+        "tests/pipeline_rules.rs",
+        "retransmits_in_the_middle_of_a_write_count_for_the_request_that_it_carries",
+    ),
+    ("LATE_READS", "src/timing/phases.rs", "late_reads_are_kept_up_to_a_cap_and_gaps_behind_it_have_no_cause"),
     ("OUTPUTS", "src/pipeline/mod.rs", "outputs_that_nobody_takes_are_capped_and_the_oldest_go"),
     ("OPEN_EXCHANGES", "src/http/http1/tests/mod.rs", "too_many_open_exchanges_are_let_go"),
     ("OPEN_EXCHANGES", "src/http/http2/tests/mod.rs", "too_many_open_streams_cost_the_oldest_one"),

@@ -182,7 +182,7 @@ fn two_interleaved_streams_are_exactly_right() {
     assert_eq!((times(&got[0]), times(&got[1])), (vec![6, 7], vec![5, 6]));
     let since_start = |x: &Exchange, t: Option<MonoNs>| t.unwrap().since(x.request_start.unwrap());
     for (x, [sent, first_byte, end]) in got.iter().zip([[1, 4, 9], [1, 3, 7]]) {
-        assert_eq!(since_start(x, x.request_sent), sent * MS + 1000);
+        assert_eq!(since_start(x, x.request_written), sent * MS + 1000);
         assert_eq!(since_start(x, x.first_byte), first_byte * MS + 1000);
         assert_eq!(since_start(x, x.end), end * MS + 1000);
         assert_eq!(x.call.path, "/v1/chat/completions");

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use nexent_observer_core::{
-    event::{ConnId, Direction, MonoNs, Record, RecordFlags, RecordKind, Said, Stamp},
+    event::{Address, ConnId, Direction, Found, MonoNs, Peer, Record, RecordFlags, RecordKind, Said, Stamp},
     limits::Limits,
     pipeline::{Output, Pipeline},
     stats::DropReason,
@@ -307,4 +307,76 @@ fn words_of_threads_that_never_write_are_bounded() {
     b.write(1, 1, CHAT);
     b.read(1, 1, &format!("{STREAM}{}0\r\n\r\n", event("x")));
     assert_eq!(endpoints(&mut b), [Some("b".to_owned())]);
+}
+
+#[test]
+fn what_the_socket_tells_goes_to_the_call_that_the_connection_was_made_for_or_that_is_open() {
+    let mut b = Bench::new(Limits::default());
+    let address = Address::Inet(([127, 0, 0, 1], 443).into());
+    let peer = Peer {
+        local: address,
+        remote: address,
+        connect_ns: Some(5),
+        tls_ns: Some(7),
+        socket: Some(Found::NextSend),
+        retransmits: 3,
+    };
+    b.write(1, 1, CHAT);
+    let written = MonoNs(b.now);
+    b.record(1, 101, RecordKind::Peer(peer));
+    b.record(1, 101, RecordKind::Sent { until: written });
+    let sent = MonoNs(b.now);
+    b.record(1, 101, RecordKind::Retransmit);
+    b.read(1, 1, &format!("{STREAM}{}0\r\n\r\n", event("a")));
+    b.drained();
+    b.record(1, 101, RecordKind::Retransmit); // of nothing that is open
+    b.write(1, 2, CHAT);
+    b.record(1, 101, RecordKind::Late { arrived: MonoNs(b.now - 500_000) });
+    b.read(1, 2, &format!("{STREAM}{}0\r\n\r\n", event("b")));
+    b.drained();
+    let [first, second] = <[Exchange; 2]>::try_from(b.take().0).unwrap();
+    assert_eq!((first.request_written, first.request_sent), (Some(written), Some(sent)));
+    assert_eq!((first.connect_ns, first.tls_ns, first.retransmits), (Some(5), Some(7), Some(4)));
+    assert_eq!((second.connect_ns, second.tls_ns, second.retransmits), (None, None, Some(0)));
+    assert_eq!((first.read_delay.unwrap().reads, second.read_delay.unwrap().reads), (0, 1));
+    assert_eq!(second.request_sent, None, "its socket did not say so");
+    assert_eq!((first.socket, second.socket), (Some(Found::NextSend), Some(Found::NextSend)));
+}
+
+#[test]
+fn what_the_socket_of_an_unknown_connection_tells_makes_no_connection() {
+    let mut b = Bench::new(Limits::default());
+    for kind in [RecordKind::Retransmit, RecordKind::Sent { until: MonoNs(1) }, RecordKind::Late { arrived: MonoNs(1) }]
+    {
+        b.record(9, 109, kind);
+    }
+    assert_eq!(b.pipeline.stats().connections_open, 0);
+}
+
+#[test]
+fn retransmits_in_the_middle_of_a_write_count_for_the_request_that_it_carries() {
+    for (many, counted) in [(3, Some(3)), (255, Some(255)), (256, None), (1000, None)] {
+        let mut b = Bench::new(Limits::default());
+        let address = Address::Unix;
+        let socket = Some(Found::InsideWrite);
+        let peer = Peer { local: address, remote: address, connect_ns: None, tls_ns: None, socket, retransmits: 0 };
+        b.record(1, 101, RecordKind::Peer(peer));
+        b.record(1, 101, RecordKind::Retransmit); // before the call
+        let entry = MonoNs(b.now + 1);
+        for _ in 0..many {
+            b.record(1, 101, RecordKind::Retransmit);
+        }
+        let at = Stamp { entry, ret: MonoNs(b.now + 1_000_000) };
+        let flags = RecordFlags { from_start: true, sent: true, ..RecordFlags::default() };
+        let (payload, len) = (CHAT.as_bytes(), CHAT.len() as u64);
+        let kind = RecordKind::Data { dir: Direction::Write, offset: 0, turn: 1, payload, len, flags };
+        b.pipeline.handle_event(&Record { conn: ConnId(1), pid: 101, tid: 101, at, kind });
+        b.offsets[1][1] = len;
+        b.now = at.ret.0;
+        b.read(1, 1, &format!("{STREAM}{}0\r\n\r\n", event("a")));
+        b.drained();
+        let exchanges = b.take().0;
+        assert_eq!(exchanges.len(), 1);
+        assert_eq!((exchanges[0].retransmits, exchanges[0].request_sent), (counted, Some(at.ret)), "{many}");
+    }
 }

@@ -126,11 +126,12 @@ fn run(cuts: &[Cut], mut next: impl FnMut(usize) -> usize) -> Vec<Exchange> {
 }
 
 /// All of an exchange but its times, and what follows from them: which of several equal requests repeats which.
-fn timeless(mut x: Exchange) -> (Exchange, Vec<Option<u32>>, [bool; 7]) {
+fn timeless(mut x: Exchange) -> (Exchange, Vec<Option<u32>>, [bool; 8]) {
     (x.retry_of, x.retry_count) = (None, None);
     let tokens = x.chunks.iter().map(|c| c.tokens).collect();
     let known = [
         x.request_start.take(),
+        x.request_written.take(),
         x.request_sent.take(),
         x.first_byte.take(),
         x.first_chunk.take(),

@@ -19,12 +19,12 @@ use aya_ebpf::{
 use nexent_observer_common::{
     counters::Counter,
     plain::{Look, look},
-    record::kind,
+    record::{found, kind},
     state::{Aead, AeadKey, Call, CallKey, Socket, Thread, aead_conn_key, conn_flag, socket_state},
 };
 
 use crate::{
-    conn, emit,
+    conn, emit, flow,
     inflight::{self, Returned},
     maps::{AEADS, CONNS, INFLIGHT, SEALED, SOCKETS, THREADS, count},
     openssl::header_of,
@@ -531,7 +531,13 @@ pub fn socket_used(sock: Sock, bytes: u64, direction: u16, pid_tgid: u64) -> Opt
     let _ = AEADS.insert(&key, &known, 0);
     if socket.conn != 0 && socket.state & socket_state::TOLD == 0 {
         socket.state |= socket_state::TOLD;
-        socket::tell_peer(sock, socket, &conn::key(tgid, socket.conn), pid_tgid);
+        let key = conn::key(tgid, socket.conn);
+        if let Some(conn) = CONNS.get_ptr_mut(&key) {
+            // SAFETY: the verifier checked the value.
+            let conn = unsafe { &mut *conn };
+            let seen = flow::join_known(sock, cookie, &key, conn, found::NEXT_SEND);
+            socket::tell_peer(sock, conn.id, tgid, pid_tgid as u32, &seen);
+        }
     }
     Some(())
 }

@@ -8,7 +8,7 @@ use nexent_observer_common::{
 };
 
 use crate::{
-    emit, inflight,
+    emit, flow, inflight,
     maps::{CONNS, NEXT_CONN, VERDICTS, add, count, write_head_cap, write_tail_cap},
 };
 
@@ -37,7 +37,7 @@ pub fn make(key: &ConnKey, flags: u32) {
     let Some(next) = NEXT_CONN.get_ptr_mut(0) else { return };
     // SAFETY: the slot is an aligned u64 of a map; all access to it is atomic.
     let id = unsafe { fetch_add_one(next) } + 1;
-    let conn = Conn { id, read_offset: 0, write_offset: 0, turn_written: 0, turn: 0, flags };
+    let conn = Conn { id, read_offset: 0, write_offset: 0, turn_written: 0, turn: 0, flags, socket: 0 };
     if CONNS.insert(key, &conn, NO_EXIST).is_err() && CONNS.get_ptr_mut(key).is_none() {
         count(Counter::ConnectionsFull);
     }
@@ -151,6 +151,7 @@ pub fn retire(key: &ConnKey, pid_tgid: u64) -> Option<()> {
     // SAFETY: copied out at once.
     let conn = unsafe { *CONNS.get(key)? };
     let _ = CONNS.remove(key);
+    flow::leave(&conn, pid_tgid);
     if conn.read_offset == 0 && conn.write_offset == 0 {
         return None;
     }

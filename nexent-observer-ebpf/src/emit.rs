@@ -136,7 +136,7 @@ pub fn call<R: ToRing>(header: &RecordHeader, returned: &Returned, window: Windo
     }
     let mut header = *header;
     let first_offset = header.offset;
-    let lasting = header.flags & flag::FROM_START;
+    let lasting = header.flags & (flag::FROM_START | flag::SENT);
     // SAFETY: the call's own value in the map of calls in flight; only this thread touches it, and it is removed after this.
     let (moved, cut) = unsafe { (&raw mut (*returned.kept).moved, &raw mut (*returned.kept).cut) };
     // SAFETY: as above.
@@ -187,7 +187,7 @@ pub fn gathered<R: ToRing>(header: &RecordHeader, call: *mut SockCall, n: u64, w
     }
     let mut header = *header;
     let first_offset = header.offset;
-    let lasting = header.flags & flag::FROM_START;
+    let lasting = header.flags & (flag::FROM_START | flag::SENT);
     // SAFETY: as above.
     unsafe {
         write_volatile(&raw mut (*call).moved, n);
@@ -294,17 +294,51 @@ pub fn note(header: &RecordHeader, word: Option<u64>) -> bool {
     true
 }
 
-/// Puts a record with the addresses of a connection.
+/// What a record without bytes of a stream is about.
+#[derive(Clone, Copy)]
+pub struct Fact {
+    /// `kind`.
+    pub kind: u16,
+    /// Connection.
+    pub conn: u64,
+    /// Process.
+    pub tgid: u32,
+    /// Thread.
+    pub tid: u32,
+    /// From when, ns.
+    pub from_ns: u64,
+    /// Until when, ns.
+    pub until_ns: u64,
+    /// As `kind` has it.
+    pub offset: u64,
+}
+
+/// Puts a record without bytes of a stream into a ring; `fill` writes `len` bytes of payload. Everything is written straight into the ring: these
+/// records are made where the stack is full.
 #[inline(always)]
-pub fn peer(header: &RecordHeader, peer: &Peer) -> bool {
-    let Some(mut entry) = READS.reserve::<Slot<ROOM_0>>(0) else { return false };
+pub fn fact<R: ToRing>(fact: Fact, len: u32, fill: impl FnOnce(*mut Peer)) {
+    let Some(mut entry) = R::RING.map().reserve::<Slot<ROOM_0>>(0) else {
+        count(R::RING.lost);
+        return;
+    };
     let slot = entry.as_mut_ptr();
-    // SAFETY: as in `put`; a peer has 48 bytes, and the smallest class has room for more.
+    // SAFETY: as in `put`; a peer has 64 bytes, and the smallest class has room for more.
     unsafe {
-        (&raw mut (*slot).header).write(*header);
-        (&raw mut (*slot).payload).cast::<Peer>().write(*peer);
+        (&raw mut (*slot).header.entry_ns).write(fact.from_ns);
+        (&raw mut (*slot).header.return_ns).write(fact.until_ns);
+        (&raw mut (*slot).header.conn).write(fact.conn);
+        (&raw mut (*slot).header.offset).write(fact.offset);
+        (&raw mut (*slot).header.tgid).write(fact.tgid);
+        (&raw mut (*slot).header.tid).write(fact.tid);
+        (&raw mut (*slot).header.len).write(len);
+        (&raw mut (*slot).header.orig_len).write(len);
+        (&raw mut (*slot).header.kind).write(fact.kind);
+        (&raw mut (*slot).header.flags).write(0);
+        (&raw mut (*slot).header.turn).write(0);
     }
-    let flags = READ_RING.submit_flags();
+    // SAFETY: as above; only the address is taken.
+    fill(unsafe { &raw mut (*slot).payload }.cast::<Peer>());
+    let flags = R::RING.submit_flags();
     entry.submit(flags);
-    true
+    count(R::RING.made);
 }

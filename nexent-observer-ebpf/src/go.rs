@@ -21,7 +21,7 @@ use nexent_observer_common::{
 };
 
 use crate::{
-    conn,
+    conn, flow,
     inflight::{self, Returned},
     maps::{INFLIGHT, count},
     openssl::{begin, read_returned, with_target, write_returned},
@@ -153,14 +153,20 @@ pub fn go_read_return(ctx: ProbeContext) -> u32 {
 /// Stack check of `crypto/tls.(*Conn).Write`.
 #[uprobe]
 pub fn go_write_enter(ctx: ProbeContext) -> u32 {
-    let _ = enter(&ctx);
+    if enter(&ctx).is_some() {
+        let pid_tgid = bpf_get_current_pid_tgid();
+        let writer = flow::goroutine(pid_tgid, goroutine(ctx.regs));
+        flow::write_begins(receiver(ctx.regs), (pid_tgid >> 32) as u32, &writer);
+    }
     0
 }
 
 /// A `RET` of `crypto/tls.(*Conn).Write`.
 #[uprobe]
 pub fn go_write_return(ctx: ProbeContext) -> u32 {
-    let _ = leave(&ctx, conn_flag::WRITE_UNKNOWN, |returned| write_returned(returned));
+    let writer = flow::goroutine(bpf_get_current_pid_tgid(), goroutine(ctx.regs));
+    let _ = leave(&ctx, conn_flag::WRITE_UNKNOWN, |returned| write_returned(returned, &writer));
+    flow::write_over(&writer);
     0
 }
 

@@ -9,6 +9,7 @@
 mod aead;
 mod conn;
 mod emit;
+mod flow;
 mod go;
 mod hooks;
 mod inflight;

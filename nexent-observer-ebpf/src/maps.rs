@@ -6,7 +6,10 @@ use aya_ebpf::{
 };
 use nexent_observer_common::{
     counters::Counter,
-    state::{Aead, AeadKey, Call, CallKey, Conn, ConnKey, FileKey, SockCall, Socket, Target, Thread, VERDICT_SLOTS},
+    state::{
+        Aead, AeadKey, Call, CallKey, Conn, ConnKey, FileKey, Flow, SockCall, Socket, Target, Thread, VERDICT_SLOTS,
+        Writer,
+    },
 };
 
 /// Reads, closes and process events. Apart from the writes, so that large prompts cannot push out tokens.
@@ -52,6 +55,15 @@ pub static SEALED: LruHashMap<ConnKey, AeadKey> = LruHashMap::with_max_entries(8
 /// Threads that use them, by `bpf_get_current_pid_tgid`.
 #[map]
 pub static THREADS: LruHashMap<u64, Thread> = LruHashMap::with_max_entries(16_384, 0);
+
+/// TCP sockets of targets, by cookie, for the phases of their connections. The kernel tells the end of each.
+#[map]
+pub static FLOWS: HashMap<u64, Flow> = HashMap::with_max_entries(65_536, 0);
+
+/// TLS writes of threads and goroutines whose socket is not known, `sp` being 0 or the goroutine. Threads end and tell nobody, so what
+/// is not used for longest goes when it is full.
+#[map]
+pub static WRITERS: LruHashMap<CallKey, Writer> = LruHashMap::with_max_entries(16_384, 0);
 
 /// Verdicts of user space, one word a slot (`state::verdict_value`).
 #[map]
@@ -163,6 +175,23 @@ global!(
 global!(
     /// Of `skc_num`, the port of this side, host byte order.
     SOCK_NUM_OFFSET: u64 = 0, sock_num_offset
+);
+
+global!(
+    /// Of `skc_cookie`.
+    SOCK_COOKIE_OFFSET: u64 = 0, sock_cookie_offset
+);
+global!(
+    /// Offset of `rcv_nxt` in `struct tcp_sock`, bytes: the next byte that the network is to bring.
+    TCP_RCV_NXT_OFFSET: u64 = 0, tcp_rcv_nxt_offset
+);
+global!(
+    /// Of `copied_seq`: the next byte that the process is to take.
+    TCP_COPIED_SEQ_OFFSET: u64 = 0, tcp_copied_seq_offset
+);
+global!(
+    /// Whether phases of connections are looked at.
+    PHASES: u32 = 0, phases
 );
 
 /// Counts one.

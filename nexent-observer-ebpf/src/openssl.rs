@@ -9,11 +9,11 @@ use aya_ebpf::{
 use nexent_observer_common::{
     piece::Window,
     record::{RecordHeader, kind},
-    state::conn_flag,
+    state::{CallKey, conn_flag},
 };
 
 use crate::{
-    conn, emit,
+    conn, emit, flow,
     inflight::{self, Returned},
 };
 
@@ -27,7 +27,12 @@ pub fn tls_read_enter(ctx: ProbeContext) -> u32 {
 /// Entry of a write.
 #[uprobe]
 pub fn tls_write_enter(ctx: ProbeContext) -> u32 {
-    let _ = inflight::enter(&ctx, conn_flag::WRITE_UNKNOWN);
+    if inflight::enter(&ctx, conn_flag::WRITE_UNKNOWN).is_some()
+        && let Some(tls) = ctx.arg(0)
+    {
+        let pid_tgid = bpf_get_current_pid_tgid();
+        flow::write_begins(tls, (pid_tgid >> 32) as u32, &flow::thread(pid_tgid));
+    }
     0
 }
 
@@ -41,7 +46,9 @@ pub fn tls_read_return(ctx: RetProbeContext) -> u32 {
 /// Return of a write.
 #[uretprobe]
 pub fn tls_write_return(ctx: RetProbeContext) -> u32 {
-    let _ = inflight::leave(&ctx, conn_flag::WRITE_UNKNOWN, |returned| write_returned(returned));
+    let writer = flow::thread(bpf_get_current_pid_tgid());
+    let _ = inflight::leave(&ctx, conn_flag::WRITE_UNKNOWN, |returned| write_returned(returned, &writer));
+    flow::write_over(&writer);
     0
 }
 
@@ -75,14 +82,18 @@ pub fn read_returned(returned: &Returned) -> Option<()> {
     Some(())
 }
 
-/// What a write that returned leaves; as [`read_returned`].
+/// What a write of this thread or goroutine that returned leaves; as [`read_returned`].
 #[inline(always)]
-pub fn write_returned(returned: &Returned) -> Option<()> {
+pub fn write_returned(returned: &Returned, writer: &CallKey) -> Option<()> {
     let mut header = header_of(returned, kind::WRITE);
     let key = conn::key(header.tgid, returned.call.tls);
     // SAFETY: as for reads.
     let conn = unsafe { &mut *conn::of(&key)? };
-    let window = conn::moved_out(conn, &mut header, returned.bytes)?;
+    let Some(window) = conn::moved_out(conn, &mut header, returned.bytes) else {
+        flow::wrote_unheard(conn);
+        return None;
+    };
+    flow::wrote(conn, &key, writer, &mut header, returned.bytes);
     emit::call::<emit::ToWrites>(&header, returned, window);
     Some(())
 }

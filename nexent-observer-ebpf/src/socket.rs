@@ -13,12 +13,14 @@ use nexent_observer_common::{
     counters::Counter,
     piece::Window,
     plain::{Look, look},
-    record::{AF_INET, AF_INET6, AF_UNIX, PEER_BYTES, Peer, RecordHeader, kind},
-    state::{ConnKey, SockCall, Socket, conn_flag, socket_key, socket_state, sockets},
+    record::{AF_INET, AF_INET6, AF_UNIX, PEER_BYTES, RecordHeader, flag, found, kind},
+    state::{SockCall, Socket, conn_flag, socket_key, socket_state, sockets},
 };
 
 use crate::{
-    aead, conn, emit, inflight,
+    aead, conn,
+    emit::{self, Fact},
+    flow, inflight,
     maps::{self, CONNS, SOCKETS, add, count},
     syscalls,
 };
@@ -31,12 +33,14 @@ const MSG_OOB: u32 = 1;
 const MSG_PEEK: u32 = 2;
 const MSG_TRUNC: u32 = 0x20;
 const MSG_ERRQUEUE: u32 = 0x2000;
+/// Flags of calls that take nothing from the stream.
+pub const NOT_TAKEN: u32 = MSG_PEEK | MSG_OOB | MSG_ERRQUEUE;
 
 const SOCK_STREAM: u16 = 1;
 
 /// Reads a value at an offset of a kernel structure; its default when it cannot be read.
 #[inline(always)]
-fn field<T: Copy + Default>(sock: Sock, offset: u64) -> T {
+pub fn field<T: Copy + Default>(sock: Sock, offset: u64) -> T {
     let mut value = T::default();
     // SAFETY: the helper checks the address and writes as many bytes as the local has.
     let result = unsafe {
@@ -70,7 +74,7 @@ fn touched(sock: Sock, bytes: i32, flags: u32, direction: u16) -> Option<()> {
     if wanted == 0 {
         return None;
     }
-    if bytes > 0 && flags & (MSG_PEEK | MSG_OOB | MSG_ERRQUEUE) == 0 {
+    if bytes > 0 && flags & NOT_TAKEN == 0 {
         if wanted & sockets::JOIN != 0 {
             let _ = aead::socket_used(sock, bytes as u64, direction, pid_tgid);
         }
@@ -112,7 +116,13 @@ fn moved(sock: Sock, bytes: u64, flags: u32, direction: u16, pid_tgid: u64) -> O
     }
     if socket.state & (socket_state::HTTP | socket_state::TOLD) == socket_state::HTTP {
         socket.state |= socket_state::TOLD;
-        tell_peer(sock, socket, &conn::key(tgid, socket_key(cookie)), pid_tgid);
+        if let Some(conn) = CONNS.get_ptr_mut(&conn::key(tgid, socket_key(cookie))) {
+            // SAFETY: the verifier checked the value.
+            let conn = unsafe { &mut *conn };
+            let known = flow::join_known(sock, cookie, &conn::key(tgid, socket_key(cookie)), conn, found::ITSELF);
+            let seen = Seen { connect_ns: socket.connect_ns, ..known };
+            tell_peer(sock, conn.id, tgid, pid_tgid as u32, &seen);
+        }
     }
     let mut header = RecordHeader {
         // SAFETY: the verifier checked the value; only this thread uses it.
@@ -135,6 +145,7 @@ fn moved(sock: Sock, bytes: u64, flags: u32, direction: u16, pid_tgid: u64) -> O
         emit::gathered::<emit::ToReads>(&header, call, bytes, Window::ALL);
     } else {
         let window = conn::moved_out(conn, &mut header, bytes)?;
+        header.flags |= flag::SENT;
         emit::gathered::<emit::ToWrites>(&header, call, bytes, window);
     }
     Some(())
@@ -228,44 +239,67 @@ fn judge(socket: &mut Socket, call: *mut SockCall, cookie: u64, bytes: u64) -> O
     Some(())
 }
 
-/// Reports the addresses of a connection.
+/// Reads a member of a kernel structure into a record; zeros when it cannot be read.
 #[inline(always)]
-pub fn tell_peer(sock: Sock, socket: &Socket, key: &ConnKey, pid_tgid: u64) {
-    let Some(conn) = CONNS.get_ptr(key) else { return };
-    let mut peer = Peer { connect_ns: socket.connect_ns, ..Peer::default() };
-    peer.family = field(sock, maps::sock_family_offset());
-    if peer.family == AF_INET {
-        let local: [u8; 4] = field(sock, maps::sock_saddr_offset());
-        let remote: [u8; 4] = field(sock, maps::sock_daddr_offset());
-        (peer.local[0], peer.local[1], peer.local[2], peer.local[3]) = (local[0], local[1], local[2], local[3]);
-        (peer.remote[0], peer.remote[1], peer.remote[2], peer.remote[3]) = (remote[0], remote[1], remote[2], remote[3]);
-    } else if peer.family == AF_INET6 && maps::sock_v6_daddr_offset() != 0 {
-        peer.local = field(sock, maps::sock_v6_saddr_offset());
-        peer.remote = field(sock, maps::sock_v6_daddr_offset());
-    }
-    if peer.family != AF_UNIX {
-        peer.local_port = field(sock, maps::sock_num_offset());
-        peer.remote_port = u16::from_be(field(sock, maps::sock_dport_offset()));
-    }
-    let now = inflight::now();
-    let header = RecordHeader {
-        entry_ns: now,
-        return_ns: now,
-        // SAFETY: the verifier checked the value.
-        conn: unsafe { (*conn).id },
-        tgid: (pid_tgid >> 32) as u32,
-        tid: pid_tgid as u32,
-        len: PEER_BYTES as u32,
-        orig_len: PEER_BYTES as u32,
-        kind: kind::PEER,
-        ..RecordHeader::default()
+fn copy<T: Copy + Default>(sock: Sock, offset: u64, to: *mut T) {
+    // SAFETY: the helper checks the address and writes as many bytes as the target has; it writes zeros when it fails.
+    let _ = unsafe {
+        bpf_probe_read_kernel(to.cast(), size_of::<T>() as u32, sock.cast::<u8>().wrapping_add(offset as usize).cast())
     };
-    count(if emit::peer(&header, &peer) { Counter::ReadRecords } else { Counter::ReadLost });
+}
+
+/// Reports the addresses of a connection, and what else `seen` has to say of its socket.
+#[inline(always)]
+pub fn tell_peer(sock: Sock, conn: u64, tgid: u32, tid: u32, seen: &Seen) {
+    let now = inflight::now();
+    let fact = Fact { kind: kind::PEER, conn, tgid, tid, from_ns: now, until_ns: now, offset: 0 };
+    emit::fact::<emit::ToReads>(fact, PEER_BYTES as u32, |peer| {
+        let family: u16 = field(sock, maps::sock_family_offset());
+        // SAFETY (all of this): a peer in the ring, every field of which is written.
+        unsafe {
+            (&raw mut (*peer).local).cast::<[u64; 2]>().write([0; 2]);
+            (&raw mut (*peer).remote).cast::<[u64; 2]>().write([0; 2]);
+            if family == AF_INET {
+                copy(sock, maps::sock_saddr_offset(), (&raw mut (*peer).local).cast::<u32>());
+                copy(sock, maps::sock_daddr_offset(), (&raw mut (*peer).remote).cast::<u32>());
+            } else if family == AF_INET6 && maps::sock_v6_daddr_offset() != 0 {
+                copy(sock, maps::sock_v6_saddr_offset(), &raw mut (*peer).local);
+                copy(sock, maps::sock_v6_daddr_offset(), &raw mut (*peer).remote);
+            }
+            let ports = family != AF_UNIX;
+            let (local, remote) = if ports {
+                (field(sock, maps::sock_num_offset()), u16::from_be(field(sock, maps::sock_dport_offset())))
+            } else {
+                (0, 0)
+            };
+            (&raw mut (*peer).local_port).write(local);
+            (&raw mut (*peer).remote_port).write(remote);
+            (&raw mut (*peer).family).write(family);
+            (&raw mut (*peer).found).write(seen.found);
+            (&raw mut (*peer).connect_ns).write(seen.connect_ns);
+            (&raw mut (*peer).tls_ns).write(seen.tls_ns);
+            (&raw mut (*peer).retransmits).write(seen.retransmits);
+            (&raw mut (*peer).zero).write(0);
+        }
+    });
+}
+
+/// What was seen of a socket before its connection was known.
+#[derive(Clone, Copy)]
+pub struct Seen {
+    /// How it was found (`record::found`).
+    pub found: u16,
+    /// Duration of `connect`, ns; 0: not seen. So with the next one.
+    pub connect_ns: u64,
+    /// Duration of the TLS handshake, ns.
+    pub tls_ns: u64,
+    /// Segments sent again.
+    pub retransmits: u32,
 }
 
 /// States of TCP (include/net/tcp_states.h).
-const ESTABLISHED: i32 = 1;
-const SYN_SENT: i32 = 2;
+pub const ESTABLISHED: i32 = 1;
+pub const SYN_SENT: i32 = 2;
 const FIN_WAIT1: i32 = 4;
 const CLOSE: i32 = 7;
 const LAST_ACK: i32 = 9;

@@ -30,6 +30,7 @@ use crate::{
 mod abi {
     pub const NUMBER: usize = 120; // orig_ax
     pub const SECOND: usize = 104; // si
+    pub const GOROUTINE: usize = 8; // r14
     pub const THIRD: usize = 96; // dx
     pub const FLAT: [u64; 4] = [0, 1, 44, 45]; // read, write, sendto, recvfrom
     pub const VECTOR: [u64; 2] = [19, 20]; // readv, writev
@@ -41,6 +42,7 @@ mod abi {
 mod abi {
     pub const NUMBER: usize = 8 * 8; // x8
     pub const SECOND: usize = 8; // x1
+    pub const GOROUTINE: usize = 28 * 8; // x28
     pub const THIRD: usize = 16; // x2
     pub const FLAT: [u64; 4] = [63, 64, 206, 207];
     pub const VECTOR: [u64; 2] = [65, 66];
@@ -101,6 +103,34 @@ pub fn current(pid_tgid: u64, now: u64) -> Option<*mut SockCall> {
         count(Counter::InflightFull);
     }
     SYSCALLS.get_ptr_mut(&pid_tgid)
+}
+
+/// Address of the first buffer of the system call that the current thread is in.
+#[inline(always)]
+pub fn buffer() -> Option<u64> {
+    // SAFETY: as in `current`.
+    let registers = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as u64;
+    let shape = shape_of(register(registers, abi::NUMBER)?)?;
+    let mut at = register(registers, abi::SECOND)?;
+    if shape == call_shape::MESSAGE {
+        at = user_word(at.wrapping_add(16))?; // `msg_iov`, as in `first_buffer`
+    }
+    if shape == call_shape::FLAT { Some(at) } else { user_word(at) }
+}
+
+#[inline(always)]
+fn user_word(at: u64) -> Option<u64> {
+    let mut word = 0u64;
+    // SAFETY: the helper checks the user address and writes 8 bytes to a local.
+    let read = unsafe { bpf_probe_read_user((&raw mut word).cast(), 8, at as *const core::ffi::c_void) };
+    (read == 0).then_some(word)
+}
+
+/// What stands in the register of Go's current goroutine: in Go it is kept through a system call, elsewhere it is anything.
+#[inline(always)]
+pub fn goroutine() -> Option<u64> {
+    // SAFETY: as in `current`.
+    register(unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as u64, abi::GOROUTINE)
 }
 
 /// Forgets the call of the current thread.

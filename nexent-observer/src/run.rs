@@ -109,11 +109,13 @@ impl Observer {
             write_head_bytes: config.write_head_bytes,
             write_tail_bytes: config.write_tail_bytes,
             report_all_execs: !config.exes.is_empty(),
+            phases: config.phases,
         })
         .map_err(|error| RunError::runtime(error.to_string()))?;
         let attacher = Attacher::new(kernel, config.per_pid_attach_limit)
             .map_err(|error| RunError::caused("a thread cannot be started", error))?
-            .with_plain_http(config.plain_http);
+            .with_plain_http(config.plain_http)
+            .with_phases(config.phases);
         let mut targets = Targets::new(attacher, &config.exes)
             .map_err(|error| RunError::caused("an executable of `exe` cannot be used", error))?;
         // Everything is loaded and open; what comes from now on is reading /proc, attaching and the kernel half's maps.

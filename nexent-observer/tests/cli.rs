@@ -68,9 +68,13 @@ fn short_help_of_run_leaves_out_what_long_help_has() {
 
 #[test]
 fn version_is_that_of_the_crate() {
-    let output = observer(&["--version"]).output().unwrap();
-    assert_eq!(output.status.code(), Some(0));
-    assert_eq!(String::from_utf8(output.stdout).unwrap(), concat!("nexent-observer ", env!("CARGO_PKG_VERSION"), "\n"));
+    let said = |flag| String::from_utf8(observer(&[flag]).output().unwrap().stdout).unwrap();
+    assert_eq!(said("-V"), concat!("nexent-observer ", env!("CARGO_PKG_VERSION"), "\n"));
+    let long = said("--version");
+    assert!(long.starts_with(&said("-V")), "{long}");
+    for part in ["commit: ", "kernel half: sha256 ", "target: ", "compiler: rustc "] {
+        assert!(long.contains(part), "{part}: {long}");
+    }
 }
 
 #[test]

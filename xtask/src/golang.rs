@@ -30,11 +30,18 @@ pub enum Link {
     Pie,
 }
 
-/// Builds the driver and gives its path. The standard library only is used, so no module is fetched.
+/// Builds the driver and gives its path.
 pub fn driver(toolchain: Toolchain, link: Link) -> Result<PathBuf> {
+    program(toolchain, link, "clients/go/driver.go")
+}
+
+/// Builds a program of the fixtures and gives its path. The standard library only is used, so no module is fetched.
+pub fn program(toolchain: Toolchain, link: Link, source: &str) -> Result<PathBuf> {
+    let source = sh::fixture(source)?;
+    let stem = source.file_stem().unwrap_or_default().to_string_lossy();
     let target = sh::target_dir(&sh::root()?).join("go");
     fs::create_dir_all(&target).with_context(|| format!("cannot make {}", target.display()))?;
-    let out = target.join(format!("driver-{toolchain:?}-{link:?}").to_lowercase());
+    let out = target.join(format!("{stem}-{toolchain:?}-{link:?}").to_lowercase());
     let go = match toolchain {
         Toolchain::Debian => debian()?,
         Toolchain::Current => current()?,
@@ -51,8 +58,8 @@ pub fn driver(toolchain: Toolchain, link: Link) -> Result<PathBuf> {
         }
     }
     build
-        .arg("driver.go")
-        .current_dir(sh::fixture("clients/go")?)
+        .arg(&source)
+        .current_dir(source.parent().unwrap_or(&target))
         .env("GOCACHE", target.join(format!("cache-{toolchain:?}").to_lowercase()))
         .env("GOPATH", target.join("path"))
         .env("GO111MODULE", "off")
@@ -60,8 +67,8 @@ pub fn driver(toolchain: Toolchain, link: Link) -> Result<PathBuf> {
         .env("GOTOOLCHAIN", "local")
         .env_remove("GOROOT")
         .env_remove("GOFLAGS");
-    sh::say(&format!("building the Go driver ({toolchain:?}, {link:?})"));
-    sh::run(&mut build).context("cannot build the Go driver")?;
+    sh::say(&format!("building {stem} in Go ({toolchain:?}, {link:?})"));
+    sh::run(&mut build).context("cannot build a Go program")?;
     Ok(out)
 }
 

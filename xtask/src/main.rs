@@ -3,6 +3,7 @@
 mod bench;
 mod build;
 mod demo;
+mod dist;
 mod fuzz;
 mod lint;
 mod matrix_command;
@@ -10,6 +11,7 @@ mod sdk_numbers;
 mod stack_command;
 mod suite;
 mod table;
+mod tool;
 mod truth_command;
 
 use std::process::ExitCode;
@@ -44,6 +46,8 @@ enum Command {
     Fuzz(fuzz::Options),
     /// Let the official SDKs read every fixture and recording, and write down the numbers that the decoders are held to.
     SdkNumbers(sdk_numbers::Options),
+    /// Make a release: static binary, wheel, image context, completions, manual pages, SBOM, checksums.
+    Dist(dist::Options),
     /// Check the rules of the house: format, clippy, dependencies, stage order, purity, links, scripts.
     Lint(lint::Options),
 }
@@ -60,6 +64,7 @@ fn main() -> ExitCode {
         Command::StackTest(options) => stack_command::run(&root, &options),
         Command::Fuzz(options) => fuzz::run(&root, &options),
         Command::SdkNumbers(options) => sdk_numbers::run(&root, &options),
+        Command::Dist(options) => dist::run(&root, &options),
         Command::Lint(options) => lint::run(&root, &options),
     });
     match done {

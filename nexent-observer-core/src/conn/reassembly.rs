@@ -98,7 +98,8 @@ impl Reassembly {
                     Direction::Write => self.pass_write(turn, piece, stats, sink),
                 }
             }
-            RecordKind::Peer(_) => {} // says nothing of the bytes
+            // These say nothing of the bytes.
+            RecordKind::Peer(_) | RecordKind::Sent { .. } | RecordKind::Late { .. } | RecordKind::Retransmit => {}
             RecordKind::Close { read_end, write_end, flags } => {
                 let close = HeldClose { at, read_end, write_end, flags };
                 if self.held.is_some() || write_end > self.write.unwrap_or(0) {

@@ -21,8 +21,14 @@ struct Rec {
     flags: RecordFlags,
 }
 
-const START: RecordFlags =
-    RecordFlags { from_start: true, capped: false, fault: false, after_skip: false, after_unknown_loss: false };
+const START: RecordFlags = RecordFlags {
+    from_start: true,
+    capped: false,
+    fault: false,
+    after_skip: false,
+    after_unknown_loss: false,
+    sent: false,
+};
 
 fn rec(at: u64, dir: Direction, offset: u64, turn: u32, payload: &[u8]) -> Rec {
     Rec { at, dir, offset, turn, payload: payload.to_vec(), len: payload.len() as u64, flags: START }
@@ -505,7 +511,7 @@ proptest! {
     ) {
         let mut b = Bench::default();
         for (i, (write, offset, turn, payload, len, f, close)) in records.into_iter().enumerate() {
-            let flags = RecordFlags { from_start: f[0], capped: f[1], fault: f[2], after_skip: f[3], after_unknown_loss: f[4] };
+            let flags = RecordFlags { from_start: f[0], capped: f[1], fault: f[2], after_skip: f[3], after_unknown_loss: f[4], sent: false };
             if close && i % 8 == 0 {
                 b.kind(i as u64, RecordKind::Close { read_end: offset, write_end: len, flags });
             } else {

@@ -1,6 +1,6 @@
 //! One connection through all stages.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use smallvec::SmallVec;
 
@@ -12,7 +12,7 @@ use crate::{
     conn::{CloseCause, Reassembly, StreamEvent},
     event::{ConnId, Direction, MonoNs, Peer, Record, RecordKind, Role, Said, Stamp},
     http::{AbortCause, ExchangeNo, Head, HttpConnection, HttpEvent, HttpEventKind, Protocol, Side, StartSeen},
-    limits::OPEN_EXCHANGES,
+    limits::{OPEN_EXCHANGES, RETRANSMITS},
     llm::{LlmEvent, LlmEventKind, LlmExchange, SocketState, Verdict},
     stats::DropReason,
     timing::{ActiveStream, ExchangeId, Progress, Timing},
@@ -54,6 +54,10 @@ struct Calls {
     /// What the process is: the first message of an exchange says it by its direction.
     role: Option<Role>,
     peer: Option<Peer>,
+    /// Its socket is watched since then.
+    watched_since: Option<MonoNs>,
+    /// Latest retransmits. A request is known when its write returns, and they happen before.
+    sent_again: VecDeque<MonoNs>,
     /// Turn of the latest write.
     turn: u32,
     /// In the order of their numbers.
@@ -90,18 +94,31 @@ enum Named {
 pub(super) struct About {
     role: Role,
     peer: Option<Peer>,
+    /// The socket is watched since then.
+    pub(super) watched_since: Option<MonoNs>,
 }
 
 impl About {
     /// Gives out a call that is over; `digest` is that of its request body.
     pub(super) fn finish(self, timing: Timing, said: Option<Arc<Said>>, digest: Option<u64>, shared: &mut SharedCalls) {
-        let Self { role, peer } = self;
+        let Self { role, peer, .. } = self;
         shared.timing.exchanges_open -= 1;
         let mut exchange = timing.finish(&mut shared.timing);
         let client = role == Role::Client;
         (exchange.role, exchange.peer) = (role, peer);
+        exchange.socket = peer.and_then(|peer| peer.socket);
         // Later calls on the connection had no connect.
-        exchange.connect_ns = peer.filter(|_| client && exchange.id.no == 0).and_then(|peer| peer.connect_ns);
+        let made_for = peer.filter(|_| client && exchange.id.no == 0);
+        exchange.connect_ns = made_for.and_then(|peer| peer.connect_ns);
+        exchange.tls_ns = made_for.and_then(|peer| peer.tls_ns);
+        exchange.retransmits =
+            exchange.retransmits.map(|n| n.saturating_add(made_for.map_or(0, |peer| peer.retransmits)));
+        if !client {
+            // The request was read, and the answer goes out when the process writes it.
+            exchange.request_sent = exchange.request_written;
+            exchange.first_token_cause = None;
+            exchange.stall_causes.fill(None);
+        }
         exchange.said = said.filter(|_| client);
         shared.retries.link(&mut exchange, digest);
         shared.give_out(Output::Exchange(Box::new(exchange)));
@@ -143,6 +160,8 @@ impl Connection {
                 dir: Direction::Read,
                 role: None,
                 peer: None,
+                watched_since: None,
+                sent_again: VecDeque::new(),
                 turn: 0,
                 open: SmallVec::new(),
                 next: 0,
@@ -172,10 +191,8 @@ impl Connection {
                 Direction::Read => self.calls.reader = Some(record.tid),
             }
         }
-        if let RecordKind::Peer(peer) = record.kind {
-            self.calls.peer = Some(peer);
-        }
         self.run(Step::Record(record), shared);
+        self.calls.socket_tells(record);
     }
 
     /// A hook spoke of the write that comes next.
@@ -263,6 +280,47 @@ impl Connection {
 }
 
 impl Calls {
+    /// Takes what a record says of the socket, after the bytes in it have been through.
+    fn socket_tells(&mut self, record: &Record<'_>) {
+        let at = record.at.ret;
+        match record.kind {
+            RecordKind::Peer(peer) => {
+                self.peer = Some(peer);
+                if peer.socket.is_some() {
+                    self.watched_since = Some(at);
+                    self.timings(|timing| timing.watched(at));
+                }
+            }
+            RecordKind::Data { dir: Direction::Write, flags, .. } if flags.sent => {
+                self.timings(|timing| timing.sent(at, at))
+            }
+            RecordKind::Sent { until } => self.timings(|timing| timing.sent(until, at)),
+            RecordKind::Late { arrived } => self.timings(|timing| timing.late(arrived, at)),
+            RecordKind::Retransmit => {
+                if self.sent_again.len() >= RETRANSMITS {
+                    self.sent_again.pop_front();
+                }
+                self.sent_again.push_back(at);
+                self.timings(|timing| timing.retransmitted(Some(1)));
+            }
+            RecordKind::Data { .. } | RecordKind::Close { .. } => {}
+        }
+    }
+
+    /// Number of retransmits since then, those that were told already.
+    fn sent_again_since(&self, from: MonoNs) -> Option<u32> {
+        let count = self.sent_again.iter().rev().take_while(|at| **at >= from).count();
+        (count < RETRANSMITS).then_some(count as u32)
+    }
+
+    /// Every open call.
+    fn timings(&mut self, mut tell: impl FnMut(&mut Timing)) {
+        for open in &mut self.open {
+            tell(&mut open.both.1);
+        }
+        self.sockets.timings(tell);
+    }
+
     fn http_event(&mut self, event: &HttpEvent<'_>, shared: &mut SharedCalls) {
         if self.role.is_none() {
             self.role = Some(match (self.dir, event.side) {
@@ -345,7 +403,11 @@ impl Calls {
         self.not_llm = None;
         shared.timing.exchanges_open += 1;
         let id = ExchangeId { conn: self.id, no: no.0 };
-        let timing = Timing::new(id, self.pid, self.asker(), &shared.options, &shared.limits);
+        let mut timing = Timing::new(id, self.pid, self.asker(), &shared.options, &shared.limits);
+        if let Some(since) = self.watched_since {
+            timing.watched(since);
+            timing.retransmitted(self.sent_again_since(event.at.entry));
+        }
         let asked = matches!(event.kind, HttpEventKind::Head { head: Head::Request(_), .. });
         let (said, named_now) = self.name_request();
         self.open.push(Open { no, asked, said, named_now, both: Box::new((LlmExchange::new(), timing)) });
@@ -403,7 +465,7 @@ impl Calls {
     }
 
     fn about(&self) -> About {
-        About { role: self.role.unwrap_or(Role::Client), peer: self.peer }
+        About { role: self.role.unwrap_or(Role::Client), peer: self.peer, watched_since: self.watched_since }
     }
 
     /// Thread that asks.

@@ -118,6 +118,15 @@ impl Pipeline {
                 shared.conn.count(DropReason::RecordInvalid);
                 return;
             }
+            // What the socket of a connection tells that was let go of, or of which no byte was seen.
+            None if matches!(
+                record.kind,
+                RecordKind::Sent { .. } | RecordKind::Late { .. } | RecordKind::Retransmit
+            ) =>
+            {
+                shared.conn.records += 1;
+                return;
+            }
             None => {
                 let new = Connection::new(id, record.pid);
                 if let Some((_, mut gone)) = table.insert(id, record.pid, now, new, &mut shared.conn) {

@@ -81,7 +81,10 @@ impl Sockets {
                 *numbered = numbered.wrapping_add(1);
                 timing_stats.exchanges_open += 1;
                 let id = ExchangeId { conn: origin.conn, no };
-                let timing = Timing::new(id, origin.pid, origin.asker, options, limits);
+                let mut timing = Timing::new(id, origin.pid, origin.asker, options, limits);
+                if let Some(since) = origin.about.watched_since {
+                    timing.watched(since);
+                }
                 calls.push((call, Call { timing: Box::new(timing), said: origin.said.cloned() }));
                 calls.len() - 1
             });
@@ -97,6 +100,13 @@ impl Sockets {
             open.remove(at);
         }
         Some(state)
+    }
+
+    /// Every open call.
+    pub(super) fn timings(&mut self, mut tell: impl FnMut(&mut Timing)) {
+        for (_, call) in self.open.iter_mut().flat_map(|socket| &mut socket.calls) {
+            tell(&mut call.timing);
+        }
     }
 
     pub(super) fn active(&self) -> impl Iterator<Item = ActiveStream<'_>> {

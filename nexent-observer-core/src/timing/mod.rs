@@ -8,6 +8,7 @@
 
 mod counting;
 mod outcome;
+mod phases;
 mod rates;
 mod retries;
 mod timeline;
@@ -18,6 +19,7 @@ mod track;
 mod tests;
 
 pub use counting::{Tokenizer, Tokenizers};
+pub use phases::{Cause, ReadDelay};
 pub use rates::{RATE_SPAN_MIN_NS, STALL_MEDIANS, STALL_MIN_NS, stall_threshold};
 pub use retries::Retries;
 pub use timeline::{Chunks, Gaps, Timeline, TimelineChunk};
@@ -26,7 +28,7 @@ pub use track::{ActiveStream, Options, Progress, Timing};
 use std::sync::Arc;
 
 use crate::{
-    event::{ConnId, MonoNs, Peer, Role, Said},
+    event::{ConnId, Found, MonoNs, Peer, Role, Said},
     llm::{Call, RequestFacts, ResponseFacts, Usage},
 };
 
@@ -66,15 +68,20 @@ pub struct Exchange {
     /// [`crate::limits::FINISH_REASONS`].
     pub finish_reasons: Vec<String>,
 
-    /// Duration of the TCP connect in ns, of the exchange that the connection was made for. `None`: not seen, which is always
-    /// so as long as no probe sees it.
+    /// How the socket of the connection was found. `None`: nothing of what it could tell is known but, perhaps, `peer` and
+    /// `connect_ns`.
+    pub socket: Option<Found>,
+    /// Duration of the TCP connect in ns, of the exchange that the connection was made for. `None`: not seen.
     pub connect_ns: Option<u64>,
-    /// Duration of the TLS handshake in ns; likewise.
+    /// Duration of the TLS handshake in ns ([`Peer::tls_ns`]); likewise.
     pub tls_ns: Option<u64>,
     /// Entry of the successful write that carries the first byte of the request head.
     pub request_start: Option<MonoNs>,
     /// Return of the write that carries the last byte of the body; `None` when the end of the request was not seen
-    /// before the end of the exchange.
+    /// before the end of the exchange. Where TLS only fills a buffer (asyncio, Node) that is encryption, not the wire.
+    pub request_written: Option<MonoNs>,
+    /// When the last byte of the body was with the socket: `request_written` where the write itself sent it, else the return of
+    /// the send that did. `None` where the socket did not confirm it.
     pub request_sent: Option<MonoNs>,
     /// Return of the read that carries the first byte of the response head. Unknown when bytes were lost
     /// before the first event of the body: then the head may be that of another response.
@@ -104,6 +111,15 @@ pub struct Exchange {
     /// finished stream (of its kept beginning when the timeline is truncated), the silence before an abort included.
     /// A silence with a loss in it is not told. At most [`crate::limits::STALLS`].
     pub stalls: Vec<(MonoNs, MonoNs)>,
+    /// Why, for each of `stalls`. `None`: the arrivals at the socket were not seen. Always `None` for a call that the process serves.
+    pub stall_causes: Vec<Option<Cause>>,
+    /// Why the first token took as long as it did; likewise, and `None` where one of both ends of the wait is unknown.
+    pub first_token_cause: Option<Cause>,
+    /// How long data lay in the socket unread while the exchange was open; `None`: not seen.
+    pub read_delay: Option<ReadDelay>,
+    /// Segments that this host sent again while the exchange was open (for the exchange that the connection was made for,
+    /// since it was made); `None`: not seen. What the other side sent again does not show.
+    pub retransmits: Option<u32>,
     /// The wait for the first token (for the end, when none came) from the request start was itself longer than the
     /// threshold. The same threshold on purpose: to a reader of the stream it is the same silence; it is told apart
     /// because a long prompt explains it. False for an answer that is not a stream and where the wait is unknown.

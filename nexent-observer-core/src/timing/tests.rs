@@ -133,7 +133,9 @@ fn times_of_a_plain_stream() {
     assert_eq!(x.id, ID);
     assert_eq!((x.pid, x.tid), (42, Some(43)));
     assert_eq!(x.request_start, Some(ms(1000)), "entry of the write, not its return");
-    assert_eq!(x.request_sent, Some(ms(1002)), "return of the write with the last byte");
+    assert_eq!(x.request_written, Some(ms(1002)), "return of the write with the last byte");
+    assert_eq!(x.request_sent, None, "no socket said so");
+    assert_eq!((x.read_delay, x.retransmits, x.first_token_cause), (None, None, None), "nor anything else");
     assert_eq!(x.first_byte, Some(ms(1100)), "first byte of the head, not its end");
     assert_eq!(x.first_chunk, Some(ms(1150)), "a role-only event is a chunk");
     assert_eq!(x.first_token, Some(ms(1200)), "and no token");
@@ -627,6 +629,56 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => proptest::option::of(1..500u64).prop_map(Step::Lost),
     ];
     proptest::collection::vec(step, 0..60)
+}
+
+#[test]
+fn a_request_is_sent_when_the_socket_has_all_of_it() {
+    let mut p = Play::stream();
+    p.timing.sent(MonoNs(1001 * MS), MonoNs(1050 * MS));
+    assert_eq!(p.timing.clone().finish(&mut p.stats).request_sent, None, "that was an earlier write");
+    p.timing.sent(MonoNs(1002 * MS), MonoNs(1060 * MS));
+    p.timing.sent(MonoNs(1300 * MS), MonoNs(1300 * MS));
+    assert_eq!(p.tokens(&[1200]).done(1260).request_sent, Some(ms(1060)), "the first word of it counts");
+}
+
+#[test]
+fn each_stall_has_its_cause_where_the_socket_was_watched() {
+    let mut p = Play::stream();
+    p.timing.watched(ms(1003));
+    p.tokens(&[1200, 1220, 1240]);
+    p.timing.late(ms(1300), ms(5239));
+    p.token(5240).token(5260);
+    p.timing.retransmitted(Some(1));
+    p.token(9000);
+    let x = p.done(9010);
+    assert_eq!(x.stalls, [(ms(1240), ms(5240)), (ms(5260), ms(9000))]);
+    assert_eq!(x.stall_causes, [Some(Cause::LateRead), Some(Cause::LateArrival)]);
+    assert_eq!(x.first_token_cause, Some(Cause::LateArrival));
+    assert_eq!(x.read_delay, Some(ReadDelay { reads: 1, max_ns: 3939 * MS, total_ns: 3939 * MS }));
+    assert_eq!(x.retransmits, Some(1));
+}
+
+#[test]
+fn a_gap_that_began_before_the_socket_was_watched_has_no_cause() {
+    let mut p = Play::stream();
+    p.tokens(&[1180, 1200, 1220]);
+    p.timing.watched(ms(2000));
+    p.timing.late(ms(2500), ms(5239));
+    p.token(5240).token(5260).token(9000);
+    let x = p.done(9010);
+    assert_eq!(x.stall_causes, [None, Some(Cause::LateArrival)]);
+    assert_eq!(x.first_token_cause, None);
+}
+
+#[test]
+fn a_first_token_that_lay_unread_is_a_late_read() {
+    let mut p = Play::fresh(Options::default(), &Limits::default());
+    p.timing.watched(ms(999));
+    p.start(1000);
+    p.say(1002, LlmEventKind::RequestEnd);
+    p.timing.late(ms(1100), ms(1499));
+    p.response(1500, 200, true);
+    assert_eq!(p.token(1502).done(1600).first_token_cause, Some(Cause::LateRead));
 }
 
 proptest! {

@@ -13,6 +13,7 @@ use super::{
     Exchange, ExchangeId, Outcome, Timeline, TokenSource, Tokenizers,
     counting::Counting,
     outcome::{Ending, Seen, decide},
+    phases::{Cause, Phases},
     rates::{self, Decode, stall_threshold},
     tokens::{Chunk, Output, Reported, Tokens},
 };
@@ -54,7 +55,11 @@ pub struct Timing {
     finish_reasons: Vec<(u32, Box<str>)>,
 
     request_start: Option<MonoNs>,
+    request_written: Option<MonoNs>,
     request_sent: Option<MonoNs>,
+    /// The socket tells what it sees since then.
+    watched_since: Option<MonoNs>,
+    phases: Option<Box<Phases>>,
     first_byte: Option<MonoNs>,
     first_chunk: Option<MonoNs>,
     /// Time of the last data event of any kind.
@@ -108,7 +113,10 @@ impl Timing {
             error_type: None,
             finish_reasons: Vec::new(),
             request_start: None,
+            request_written: None,
             request_sent: None,
+            watched_since: None,
+            phases: None,
             first_byte: None,
             first_chunk: None,
             last_event: None,
@@ -134,7 +142,7 @@ impl Timing {
                 self.call = call.clone();
             }
             LlmEventKind::Request(facts) => self.request = facts.clone(),
-            LlmEventKind::RequestEnd => self.request_sent = Some(at.ret),
+            LlmEventKind::RequestEnd => self.request_written = Some(at.ret),
             LlmEventKind::Response { first, facts } => {
                 self.first_byte = (!self.holes.any).then_some(first.ret);
                 self.response = facts.clone();
@@ -169,6 +177,29 @@ impl Timing {
             LlmEventKind::NotLlm(_) => return Progress::NotLlm,
         }
         Progress::Open
+    }
+
+    /// The socket of the connection is watched since then.
+    pub fn watched(&mut self, since: MonoNs) {
+        self.watched_since.get_or_insert(since);
+    }
+
+    /// At `at` the socket had everything that was written by calls that returned until `until`.
+    pub fn sent(&mut self, until: MonoNs, at: MonoNs) {
+        if self.request_sent.is_none() && self.request_written.is_some_and(|written| written <= until) {
+            self.request_sent = Some(at);
+        }
+    }
+
+    /// What was read at `read` lay in the socket since `arrived`.
+    pub fn late(&mut self, arrived: MonoNs, read: MonoNs) {
+        let (start, has_token) = (self.request_start, self.tokens.first.is_some());
+        self.phases.get_or_insert_default().late(start, arrived, read, has_token);
+    }
+
+    /// This host sent segments of the connection again, so many; `None`: nobody knows how many.
+    pub fn retransmitted(&mut self, times: Option<u32>) {
+        self.phases.get_or_insert_default().retransmitted(times);
     }
 
     fn chunk(&mut self, at: Stamp) {
@@ -330,6 +361,11 @@ impl Timing {
         let (first_token, last_token) = self.token_times(streamed);
         let timeline = if streamed { std::mem::take(&mut self.timeline) } else { Timeline::default() };
         let threshold = stall_threshold(rates::median_gap(&timeline));
+        let stalls = self.stalls(streamed, end, threshold);
+        let phases = self.phases.take().unwrap_or_default();
+        let watched = self.watched_since;
+        let cause =
+            |&(from, to): &(MonoNs, MonoNs)| phases.cause(from, to).filter(|_| watched.is_some_and(|at| at <= from));
         let usage = Usage {
             output: self.usage.output.filter(|_| !self.tokens.usage_stale),
             reasoning: self.usage.reasoning.filter(|_| !self.tokens.usage_stale),
@@ -345,8 +381,10 @@ impl Timing {
             outcome,
             error_type,
             request_start: self.request_start,
+            socket: None,
             connect_ns: None,
             tls_ns: None,
+            request_written: self.request_written,
             request_sent: self.request_sent,
             first_byte: self.first_byte,
             streamed,
@@ -354,7 +392,11 @@ impl Timing {
             first_token,
             last_token,
             end,
-            stalls: self.stalls(streamed, end, threshold),
+            stall_causes: stalls.iter().map(cause).collect(),
+            stalls,
+            first_token_cause: self.first_token_cause(&phases, first_token),
+            read_delay: watched.map(|_| phases.delay()),
+            retransmits: watched.and_then(|_| phases.retransmits()),
             stalled_before_first_token: self.stalled_before_first_token(streamed, end, threshold),
             usage,
             usage_source,
@@ -483,6 +525,15 @@ impl Timing {
         }
         stalls.retain(|(from, to)| to.since(*from) > threshold);
         stalls
+    }
+
+    /// Only where the socket was watched before anything of the answer was taken from it.
+    fn first_token_cause(&self, phases: &Phases, first_token: Option<MonoNs>) -> Option<Cause> {
+        let (from, to) = (self.request_start?, first_token?);
+        if to <= from || self.watched_since? > self.first_byte? {
+            return None;
+        }
+        phases.cause(from, to)
     }
 
     fn stalled_before_first_token(&self, streamed: bool, end: Option<MonoNs>, threshold: u64) -> bool {

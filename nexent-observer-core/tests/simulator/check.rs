@@ -114,7 +114,8 @@ fn right(x: &Exchange, t: &Truth, request_body_unknown: bool) -> Result<(), Stri
     same("request start", x.request_start, Some(t.request_start))?;
     if !request_body_unknown {
         same("request model", x.request.model.as_deref(), Some("gpt-4o-mini"))?;
-        same("request sent", x.request_sent, Some(t.request_sent))?;
+        same("request written", x.request_written, Some(t.request_written))?;
+        same("request sent", x.request_sent, t.request_sent)?;
     }
     same("tid", x.tid, Some(x.pid + 1))?;
     same("first byte", x.first_byte, t.first_byte)?;

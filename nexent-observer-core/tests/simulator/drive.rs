@@ -57,7 +57,7 @@ pub(crate) fn drive(wires: &[Wire]) -> Outcome {
                     flags.after_skip = skipped.is_some();
                     flags.after_unknown_loss |= skipped == Some(true);
                 }
-                RowKind::Exit => {}
+                RowKind::Sent(_) | RowKind::Exit => {}
             }
             emitted.push(row);
         }

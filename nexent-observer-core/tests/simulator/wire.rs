@@ -35,6 +35,8 @@ pub(crate) enum RowKind {
         write_end: u64,
         flags: RecordFlags,
     },
+    /// The socket has what was written by calls that returned until then.
+    Sent(MonoNs),
     /// The process is gone; told by another way than the rings.
     Exit,
 }
@@ -48,6 +50,7 @@ impl Row {
             RowKind::Close { read_end, write_end, flags } => {
                 RecordKind::Close { read_end: *read_end, write_end: *write_end, flags: *flags }
             }
+            RowKind::Sent(until) => RecordKind::Sent { until: *until },
             RowKind::Exit => return None,
         };
         Some(Record { conn: self.conn, pid: self.pid, tid: self.pid + 1, at: self.at, kind })
@@ -55,7 +58,7 @@ impl Row {
 
     /// Through which ring it comes: reads, closes; or writes.
     pub(crate) fn is_write(&self) -> bool {
-        matches!(self.kind, RowKind::Data { dir: Direction::Write, .. })
+        matches!(self.kind, RowKind::Data { dir: Direction::Write, .. } | RowKind::Sent(_))
     }
 }
 
@@ -66,7 +69,9 @@ pub(crate) struct Truth {
     pub(crate) outcome: Outcome,
     pub(crate) error_type: Option<String>,
     pub(crate) request_start: MonoNs,
-    pub(crate) request_sent: MonoNs,
+    pub(crate) request_written: MonoNs,
+    /// When the socket had it: at once, later, or nobody knows.
+    pub(crate) request_sent: Option<MonoNs>,
     pub(crate) first_byte: Option<MonoNs>,
     pub(crate) head_known: bool,
     pub(crate) first_chunk: Option<MonoNs>,
@@ -104,6 +109,16 @@ struct Call {
     turn: u32,
     /// The middle of a request body.
     may_cap: bool,
+    /// When the socket had what was written.
+    sent: Option<MonoNs>,
+}
+
+/// How a connection's writes get to its socket.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Way {
+    Inside,
+    After,
+    Unknown,
 }
 
 pub(crate) fn connection(rng: &mut Rng, no: usize, faults: Faults) -> Wire {
@@ -115,6 +130,7 @@ pub(crate) fn connection(rng: &mut Rng, no: usize, faults: Faults) -> Wire {
     let damaged = lossy || joined;
     let scripts: Vec<Script> = (0..count).map(|i| script(rng, no, i, i + 1 == count)).collect();
 
+    let socket = *rng.pick(&[Way::Inside, Way::After, Way::Unknown]);
     let (mut written, mut read) = (Vec::new(), Vec::new());
     let mut calls = Vec::new();
     let (mut turn, mut reading) = (0, true);
@@ -134,12 +150,17 @@ pub(crate) fn connection(rng: &mut Rng, no: usize, faults: Faults) -> Wire {
                 let entry = now + rng.range(1_000, 200_000) as u64;
                 now = entry + rng.range(500, 50_000) as u64;
                 let stamp = Stamp { entry: MonoNs(entry), ret: MonoNs(now) };
+                if socket == Way::After {
+                    now += rng.range(1_000, 5_000_000) as u64;
+                }
+                let sent = (socket != Way::Unknown).then_some(MonoNs(now));
                 let may_cap = range.start > s.head + 100 && range.end < s.request.len();
                 let range = at + range.start..at + range.end;
-                calls.push(Call { dir: Direction::Write, at: stamp, range, turn, may_cap });
+                calls.push(Call { dir: Direction::Write, at: stamp, range, turn, may_cap, sent });
             }
             written.extend_from_slice(&s.request);
-            truths.push(blank(s, calls[begin].at.entry, now));
+            let last = calls.last().unwrap_or(&calls[begin]);
+            truths.push(blank(s, calls[begin].at.entry, last.at.ret, last.sent));
         }
         let first = truths.len() - batch.len();
         let start = read.len();
@@ -156,7 +177,7 @@ pub(crate) fn connection(rng: &mut Rng, no: usize, faults: Faults) -> Wire {
             let stamp = Stamp { entry: MonoNs(entry), ret: MonoNs(now) };
             let range = start + range.start..start + range.end;
             reads.push((range.end, stamp.ret));
-            calls.push(Call { dir: Direction::Read, at: stamp, range, turn, may_cap: false });
+            calls.push(Call { dir: Direction::Read, at: stamp, range, turn, may_cap: false, sent: None });
             reading = true;
         }
         for (truth, begin) in truths[first..].iter_mut().zip(begins) {
@@ -183,7 +204,8 @@ pub(crate) fn connection(rng: &mut Rng, no: usize, faults: Faults) -> Wire {
         let origin = origin[way].get_or_insert(call.range.start as u64);
         let len = call.range.len() as u64;
         let mut payload = bytes[call.range.clone()].to_vec();
-        let mut flags = RecordFlags { from_start: join == 0, ..RecordFlags::default() };
+        let sent = call.sent == Some(call.at.ret);
+        let mut flags = RecordFlags { from_start: join == 0, sent, ..RecordFlags::default() };
         if lossy && rng.percent(6) {
             wire.damaged = true;
             match rng.range(0, 4) {
@@ -206,6 +228,9 @@ pub(crate) fn connection(rng: &mut Rng, no: usize, faults: Faults) -> Wire {
         let offset = call.range.start as u64 - *origin;
         let kind = RowKind::Data { dir: call.dir, offset, turn: call.turn - turn_before, payload, len, flags };
         wire.rows.push(Row { conn: id, pid, at: call.at, kind });
+        if let Some(at) = call.sent.filter(|_| !sent) {
+            wire.rows.push(Row { conn: id, pid, at: Stamp { entry: at, ret: at }, kind: RowKind::Sent(call.at.ret) });
+        }
     }
     let at = Stamp { entry: MonoNs(closed), ret: MonoNs(closed) };
     // Without the final offsets of a close a loss at the very end shows nowhere: no lossy connection ends like that here.
@@ -233,13 +258,14 @@ fn cuts(rng: &mut Rng, len: usize, most: usize) -> Vec<std::ops::Range<usize>> {
     at.windows(2).map(|w| w[0]..w[1]).collect()
 }
 
-fn blank(script: &Script, entry: MonoNs, ret: u64) -> Truth {
+fn blank(script: &Script, entry: MonoNs, request_written: MonoNs, request_sent: Option<MonoNs>) -> Truth {
     Truth {
         script: script.clone(),
         outcome: Outcome::Completed,
         error_type: None,
         request_start: entry,
-        request_sent: MonoNs(ret),
+        request_written,
+        request_sent,
         first_byte: None,
         head_known: false,
         first_chunk: None,

@@ -2,6 +2,7 @@
 
 mod flags;
 mod logging;
+mod version;
 
 use std::{
     ffi::OsString,
@@ -33,7 +34,7 @@ Exit codes:
 
 /// Observes LLM calls of running processes with eBPF, without changing them.
 #[derive(Debug, Parser)]
-#[command(name = "nexent-observer", bin_name = "nexent-observer", version, max_term_width = 100)]
+#[command(name = "nexent-observer", bin_name = "nexent-observer", version, long_version = version::long(), max_term_width = 100)]
 #[command(after_help = AFTER_HELP, disable_help_subcommand = true)]
 struct Arguments {
     #[command(subcommand)]

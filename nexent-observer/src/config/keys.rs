@@ -104,6 +104,15 @@ pub const PLAIN_HTTP: Key = Key {
     common: true,
     ..BASE
 };
+/// Whether connections are followed into their sockets.
+pub const PHASES: Key = Key {
+    name: "phases",
+    value_name: "BOOL",
+    default: Some("true"),
+    allowed: "true or false",
+    meaning: "Find the socket of each connection, and by it connect, TLS handshake, request sent, causes of stalls and retransmits; while a process is observed, calls on sockets cost every process of the host a little more (docs/overhead.md)",
+    ..BASE
+};
 /// Address of the metrics endpoint.
 pub const LISTEN: Key = Key {
     name: "listen",
@@ -361,11 +370,12 @@ pub const LOG_FORMAT: Key = Key {
 };
 
 /// All keys, in the order of help, `config` and docs/config.md.
-pub const KEYS: [&Key; 31] = [
+pub const KEYS: [&Key; 32] = [
     &PID,
     &EXE,
     &ALL,
     &PLAIN_HTTP,
+    &PHASES,
     &LISTEN,
     &PROMETHEUS_PORT,
     &OTLP,

@@ -47,6 +47,8 @@ pub struct Config {
     pub exes: Vec<PathBuf>,
     /// When HTTP without TLS is observed.
     pub plain_http: PlainHttp,
+    /// Whether connections are followed into their sockets.
+    pub phases: bool,
     /// Metrics endpoint, `prometheus_port` applied.
     pub listen: Listen,
     /// OTLP endpoint; unset: what the `OTEL_*` variables say.

@@ -20,12 +20,14 @@ pub(super) fn resolve(raw: &RawConfig) -> Result<Config, ConfigError> {
     // `true` is not among the allowed values yet, so the value itself says nothing.
     let _: bool = r.one(&keys::ALL, |text| value::boolean(text).filter(|all| !all))?;
     let plain_http = r.one(&keys::PLAIN_HTTP, value::plain_http)?;
+    let phases = r.one(&keys::PHASES, value::boolean)?;
     let listen = r.one(&keys::LISTEN, value::listen)?;
     let port = r.optional(&keys::PROMETHEUS_PORT, value::port)?;
     let config = Config {
         pids,
         exes,
         plain_http,
+        phases,
         listen: apply_port(raw, listen, port),
         otlp: r.optional(&keys::OTLP, value::endpoint)?,
         jsonl: r.optional(&keys::JSONL, value::jsonl)?,

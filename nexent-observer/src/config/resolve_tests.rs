@@ -89,6 +89,7 @@ fn every_key_can_be_set_by_its_flag_its_variable_and_the_file() {
             "pid" => ("7", "[7]"),
             "exe" => ("/bin/sh", "[\"/bin/sh\"]"),
             "all" => ("false", "false"),
+            "phases" => ("false", "false"),
             "plain_http" => ("off", "\"off\""),
             "listen" => ("[::1]:1", "\"[::1]:1\""),
             "prometheus_port" => ("9100", "9100"),

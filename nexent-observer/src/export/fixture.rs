@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use nexent_observer_core::{
-    event::{Address, ConnId, MonoNs, Peer, Role, Stamp},
+    event::{Address, ConnId, Found, MonoNs, Peer, Role, Stamp},
     limits::Limits,
     llm::{Call, LlmEvent, LlmEventKind, Payload, RequestFacts, ResponseFacts, Usage},
     stats::Stats,
-    timing::{Exchange, ExchangeId, Options, Outcome, Progress, Timeline, Timing, TokenSource},
+    timing::{Cause, Exchange, ExchangeId, Options, Outcome, Progress, ReadDelay, Timeline, Timing, TokenSource},
 };
 
 use super::{Observed, Service};
@@ -55,6 +55,9 @@ pub(super) fn completed() -> Exchange {
             local: Address::Inet(([10, 0, 0, 7], 40_000).into()),
             remote: Address::Inet(([10, 0, 0, 9], 8443).into()),
             connect_ns: Some(1_500_000),
+            tls_ns: Some(12_000_000),
+            socket: Some(Found::InsideWrite),
+            retransmits: 0,
         }),
         tid: Some(4243),
         said: None,
@@ -89,9 +92,11 @@ pub(super) fn completed() -> Exchange {
         outcome: Outcome::Completed,
         error_type: None,
         finish_reasons: vec!["stop".into()],
+        socket: Some(Found::InsideWrite),
         connect_ns: None,
         tls_ns: None,
         request_start: at(0),
+        request_written: at(1),
         request_sent: at(1),
         first_byte: at(190),
         streamed: true,
@@ -103,6 +108,10 @@ pub(super) fn completed() -> Exchange {
         retry_count: Some(1),
         chunks: timeline([chunk(250), chunk(270), chunk(270), chunk(300), chunk(350)]),
         stalls: Vec::new(),
+        stall_causes: Vec::new(),
+        first_token_cause: Some(Cause::LateArrival),
+        read_delay: Some(ReadDelay { reads: 1, max_ns: 6_000_000, total_ns: 6_000_000 }),
+        retransmits: Some(2),
         stalled_before_first_token: false,
         usage: Usage { input: Some(20), output: Some(10), cached_input: Some(8), reasoning: None },
         usage_source: TokenSource::Usage,
@@ -161,11 +170,14 @@ pub(super) fn joined() -> Exchange {
     exchange.outcome = Outcome::Incomplete;
     exchange.finish_reasons = Vec::new();
     exchange.request_start = None;
+    exchange.request_written = None;
     exchange.request_sent = None;
+    exchange.first_token_cause = None;
     exchange.first_byte = None;
     exchange.first_chunk = None;
     exchange.first_token = None;
     exchange.stalls = vec![(MonoNs(START + 300 * MS), MonoNs(START + 3000 * MS))];
+    exchange.stall_causes = vec![Some(Cause::LateRead)];
     exchange.usage = Usage::default();
     exchange.usage_source = TokenSource::Chunks;
     exchange.output_tokens = Some(5);

@@ -15,8 +15,8 @@ use std::{
 };
 
 use nexent_observer_core::{
-    event::MonoNs,
-    timing::{Exchange, Timeline},
+    event::{Found, MonoNs},
+    timing::{Cause, Exchange, Timeline},
 };
 use serde::{Serialize, Serializer, ser::SerializeSeq};
 
@@ -251,6 +251,7 @@ struct Record<'a> {
     connect_ns: Option<u64>,
     tls_ns: Option<u64>,
     request_start_ns: Option<u64>,
+    request_written_ns: Option<u64>,
     request_sent_ns: Option<u64>,
     first_byte_ns: Option<u64>,
     first_chunk_ns: Option<u64>,
@@ -264,6 +265,13 @@ struct Record<'a> {
     usage: Tokens,
     chunks: Chunks<'a>,
     stalls: Vec<(u64, u64)>,
+    stall_causes: Vec<Option<&'static str>>,
+    first_token_cause: Option<&'static str>,
+    late_reads: Option<u32>,
+    read_delay_max_ns: Option<u64>,
+    read_delay_ns: Option<u64>,
+    retransmits: Option<u32>,
+    socket_source: Option<&'static str>,
     bytes_lost: Option<u64>,
     timeline_truncated: bool,
     trace_id: String,
@@ -319,9 +327,11 @@ impl<'a> Record<'a> {
             outcome,
             error_type: _,
             finish_reasons,
+            socket,
             connect_ns,
             tls_ns,
             request_start,
+            request_written,
             request_sent,
             first_byte,
             streamed,
@@ -333,6 +343,10 @@ impl<'a> Record<'a> {
             retry_count,
             chunks,
             stalls,
+            stall_causes,
+            first_token_cause,
+            read_delay,
+            retransmits,
             stalled_before_first_token: _,
             usage,
             usage_source,
@@ -374,6 +388,7 @@ impl<'a> Record<'a> {
             connect_ns: *connect_ns,
             tls_ns: *tls_ns,
             request_start_ns: ns(request_start),
+            request_written_ns: ns(request_written),
             request_sent_ns: ns(request_sent),
             first_byte_ns: ns(first_byte),
             first_chunk_ns: ns(first_chunk),
@@ -394,6 +409,13 @@ impl<'a> Record<'a> {
             },
             chunks: Chunks { start: *request_start, timeline: chunks },
             stalls: stalls.iter().map(|(from, to)| (from.0, to.0)).collect(),
+            stall_causes: stall_causes.iter().map(|cause| cause.map(Cause::as_str)).collect(),
+            first_token_cause: first_token_cause.map(Cause::as_str),
+            late_reads: read_delay.map(|delay| delay.reads),
+            read_delay_max_ns: read_delay.and_then(|delay| (delay.reads > 0).then_some(delay.max_ns)),
+            read_delay_ns: read_delay.map(|delay| delay.total_ns),
+            retransmits: *retransmits,
+            socket_source: socket.map(Found::as_str),
             bytes_lost: *bytes_lost,
             timeline_truncated: chunks.truncated(),
             trace_id: ids.trace.to_string(),
@@ -487,8 +509,9 @@ mod tests {
     fn keys_and_their_order_are_those_of_the_design() {
         let keys = "id, pid, service, endpoint, provider, model, response_model, operation, stream, method, host, path, role, peer, \
             http_status, outcome, error_type, finish_reasons, request_id, retry_count, retry_of, connect_ns, tls_ns, \
-            request_start_ns, request_sent_ns, first_byte_ns, first_chunk_ns, first_token_ns, last_token_ns, end_ns, \
-            ttft_s, duration_s, decode_tokens_per_s, end_to_end_tokens_per_s, usage, chunks, stalls, bytes_lost, \
+            request_start_ns, request_written_ns, request_sent_ns, first_byte_ns, first_chunk_ns, first_token_ns, last_token_ns, end_ns, \
+            ttft_s, duration_s, decode_tokens_per_s, end_to_end_tokens_per_s, usage, chunks, stalls, stall_causes, \
+            first_token_cause, late_reads, read_delay_max_ns, read_delay_ns, retransmits, socket_source, bytes_lost, \
             timeline_truncated, trace_id, span_id, parent_rule";
         let line = text(fixture::completed());
         let mut from = 0;

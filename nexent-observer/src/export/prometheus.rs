@@ -41,6 +41,8 @@ pub struct Prometheus {
     retries: IntCounterVec,
     token_count_ratio: HistogramVec,
     stream_stalls: IntCounterVec,
+    stream_stall_causes: IntCounterVec,
+    retransmits: IntCounterVec,
     slow_requests: IntCounterVec,
     gauges: Mutex<LiveGauges>,
 }
@@ -77,6 +79,8 @@ impl Prometheus {
             retries: register.counter(Metric::Retries)?,
             token_count_ratio: register.histogram(Metric::TokenCountRatio)?,
             stream_stalls: register.counter(Metric::StreamStalls)?,
+            stream_stall_causes: register.counter(Metric::StreamStallCauses)?,
+            retransmits: register.counter(Metric::Retransmits)?,
             slow_requests: register.counter(Metric::SlowRequests)?,
             gauges: Mutex::new(LiveGauges {
                 active_streams: register.gauge(Metric::ActiveStreams)?,
@@ -101,6 +105,9 @@ impl Prometheus {
         // Touched even when nothing is added: a counter that first appears with its first event has no rate.
         self.retries.with_label_values(&labels).inc_by(u64::from(view::is_retry(exchange)));
         let stalls = self.stream_stalls.with_label_values(&labels);
+        let causes =
+            view::STALL_CAUSES.map(|cause| self.stream_stall_causes.with_label_values(&with(&labels, [cause])));
+        self.retransmits.with_label_values(&labels).inc_by(exchange.retransmits.unwrap_or(0).into());
         for (reason, is_slow) in Slow::REASONS.into_iter().zip(slow.flags()) {
             let counter = self.slow_requests.with_label_values(&with(&labels, [reason]));
             counter.inc_by(u64::from(is_slow));
@@ -110,6 +117,9 @@ impl Prometheus {
             return;
         }
         stalls.inc_by(exchange.stalls.len() as u64);
+        for (counter, n) in causes.iter().zip(view::stalls_by_cause(exchange)) {
+            counter.inc_by(n);
+        }
         self.observe_times(exchange, &labels);
     }
 
@@ -251,6 +261,7 @@ mod tests {
         let mut exchange = fixture::completed();
         exchange.decode_rate = Some(2.0);
         exchange.stalls = fixture::joined().stalls;
+        exchange.stall_causes = fixture::joined().stall_causes;
         record(&bench, exchange);
         let text = bench.prometheus.render().unwrap();
         let labels = r#"endpoint="unknown",model="gpt-4o",provider="openai","#;
@@ -262,6 +273,11 @@ mod tests {
         assert!(
             text.contains(&format!("llm_slow_requests{{{labels}reason=\"duration\",service=\"nexent-backend\"}} 0\n"))
         );
+        for (cause, n) in [("late_read", 1), ("late_arrival", 0), ("unknown", 0)] {
+            let line = format!("llm_stream_stall_causes{{cause=\"{cause}\",{labels}service=\"nexent-backend\"}} {n}\n");
+            assert!(text.contains(&line), "{line}");
+        }
+        assert!(text.contains(&format!("llm_retransmits{{{labels}service=\"nexent-backend\"}} 2\n")));
         assert!(text.contains(&format!("llm_stream_stalls{{{labels}service=\"nexent-backend\"}} 1\n")));
     }
 

@@ -2,7 +2,7 @@
 
 use nexent_observer_core::{
     event::{Address, MonoNs},
-    timing::{Exchange, ExchangeId, Outcome, TokenSource},
+    timing::{Cause, Exchange, ExchangeId, Outcome, TokenSource},
 };
 
 /// Value of a label or attribute for something that was not seen.
@@ -67,6 +67,16 @@ pub(super) fn error_type(exchange: &Exchange) -> Option<&str> {
 /// Whether the whole exchange was seen: only then its times go into histograms.
 pub(super) fn is_complete(exchange: &Exchange) -> bool {
     exchange.outcome != Outcome::Incomplete
+}
+
+/// Values of the label `cause`.
+pub(super) const STALL_CAUSES: [&str; 3] = ["late_arrival", "late_read", UNKNOWN];
+
+/// Number of stalls by cause, in the order of [`STALL_CAUSES`].
+pub(super) fn stalls_by_cause(exchange: &Exchange) -> [u64; 3] {
+    let of = |cause| exchange.stall_causes.iter().filter(|it| **it == Some(cause)).count() as u64;
+    let (arrival, read) = (of(Cause::LateArrival), of(Cause::LateRead));
+    [arrival, read, (exchange.stalls.len() as u64).saturating_sub(arrival + read)]
 }
 
 /// One token count.

@@ -141,6 +141,11 @@ pub struct Attacher {
     plain: Option<PlainLinks>,
     /// They stay, because a process that comes may need them at once.
     kept_plain: bool,
+    phases_wanted: bool,
+    /// Tracepoints of phases, while a process is observed.
+    phases: Option<PlainLinks>,
+    /// Processes of an executable may be observed at any time.
+    expecting: bool,
     undertaker: mpsc::Sender<Buried>,
 }
 
@@ -176,8 +181,19 @@ impl Attacher {
             plain_http: PlainHttp::Off,
             plain: None,
             kept_plain: false,
+            phases_wanted: false,
+            phases: None,
+            expecting: false,
             undertaker,
         })
+    }
+
+    /// Finds the sockets of connections, and what they tell of their phases; not, until this is called. The kernel half has to be
+    /// loaded for it.
+    #[must_use]
+    pub fn with_phases(mut self, phases: bool) -> Self {
+        self.phases_wanted = phases;
+        self
     }
 
     /// Sets when the sockets of a process are looked at for plain HTTP; never, until this is called.
@@ -207,7 +223,8 @@ impl Attacher {
     #[must_use]
     pub fn probes(&self) -> usize {
         let own = self.observed.values().flat_map(|observed| observed.libraries.values()).map(Vec::len).sum::<usize>();
-        own + self.filtered.values().map(Vec::len).sum::<usize>() + self.plain.as_ref().map_or(0, PlainLinks::count)
+        own + self.filtered.values().map(Vec::len).sum::<usize>()
+            + [&self.plain, &self.phases].into_iter().flatten().map(PlainLinks::count).sum::<usize>()
     }
 
     /// Libraries of an observed process.
@@ -259,6 +276,7 @@ impl Attacher {
             let why = self.libraries.refused(&files);
             return Err(AttachError::NoTls { pid, exe, files: mapped, why });
         }
+        self.attach_phases();
         let filtered = share || self.wants_filtered(pid, &hookable);
         let kernel_error = |source| AttachError::Kernel { pid, source };
         let plain = plain && self.attach_plain(has_tls).map_err(kernel_error)?;
@@ -311,6 +329,8 @@ impl Attacher {
     pub fn expect_executable(&mut self, file: FileId) -> Result<(), KernelError> {
         let plain = self.plain_http == PlainHttp::On && self.attach_plain(true)?;
         self.kept_plain |= plain;
+        self.expecting = true;
+        self.attach_phases();
         self.kernel.arm_executable(file, Sockets { plain, join: false })
     }
 
@@ -335,6 +355,21 @@ impl Attacher {
             tracing::info!("The sockets of processes that need it are looked at from now on.");
         }
         Ok(())
+    }
+
+    /// Attaches the tracepoints of phases if they are wanted and are not. A process is observed without them all the same.
+    fn attach_phases(&mut self) {
+        if !self.phases_wanted || self.phases.is_some() {
+            return;
+        }
+        match self.kernel.attach_phases() {
+            Ok(links) => self.phases = Some(links),
+            Err(error) => {
+                tracing::warn!(%error, "Phases of connections cannot be seen here (Linux 6.3 or later is needed): connect, TLS \
+                    handshake, request sent, causes of stalls and retransmits stay unknown.");
+                self.phases_wanted = false; // it would fail again with every process
+            }
+        }
     }
 
     /// Takes over a child that the kernel half already follows (filtered scope). `false`: it has to be attached.
@@ -433,6 +468,12 @@ impl Attacher {
                 tracing::warn!("The thread that removes probes is gone; they were removed in place.");
             }
             tracing::info!("No process needs its sockets looked at any more: the tracepoints are removed.");
+        }
+        if self.phases.is_some() && !self.expecting && self.observed.is_empty() {
+            let links = self.phases.take();
+            if self.undertaker.send(Buried(Vec::new(), links)).is_err() {
+                tracing::warn!("The thread that removes probes is gone; they were removed in place.");
+            }
         }
         for pid in self.kernel.armed() {
             if !self.observed.contains_key(&pid) && Process::find(pid).is_err() {

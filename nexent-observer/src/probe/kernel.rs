@@ -14,13 +14,13 @@ use nexent_observer_common::{
     cookie::{Cookie, Scope},
     counters::Counter,
     state::{
-        Call, CallKey, Conn, ConnKey, FileKey, SockCall, Socket, Target, socket_key, socket_state, sockets,
+        Call, CallKey, Conn, ConnKey, FileKey, Flow, SockCall, Socket, Target, socket_key, socket_state, sockets,
         verdict_slot, verdict_value,
     },
 };
 
 use super::{
-    btf,
+    btf, phases,
     plain::{self, PlainLinks},
     plan::{Hook, Program},
     process::FileId,
@@ -98,6 +98,8 @@ pub struct KernelOptions {
     pub write_tail_bytes: u64,
     /// Report every exec of the host, to find processes by executable.
     pub report_all_execs: bool,
+    /// Find the sockets of connections, and what they tell of their phases.
+    pub phases: bool,
 }
 
 /// A value that crosses to a map byte by byte.
@@ -119,6 +121,8 @@ unsafe impl aya::Pod for Plain<Conn> {}
 unsafe impl aya::Pod for Plain<SockCall> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Plain<Socket> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Plain<Flow> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Plain<FileKey> {}
 
@@ -233,6 +237,7 @@ pub struct KernelHalf {
     conns: BpfMap<MapData, Plain<ConnKey>, Plain<Conn>>,
     syscalls: BpfMap<MapData, u64, Plain<SockCall>>,
     sockets: BpfMap<MapData, u64, Plain<Socket>>,
+    flows: BpfMap<MapData, u64, Plain<Flow>>,
     verdicts: Array<MapData, u64>,
     counters: PerCpuArray<MapData, u64>,
 }
@@ -249,11 +254,13 @@ impl KernelHalf {
         let tgid_offset = members.offset("task_struct", "tgid")?;
         let socket_offsets = plain::Offsets::find(&members)?;
         let exec_offsets = exec_offsets(&members)?;
+        let phase_offsets = phases::offsets(&members)?;
+        let phases_wanted = u32::from(options.phases);
         let report_all = u32::from(options.report_all_execs);
         let (read_wake, write_wake) = (u64::from(options.read_ring_bytes) / 4, u64::from(options.write_ring_bytes) / 4);
         let mut loader = EbpfLoader::new();
         socket_offsets.set(&mut loader);
-        for (name, offset) in &exec_offsets {
+        for (name, offset) in exec_offsets.iter().chain(&phase_offsets) {
             loader.override_global(name, offset, true);
         }
         let mut ebpf = loader
@@ -263,6 +270,7 @@ impl KernelHalf {
             .override_global("WRITE_WAKE_BYTES", &write_wake, true)
             .override_global("TASK_TGID_OFFSET", &tgid_offset, true)
             .override_global("REPORT_ALL_EXECS", &report_all, true)
+            .override_global("PHASES", &phases_wanted, true)
             .map_max_entries("READS", options.read_ring_bytes)
             .map_max_entries("WRITES", options.write_ring_bytes)
             .load(OBJECT)?;
@@ -278,6 +286,7 @@ impl KernelHalf {
             conns: BpfMap::try_from(take(&mut ebpf, "CONNS")?)?,
             syscalls: BpfMap::try_from(take(&mut ebpf, "SYSCALLS")?)?,
             sockets: BpfMap::try_from(take(&mut ebpf, "SOCKETS")?)?,
+            flows: BpfMap::try_from(take(&mut ebpf, "FLOWS")?)?,
             verdicts: Array::try_from(take(&mut ebpf, "VERDICTS")?)?,
             counters: PerCpuArray::try_from(take(&mut ebpf, "COUNTERS")?)?,
             ebpf,
@@ -343,6 +352,19 @@ impl KernelHalf {
         plain::attach(&mut self.ebpf)
     }
 
+    /// Attaches the tracepoints of phases. Every call on a socket of the host pays for them while the result lives.
+    ///
+    /// # Errors
+    /// [`KernelError`]; nothing stays attached then.
+    pub fn attach_phases(&mut self) -> Result<PlainLinks, KernelError> {
+        // Their ends were not seen in the meantime.
+        let known: Vec<_> = self.flows.keys().flatten().collect();
+        for cookie in known {
+            drop(self.flows.remove(&cookie));
+        }
+        phases::attach(&mut self.ebpf)
+    }
+
     /// Arms the probes of a process, or moves it to another scope. Its children are observed from their first instruction where
     /// the scope allows it.
     ///
@@ -384,8 +406,12 @@ impl KernelHalf {
         }
         self.forget_sockets(|socket| socket.tgid == pid);
         let open: Vec<_> = self.conns.iter().flatten().filter(|(key, _)| key.0.tgid == pid).collect();
-        for (key, _) in &open {
+        for (key, conn) in &open {
             drop(self.conns.remove(key));
+            // The socket lives on if the process does, and may be met again under another number.
+            if conn.0.socket != 0 {
+                drop(self.flows.remove(&conn.0.socket));
+            }
         }
         Ok(open.into_iter().map(|(_, conn)| conn.0).collect())
     }

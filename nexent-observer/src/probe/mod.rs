@@ -10,6 +10,7 @@ pub mod hooks;
 pub mod kernel;
 pub mod library;
 pub mod openssl;
+mod phases;
 pub mod plain;
 pub mod plan;
 pub mod process;

@@ -126,6 +126,16 @@ pub fn attach(ebpf: &mut Ebpf) -> Result<PlainLinks, KernelError> {
     Ok(links)
 }
 
+/// Attaches programs to BTF tracepoints, in this order.
+///
+/// # Errors
+/// [`KernelError`]; nothing stays attached then.
+pub(super) fn attach_all(ebpf: &mut Ebpf, pairs: &[(&'static str, &str)]) -> Result<PlainLinks, KernelError> {
+    let btf = Btf::from_sys_fs()?;
+    let sockets = pairs.iter().map(|pair| attach_btf(ebpf, *pair, &btf)).collect::<Result<_, _>>()?;
+    Ok(PlainLinks { calls: Vec::new(), sockets })
+}
+
 fn attach_btf(
     ebpf: &mut Ebpf,
     (name, event): (&'static str, &str),

@@ -2,8 +2,10 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use nexent_observer_common::record::{self, AF_INET, AF_INET6, AF_UNIX, Malformed, RecordHeader, flag, kind};
-use nexent_observer_core::event::{Address, ConnId, Direction, MonoNs, Peer, Record, RecordFlags, RecordKind, Stamp};
+use nexent_observer_common::record::{self, AF_INET, AF_INET6, AF_UNIX, Malformed, RecordHeader, flag, found, kind};
+use nexent_observer_core::event::{
+    Address, ConnId, Direction, Found, MonoNs, Peer, Record, RecordFlags, RecordKind, Stamp,
+};
 
 /// What comes out of the rings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +73,7 @@ pub fn decode(entry: &[u8]) -> Result<RingEvent<'_>, Malformed> {
         fault: has(flag::FAULT),
         after_skip: has(flag::AFTER_SKIP),
         after_unknown_loss: has(flag::AFTER_UNKNOWN_LOSS),
+        sent: has(flag::SENT),
     };
     let data = |dir| record(RecordKind::Data { dir, offset, turn, payload, len: u64::from(orig_len), flags });
     Ok(match kind {
@@ -88,6 +91,9 @@ pub fn decode(entry: &[u8]) -> Result<RingEvent<'_>, Malformed> {
             let text = if payload.len() == orig_len as usize { payload } else { &[] };
             RingEvent::Announcement(Announcement { at: at.ret, pid: tgid, tid, text })
         }
+        kind::SENT => record(RecordKind::Sent { until: MonoNs(offset) }),
+        kind::LATE => record(RecordKind::Late { arrived: at.entry }),
+        kind::RETRANSMIT => record(RecordKind::Retransmit),
         kind::FORK => process(ProcessEventKind::Fork { child: offset as u32 }),
         kind::EXEC => process(ProcessEventKind::Exec),
         kind::EXIT => process(ProcessEventKind::Exit),
@@ -97,7 +103,8 @@ pub fn decode(entry: &[u8]) -> Result<RingEvent<'_>, Malformed> {
 
 /// The ends of a connection; `None` for a family that the kernel half never reports.
 fn peer_of(peer: &record::Peer) -> Option<Peer> {
-    let record::Peer { local, remote, local_port, remote_port, family, connect_ns, .. } = *peer;
+    let record::Peer { local, remote, local_port, remote_port, family, found, connect_ns, tls_ns, retransmits, .. } =
+        *peer;
     let address = |bytes: [u8; 16], port| {
         Some(match family {
             AF_INET => {
@@ -114,6 +121,14 @@ fn peer_of(peer: &record::Peer) -> Option<Peer> {
         local: address(local, local_port)?,
         remote: address(remote, remote_port)?,
         connect_ns: (connect_ns != 0).then_some(connect_ns),
+        tls_ns: (tls_ns != 0).then_some(tls_ns),
+        socket: match found {
+            found::ITSELF => Some(Found::Itself),
+            found::INSIDE_WRITE => Some(Found::InsideWrite),
+            found::NEXT_SEND => Some(Found::NextSend),
+            _ => None,
+        },
+        retransmits,
     })
 }
 

@@ -107,6 +107,10 @@ metrics! {
         "Output tokens that a tokenizer counted in the text over those that the provider reports for it, one sample per call where both are known and nothing was lost. Reasoning that was not shown is left out.";
     StreamStalls = "llm_stream_stalls", Counter, CALL, &[],
         "Gaps after the first token that were longer than both 2 s and 10 times the stream's median gap. Not counted for incomplete exchanges.";
+    StreamStallCauses = "llm_stream_stall_causes", Counter, &["service", "provider", "model", "endpoint", "cause"], &[],
+        "The stalls of llm_stream_stalls by cause: late_arrival (for most of the time nothing was in the socket: the server or the network), late_read (for most of the time data lay in the socket unread: the process's own loop), unknown (the socket was not watched).";
+    Retransmits = "llm_retransmits", Counter, CALL, &[],
+        "TCP segments that this host sent again while a call was open, or while the connection for it was made. What the other side sent again cannot be seen here. Calls whose socket is not known add nothing.";
     SlowRequests = "llm_slow_requests", Counter, &["service", "provider", "model", "endpoint", "reason"], &[],
         "Slow calls by reason: duration (longer than LLM_SLOW_REQUEST_THRESHOLD_SECONDS) or token_rate (decode rate under LLM_SLOW_TOKEN_RATE_THRESHOLD). A call can count under both. Incomplete exchanges are left out.";
     ActiveStreams = "llm_active_streams", Gauge, &["service", "provider", "model"], &[],

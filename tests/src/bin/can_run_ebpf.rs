@@ -11,6 +11,7 @@ fn main() -> ExitCode {
         write_head_bytes: 1 << 10,
         write_tail_bytes: 1 << 10,
         report_all_execs: false,
+        phases: true,
     };
     match KernelHalf::load(options) {
         Ok(_) => ExitCode::SUCCESS,

@@ -1,8 +1,9 @@
 //! What observing plain HTTP costs everybody else: an unrelated system call, and a call on a socket, in a process that is not
-//! observed, without and with the tracepoints. Run by `cargo xtask bench --only plain`.
+//! observed, without and with the tracepoints; and what phases cost them. Run by `cargo xtask bench --only plain`.
 
 use std::{
     io::{Read, Write},
+    net::{Ipv4Addr, TcpListener, TcpStream},
     os::unix::net::UnixStream,
     process::{Child, Command},
     thread,
@@ -22,6 +23,7 @@ const OPTIONS: KernelOptions = KernelOptions {
     write_head_bytes: 32 << 10,
     write_tail_bytes: 64 << 10,
     report_all_execs: false,
+    phases: true,
 };
 
 /// Rounds; in each, everything is timed without and with the tracepoints, so that both see the same machine.
@@ -71,7 +73,7 @@ fn unrelated() -> Result<f64> {
 }
 
 /// One write and one read of 200 bytes on a pair of sockets; the cost of one of the two.
-fn socket(pair: &mut (UnixStream, UnixStream)) -> Result<f64> {
+fn socket<S: Read + Write>(pair: &mut (S, S)) -> Result<f64> {
     let (one, other) = pair;
     let mut bytes = [b'x'; 200];
     let both = time(|| {
@@ -80,6 +82,14 @@ fn socket(pair: &mut (UnixStream, UnixStream)) -> Result<f64> {
         Ok(())
     })?;
     Ok(both / 2.0)
+}
+
+/// Two ends of a TCP connection over loopback.
+fn tcp_pair() -> Result<(TcpStream, TcpStream)> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let one = TcpStream::connect(listener.local_addr()?)?;
+    one.set_nodelay(true)?;
+    Ok((one, listener.accept()?.0))
 }
 
 fn main() -> Result<()> {
@@ -100,6 +110,17 @@ fn main() -> Result<()> {
             all.push(value);
         }
     }
+    let (mut phases, _rings) = KernelHalf::load(OPTIONS)?;
+    let mut pair = tcp_pair()?;
+    let (mut tcp_off, mut tcp_on) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        tcp_off.push(socket(&mut pair)?);
+        let links = phases.attach_phases()?;
+        ensure!(links.count() == 6, "not all tracepoints were attached");
+        tcp_on.push(socket(&mut pair)?);
+        drop(links);
+        thread::sleep(REMOVED_AFTER);
+    }
     let added = |on: &[f64], off: &[f64]| median(on.iter().zip(off).map(|(on, off)| on - off).collect());
     let ratio = |on: &[f64], off: &[f64]| median(on.iter().zip(off).map(|(on, off)| on / off).collect());
     let [call_off, call_on, socket_off, socket_on] = figures;
@@ -108,6 +129,9 @@ fn main() -> Result<()> {
         "call_ratio": ratio(&call_on, &call_off),
         "socket_added_ns": added(&socket_on, &socket_off),
         "socket_ratio": ratio(&socket_on, &socket_off),
+        "phases_added_ns": added(&tcp_on, &tcp_off),
+        "phases_ratio": ratio(&tcp_on, &tcp_off),
+        "tcp_ns": median(tcp_off),
         "call_ns": median(call_off),
         "socket_ns": median(socket_off),
     });

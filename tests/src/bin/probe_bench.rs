@@ -78,6 +78,7 @@ const OPTIONS: KernelOptions = KernelOptions {
     write_head_bytes: 32 << 10,
     write_tail_bytes: 64 << 10,
     report_all_execs: false,
+    phases: true,
 };
 
 /// The whole stage 1 and 2, drained in the background as the observer does.

@@ -15,6 +15,7 @@ mod exports;
 mod harness;
 mod hostile;
 mod libraries;
+mod phases;
 mod plain;
 mod privileges;
 mod rustls;

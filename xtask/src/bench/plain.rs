@@ -40,6 +40,19 @@ fn figures(said: &Value) -> Vec<Figure> {
             "A write or a read of 200 bytes on a pair of Unix sockets, the cheapest there are. Here the program runs, looks the process up and sends it away.",
         ),
         Figure::reported("socket call in another process, as a ratio", value("socket_ratio"), "x without", "The same."),
+        Figure::reported(
+            "call on a TCP socket in another process, phases on",
+            value("phases_added_ns"),
+            "ns more",
+            "Half of a write and a read of 200 bytes over loopback, with the arrival between them: three programs look it up and send it away.",
+        ),
+        Figure::reported(
+            "call on a TCP socket in another process, phases on, as a ratio",
+            value("phases_ratio"),
+            "x without",
+            "The same.",
+        ),
+        Figure::reported("call on a TCP socket, without", value("tcp_ns"), "ns", "Median over the rounds."),
         Figure::reported("unrelated system call, without", value("call_ns"), "ns", "Median over the rounds."),
         Figure::reported("socket call, without", value("socket_ns"), "ns", "Median over the rounds."),
     ]

@@ -10,7 +10,7 @@ use nexent_observer_core::{
     event::{Address, MonoNs, Role},
     limits::FINISH_REASONS,
     llm::{Call, RequestFacts, ResponseFacts, well_known_finish_reason},
-    timing::{Exchange, Outcome},
+    timing::{Cause, Exchange, Outcome},
 };
 use opentelemetry_proto::tonic::{
     collector::trace::v1::ExportTraceServiceRequest,
@@ -214,12 +214,21 @@ fn phase_attributes(out: &mut Vec<KeyValue>, exchange: &Exchange) {
         out.extend(seconds.map(|seconds| float(&format!("nexent.phase.{part}"), seconds)));
     }
     out.extend(breakdown.largest.map(|part| text("nexent.phase.largest", part)));
+    out.extend(exchange.socket.map(|found| text("nexent.socket.source", found.as_str())));
+    out.extend(exchange.retransmits.map(|n| int("nexent.retransmits", u64::from(n))));
+    out.extend(exchange.first_token_cause.map(|cause| text("nexent.first_token.cause", cause.as_str())));
+    if let Some(delay) = exchange.read_delay {
+        out.push(int("nexent.read_delay.reads", u64::from(delay.reads)));
+        out.push(float("nexent.read_delay.seconds", delay.total_ns as f64 / 1e9));
+        out.extend((delay.reads > 0).then(|| float("nexent.read_delay.max_seconds", delay.max_ns as f64 / 1e9)));
+    }
 }
 
 fn time_attributes(out: &mut Vec<KeyValue>, exchange: &Exchange) {
     let mut since_start = |key, at| {
         out.extend(view::since_start(exchange, at).map(|seconds| float(key, seconds)));
     };
+    since_start("nexent.time_to_request_written", exchange.request_written);
     since_start("nexent.time_to_request_sent", exchange.request_sent);
     since_start("nexent.time_to_first_byte", exchange.first_byte);
     since_start("nexent.time_to_first_token", exchange.first_token);
@@ -259,13 +268,18 @@ fn link(ids: &SpanIds) -> span::Link {
 }
 
 fn stall_events(exchange: &Exchange, offset: Offset) -> Vec<span::Event> {
-    let event = |(from, to): &(MonoNs, MonoNs)| span::Event {
-        time_unix_nano: offset.unix_ns(*from),
-        name: "nexent.stall".into(),
-        attributes: vec![float("nexent.stall.seconds", to.seconds_since(*from))],
-        dropped_attributes_count: 0,
+    let causes = exchange.stall_causes.iter().copied().chain(std::iter::repeat(None));
+    let event = |((from, to), cause): (&(MonoNs, MonoNs), Option<Cause>)| {
+        let mut attributes = vec![float("nexent.stall.seconds", to.seconds_since(*from))];
+        attributes.extend(cause.map(|cause| text("nexent.stall.cause", cause.as_str())));
+        span::Event {
+            time_unix_nano: offset.unix_ns(*from),
+            name: "nexent.stall".into(),
+            attributes,
+            dropped_attributes_count: 0,
+        }
     };
-    exchange.stalls.iter().take(STALLS).map(event).collect()
+    exchange.stalls.iter().zip(causes).take(STALLS).map(event).collect()
 }
 
 #[cfg(test)]
@@ -414,7 +428,7 @@ mod tests {
         let own: Vec<_> =
             span.attributes.iter().map(|a| a.key.as_str()).filter(|key| key.starts_with("nexent.")).collect();
         assert!(own.len() >= 28, "{own:?}");
-        for key in own.iter().chain(&["nexent.stall", "nexent.stall.seconds"]) {
+        for key in own.iter().chain(&["nexent.stall", "nexent.stall.seconds", "nexent.stall.cause"]) {
             assert!(crate::telemetry::docs::text().contains(&format!("`{key}`")), "docs/metrics.md lacks {key}");
         }
     }
@@ -537,7 +551,7 @@ mod tests {
         let [stall] = span.events.as_slice() else { panic!("{:?}", span.events) };
         assert_eq!(stall.name, "nexent.stall");
         assert_eq!(stall.time_unix_nano, OFFSET.unix_ns(MonoNs(fixture::START + 300 * MS)));
-        assert_eq!(stall.attributes, [float("nexent.stall.seconds", 2.7)]);
+        assert_eq!(stall.attributes, [float("nexent.stall.seconds", 2.7), text("nexent.stall.cause", "late_read")]);
     }
 
     #[test]
@@ -581,7 +595,12 @@ mod tests {
         other.service = Arc::new(Service { name: "other".into(), pid: 7, ..Service::default() });
         let mut timeless = fixture::completed();
         timeless.request_start = None;
-        for time in [&mut timeless.request_sent, &mut timeless.first_byte, &mut timeless.first_chunk] {
+        for time in [
+            &mut timeless.request_written,
+            &mut timeless.request_sent,
+            &mut timeless.first_byte,
+            &mut timeless.first_chunk,
+        ] {
             *time = None;
         }
         (timeless.first_token, timeless.last_token, timeless.end) = (None, None, None);
