@@ -11,6 +11,7 @@ pub mod hooks;
 pub mod serve;
 pub mod telemetry;
 pub mod tokens;
+pub mod top;
 pub mod web;
 
 pub mod cli;

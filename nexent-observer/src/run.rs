@@ -23,9 +23,17 @@ use crate::{
     config::Config,
     enrich,
     error::RunError,
-    export::{Exports, Observed, Service, live::LiveStream},
+    export::{
+        Exports, Observed, Service,
+        ids::{Parents, SpanIds},
+        live::{LiveStream, PROCESSES, Snapshot, Strips},
+        work::{Kind, Work},
+    },
     fault::{Fault, Faulty},
-    hooks::{Hooks, Said},
+    hooks::{
+        Hooks, Said,
+        spans::{Done, HookSpan},
+    },
     privileges,
     probe::{
         attach::{self, AttachReport, Attacher, Hooked},
@@ -79,6 +87,10 @@ const WAKE_STOP: Token = Token(2);
 const HURRIED: Duration = Duration::from_millis(10);
 /// How often counters and gauges are brought up to date.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
+/// How often the open streams are shown to those who watch; with the housekeeping when nobody does or they are very many.
+const SHOWING: Duration = Duration::from_millis(250);
+/// So many streams are very many.
+const MANY_STREAMS: usize = 1000;
 
 /// Everything that the loop owns.
 struct Observer {
@@ -89,7 +101,11 @@ struct Observer {
     faulty: Faulty,
     hooks: Hooks,
     services: HashMap<u32, Arc<Service>>,
+    strips: Strips,
+    processes: Arc<[Arc<Service>]>,
     default_service: Option<String>,
+    /// Processes whose last exchanges are in the core: what hooks began in them ends after the next drain.
+    ended: Vec<u32>,
     /// Processes found dead before the last drain; their connections end after the next one.
     dying: Vec<Ended>,
     ends_with_targets: bool,
@@ -124,15 +140,22 @@ impl Observer {
         tracing::info!("Capabilities: {held}.");
         exports.health.held_capabilities(&held.names());
         let options = timing::Options { capture_content: config.capture_content, tokenizers };
+        let mut pipeline = Pipeline::new(config.limits.clone(), options);
+        if config.join_by_content {
+            pipeline.join_by_content();
+        }
         let mut observer = Self {
             drain: Drain::new(rings),
-            pipeline: Pipeline::new(config.limits.clone(), options),
+            pipeline,
             targets,
             exports,
             faulty: Faulty::new(fault),
             hooks: Hooks::default(),
             services: HashMap::new(),
+            strips: Strips::default(),
+            processes: Arc::default(),
             default_service: config.service_name.clone(),
+            ended: Vec::new(),
             dying: Vec::new(),
             ends_with_targets: config.exes.is_empty(),
         };
@@ -150,6 +173,7 @@ impl Observer {
         self.register(&poll).map_err(failed)?;
         let mut events = Events::with_capacity(8);
         let (mut next_tick, mut next_housekeeping) = (Instant::now() + interval, Instant::now());
+        let mut next_showing = Instant::now();
         loop {
             let input = wait(&mut poll, &mut events, next_tick, &stop).map_err(failed)?;
             let now = monotonic();
@@ -167,17 +191,28 @@ impl Observer {
                     if Instant::now() >= next_housekeeping {
                         next_housekeeping = Instant::now() + HOUSEKEEPING;
                         self.keep_house(now);
+                        next_showing = Instant::now() + SHOWING;
+                    } else if Instant::now() >= next_showing {
+                        next_showing = Instant::now() + SHOWING;
+                        let live = &self.exports.live;
+                        if live.is_watched() && live.get().streams.len() < MANY_STREAMS {
+                            self.show(now);
+                        }
                     }
                 }
                 Input::RingFills => {}
                 Input::Stop => {
                     tracing::info!("Stopping.");
+                    self.hooks.spans.stop(now);
+                    self.export_named();
                     return Ok(());
                 }
             }
             if self.ends_with_targets && self.targets.observed() == 0 && self.dying.is_empty() {
                 // The last process's open exchanges have just ended; they are still in the core.
                 self.drain();
+                self.hooks.spans.stop(now);
+                self.export_named();
                 tracing::info!("No observed process is left; ending.");
                 return Ok(());
             }
@@ -194,16 +229,17 @@ impl Observer {
     /// Takes everything out of the rings and out of the core.
     fn drain(&mut self) {
         let Self { drain, pipeline, targets, exports, faulty, hooks, services, default_service, .. } = self;
-        let mut deliver = |output, targets: &mut Targets| match output {
-            Output::Exchange(exchange) => {
-                let service = service_of(services, exchange.pid, default_service.as_deref());
-                let endpoint = exchange.said.as_ref().and_then(|said| said.endpoint.clone());
-                exports.export(Observed { exchange: *exchange, service, endpoint });
-            }
-            Output::NotLlm { conn, turn } => {
+        let mut deliver = |output, targets: &mut Targets, hooks: &mut Hooks| {
+            if let Output::NotLlm { conn, turn } = output {
                 if let Err(error) = targets.attacher().kernel().give_verdict(conn.0, turn) {
                     tracing::debug!(%error, "A verdict could not be given.");
                 }
+                return;
+            }
+            let mut service = |pid| service_of(services, pid, default_service.as_deref());
+            take_output(output, exports, hooks, &mut service);
+            while let Some(done) = hooks.spans.poll() {
+                export(done, exports, &mut service);
             }
         };
         drain.run(|event| match event {
@@ -214,11 +250,11 @@ impl Observer {
                 }
                 pipeline.handle_event(&record);
                 while let Some(output) = pipeline.poll_output() {
-                    deliver(output, targets);
+                    deliver(output, targets, hooks);
                 }
             }
             RingEvent::Announcement(announcement) => {
-                if let Some(Said { tid, said }) = hooks.take(&announcement) {
+                if let Some(Said { tid, said }) = hooks.take(&announcement, pipeline) {
                     pipeline.handle_said(tid, said);
                 }
             }
@@ -226,6 +262,10 @@ impl Observer {
                 if let ProcessEvent { at, pid, kind: ProcessEventKind::Exec } = event {
                     // What the process was is over at this point of the ring; what it is comes later in it.
                     pipeline.process_exit(pid, at);
+                    while let Some(output) = pipeline.poll_output() {
+                        deliver(output, targets, hooks);
+                    }
+                    hooks.spans.process_exit(pid, at);
                 }
                 targets.handle_event(event);
             }
@@ -234,8 +274,20 @@ impl Observer {
         if pipeline.poll_timeout().is_some_and(|due| due <= now) {
             pipeline.handle_timeout(now);
         }
+        hooks.spans.drained(pipeline);
         while let Some(output) = pipeline.poll_output() {
-            deliver(output, targets);
+            deliver(output, targets, hooks);
+        }
+        self.hooks.spans.settle();
+        self.ended.drain(..).for_each(|pid| self.hooks.spans.process_exit(pid, now));
+        self.export_named();
+    }
+
+    /// Exports what hooks have named.
+    fn export_named(&mut self) {
+        let Self { exports, hooks, services, default_service, .. } = self;
+        while let Some(done) = hooks.spans.poll() {
+            export(done, exports, &mut |pid| service_of(services, pid, default_service.as_deref()));
         }
     }
 
@@ -247,6 +299,7 @@ impl Observer {
                     self.pipeline.handle_event(&end.record(pid, now));
                 }
                 self.pipeline.process_exit(pid, now);
+                self.ended.push(pid);
             }
             if !self.targets.attacher().observes(pid) {
                 self.services.remove(&pid);
@@ -299,15 +352,42 @@ impl Observer {
         };
         let health = &self.exports.health;
         health.kernel(counts);
+        self.hooks.spans.keep_house(now);
         health.hooks(self.hooks.heard, self.hooks.not_understood);
         health.core(&self.pipeline.stats());
         health.tick();
+        let mut pids: Vec<u32> = self.targets.attacher().pids().collect();
+        pids.sort_unstable();
         let (services, default) = (&mut self.services, self.default_service.as_deref());
-        let streams = self.pipeline.active().map(|stream| {
-            let service = service_of(services, stream.pid, default);
-            live(&stream, service, now)
+        self.processes = pids.into_iter().take(PROCESSES).map(|pid| service_of(services, pid, default)).collect();
+        let (chunks, open) = (self.pipeline.stats().chunks, self.pipeline.active().count() as u64);
+        let unix_s = self.exports.clock.offset().unix_ns(now) / 1_000_000_000;
+        self.exports.history.second(unix_s, chunks, open);
+        self.show(now);
+    }
+
+    /// Shows the open streams.
+    fn show(&mut self, now: MonoNs) {
+        let Self { pipeline, targets, exports, services, strips, processes, default_service, .. } = self;
+        let watched = exports.live.is_watched();
+        if watched {
+            strips.begin();
+        } else {
+            strips.clear();
+        }
+        let streams = pipeline.active().map(|stream| {
+            let service = service_of(services, stream.pid, default_service.as_deref());
+            let ticks = if watched { strips.ticks(&stream, now) } else { Vec::new() };
+            LiveStream { ticks, ..live(&stream, service, now) }
         });
-        self.exports.live.set(streams.collect());
+        let streams = streams.collect();
+        exports.live.set(Snapshot {
+            at: now,
+            unix_ms: exports.clock.offset().unix_ns(now) / 1_000_000,
+            streams,
+            processes: Arc::clone(processes),
+            processes_total: targets.observed(),
+        });
     }
 }
 
@@ -341,6 +421,59 @@ fn service_of(services: &mut HashMap<u32, Arc<Service>>, pid: u32, default: Opti
     Arc::clone(service)
 }
 
+/// Takes what the core gives out.
+fn take_output(
+    output: Output,
+    exports: &mut Exports,
+    hooks: &mut Hooks,
+    service: &mut impl FnMut(u32) -> Arc<Service>,
+) {
+    match output {
+        Output::Exchange(mut exchange) => {
+            let pid = exchange.pid;
+            exchange.said = exchange.said.take().map(|said| hooks.spans.said(pid, said));
+            let cause = exchange.cause.as_ref().and_then(|cause| cause.served.as_deref());
+            let named = exchange.said.as_ref().and_then(|said| said.endpoint.clone());
+            let endpoint = named
+                .or_else(|| hooks.spans.served_name(pid, cause?))
+                .or_else(|| cause.and_then(|served| served.endpoint.clone()));
+            let served = cause.map(|served| hooks.spans.served(pid, served));
+            let observed = Observed { exchange: *exchange, service: service(pid), endpoint, served };
+            if let (_, Some(finished)) = exports.record(observed) {
+                hooks.spans.call(finished);
+            }
+        }
+        Output::Inbound(inbound) => hooks.spans.inbound(inbound),
+        Output::Tool(call) => {
+            let said = call.said.clone().map(|said| hooks.spans.said(call.pid, said));
+            let cause = call.cause.as_ref().and_then(|cause| cause.served.as_deref());
+            let served = cause.map(|served| hooks.spans.served(call.pid, served));
+            let (said, traceparent) = (said.as_deref(), call.traceparent.as_deref());
+            let ids = SpanIds::of_child(&Parents { said, traceparent, served });
+            exports.work(Work::of_tool(&call, ids, service(call.pid)));
+        }
+        Output::NotLlm { .. } => {}
+    }
+}
+
+/// Exports what is ready.
+fn export(done: Done, exports: &mut Exports, service: &mut impl FnMut(u32) -> Arc<Service>) {
+    match done {
+        Done::Call(finished) => exports.span(finished),
+        Done::Inbound(inbound, ids, named) => {
+            // What is not found has whatever path anybody asked for.
+            let found = inbound.route.as_deref().filter(|_| !matches!(inbound.status, Some(404 | 405)));
+            let route = found.and_then(|route| exports.route(route));
+            exports.work(Work::of_inbound(&inbound, route.as_deref(), ids, service(inbound.pid), named));
+        }
+        Done::Span(span) => {
+            let HookSpan { pid, tid, ids, server, start, end, named } = *span;
+            let kind = if server { Kind::Server } else { Kind::Internal };
+            exports.work(Work::of_hook(service(pid), ids, kind, (start, end), tid, named));
+        }
+    }
+}
+
 fn say_attached(report: &AttachReport, service: &Service) {
     for Hooked { path, plan } in &report.hooked {
         tracing::info!(
@@ -372,6 +505,7 @@ fn live(stream: &timing::ActiveStream<'_>, service: Arc<Service>, now: MonoNs) -
     let start = stream.request_start;
     let since_start = |at: MonoNs| start.map(|start| at.since(start));
     LiveStream {
+        id: stream.id,
         service,
         provider: stream.call.provider,
         model: stream.request_model.or(stream.response_model).map(str::to_owned),
@@ -382,6 +516,7 @@ fn live(stream: &timing::ActiveStream<'_>, service: Arc<Service>, now: MonoNs) -
         chunks: u64::from(stream.chunks),
         tokens: None,
         tokens_per_second: live_rate(stream),
+        ticks: Vec::new(),
     }
 }
 

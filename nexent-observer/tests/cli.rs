@@ -36,6 +36,7 @@ Usage: nexent-observer <COMMAND>
 
 Commands:
   run          Observe processes until interrupted
+  top          Show the open streams of a running observer, live
   config       Print the resolved configuration and where each value came from
   completions  Print a completion script for a shell
 
@@ -46,6 +47,7 @@ Options:
 Examples:
   nexent-observer run --pid 4242
   nexent-observer run --exe /usr/bin/python3.11 --jsonl - --otlp http://localhost:4318
+  nexent-observer top
   nexent-observer config --json
 
 Exit codes:

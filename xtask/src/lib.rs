@@ -1,6 +1,7 @@
 //! What the demo and the integration tests share: a local LLM server, real clients, the observer as a user runs it, and the
 //! comparison of what they logged.
 
+pub mod browser;
 pub mod clients;
 pub mod compare;
 pub mod golang;
@@ -12,4 +13,5 @@ pub mod rust;
 pub mod server;
 pub mod sh;
 pub mod stack;
+pub mod stage;
 pub mod truth;

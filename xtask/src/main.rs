@@ -7,6 +7,7 @@ mod dist;
 mod fuzz;
 mod lint;
 mod matrix_command;
+mod screenshots;
 mod sdk_numbers;
 mod stack_command;
 mod suite;
@@ -44,6 +45,8 @@ enum Command {
     StackTest(stack_command::Options),
     /// Run the fuzz targets for a while each; a find is a failure.
     Fuzz(fuzz::Options),
+    /// Take the pictures of the page in docs/img.
+    Screenshots(screenshots::Options),
     /// Let the official SDKs read every fixture and recording, and write down the numbers that the decoders are held to.
     SdkNumbers(sdk_numbers::Options),
     /// Make a release: static binary, wheel, image context, completions, manual pages, SBOM, checksums.
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Command::Bench(options) => bench::run(&root, &options),
         Command::StackTest(options) => stack_command::run(&root, &options),
         Command::Fuzz(options) => fuzz::run(&root, &options),
+        Command::Screenshots(options) => screenshots::run(&root, &options),
         Command::SdkNumbers(options) => sdk_numbers::run(&root, &options),
         Command::Dist(options) => dist::run(&root, &options),
         Command::Lint(options) => lint::run(&root, &options),

@@ -2,11 +2,12 @@
 
 mod flags;
 mod logging;
+mod printable;
 mod version;
 
 use std::{
     ffi::OsString,
-    io::{self, Write},
+    io::{self, IsTerminal, Write},
 };
 
 use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
@@ -14,8 +15,11 @@ use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
 use crate::{
     config::{Config, Environment, Flags, write_json, write_yaml},
     error::RunError,
+    top,
 };
 use flags::ConfigFlags;
+
+pub(crate) use printable::printable;
 
 /// Exit code of a usage error, EX_USAGE of sysexits.h.
 const EX_USAGE: u8 = 64;
@@ -24,6 +28,7 @@ const AFTER_HELP: &str = "\
 Examples:
   nexent-observer run --pid 4242
   nexent-observer run --exe /usr/bin/python3.11 --jsonl - --otlp http://localhost:4318
+  nexent-observer top
   nexent-observer config --json
 
 Exit codes:
@@ -49,6 +54,21 @@ enum Command {
         #[command(flatten)]
         flags: ConfigFlags,
     },
+    /// Show the open streams of a running observer, live
+    #[command(
+        after_help = "Keys: h shows them. Needs no privileges. Without a terminal: a line for each call that ends."
+    )]
+    Top {
+        /// Address of the observer
+        #[arg(long, default_value = "http://127.0.0.1:9464")]
+        url: String,
+        /// Its web_token, where it has one [env: NEXENT_OBSERVER_WEB_TOKEN]; a flag shows in the list of processes
+        #[arg(long)]
+        token: Option<String>,
+        /// Print the streams that are open now, and end
+        #[arg(long)]
+        once: bool,
+    },
     /// Print the resolved configuration and where each value came from
     Config {
         /// Print JSON instead of YAML
@@ -66,7 +86,7 @@ enum Command {
     #[command(hide = true)]
     Man {
         /// Command; unset: the program
-        #[arg(value_parser = ["run", "config", "completions"])]
+        #[arg(value_parser = ["run", "top", "config", "completions"])]
         command: Option<String>,
     },
 }
@@ -99,6 +119,15 @@ fn dispatch(
 ) -> Result<(), RunError> {
     match command {
         Command::Run { flags } => run(flags.into(), environment, err),
+        Command::Top { url, token, once } => {
+            let token = match token {
+                Some(token) => Some(token),
+                None => environment.get(&crate::config::keys::WEB_TOKEN.variable())?.map(str::to_owned),
+            };
+            let terminal = io::stdout().is_terminal() && io::stdin().is_terminal();
+            let unicode = shows_unicode(environment)?;
+            top::run(&top::Options { url, token, once, terminal, unicode }, out)
+        }
         Command::Config { json, flags } => {
             let config = Config::load(flags.into(), environment)?;
             print(
@@ -137,6 +166,17 @@ fn run(flags: Flags, environment: &Environment, err: &mut impl Write) -> Result<
         tracing::warn!("{warning}.");
     }
     crate::run::run(&config)
+}
+
+/// Whether the locale's characters are UTF-8; POSIX.1-2017, 8.2: the first of these that is set decides.
+fn shows_unicode(environment: &Environment) -> Result<bool, RunError> {
+    for name in ["LC_ALL", "LC_CTYPE", "LANG"] {
+        if let Some(locale) = environment.get(name)? {
+            let locale = locale.to_ascii_lowercase();
+            return Ok(locale.contains("utf-8") || locale.contains("utf8"));
+        }
+    }
+    Ok(false)
 }
 
 /// Writes to standard output. A reader that went away (`| head`) is no error; any other failure is.

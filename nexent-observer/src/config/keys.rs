@@ -34,6 +34,8 @@ pub struct Key {
     pub meaning: &'static str,
     /// Part of the short help (`-h`).
     pub common: bool,
+    /// The value is shown nowhere, not even in an error.
+    pub secret: bool,
 }
 
 /// What every variable of the observer's own begins with.
@@ -62,6 +64,7 @@ const BASE: Key = Key {
     allowed: "",
     meaning: "",
     common: false,
+    secret: false,
 };
 
 /// Processes by number.
@@ -119,7 +122,7 @@ pub const LISTEN: Key = Key {
     value_name: "ADDR",
     default: Some("127.0.0.1:9464"),
     allowed: "IP:PORT (an IPv6 address in brackets) or off",
-    meaning: "Address of the HTTP endpoint with /metrics; off: no endpoint",
+    meaning: "Address of the HTTP endpoint with the live page and /metrics; off: no endpoint",
     common: true,
     ..BASE
 };
@@ -130,6 +133,32 @@ pub const PROMETHEUS_PORT: Key = Key {
     value_name: "PORT",
     allowed: "a port from 1 to 65535",
     meaning: "Port of the HTTP endpoint; replaces the port of listen unless listen comes from the same or a stronger source",
+    ..BASE
+};
+/// Whether there is a page.
+pub const WEB_PAGE: Key = Key {
+    name: "web_page",
+    value_name: "WHEN",
+    default: Some("auto"),
+    allowed: "auto, on or off",
+    meaning: "Serve the live page and its API at the address of listen; auto: on a loopback address, and elsewhere when a token is set; on: refuse to start where that would need a token and none is set",
+    ..BASE
+};
+/// Who may see the page.
+pub const WEB_TOKEN: Key = Key {
+    name: "web_token",
+    value_name: "TOKEN",
+    allowed: "16 to 256 printable ASCII characters without spaces",
+    meaning: "Token without which nobody sees the page and its API; needed where listen is not a loopback address. A flag shows in the list of processes: prefer web_token_file",
+    secret: true,
+    ..BASE
+};
+/// Where that token is.
+pub const WEB_TOKEN_FILE: Key = Key {
+    name: "web_token_file",
+    value_name: "FILE",
+    allowed: "an absolute path",
+    meaning: "File whose first line is the token, in the place of web_token",
     ..BASE
 };
 /// OTLP endpoint.
@@ -159,6 +188,16 @@ pub const CAPTURE_CONTENT: Key = Key {
     allowed: "true or false",
     meaning: "Keep and export generated text; without it no text leaves the process",
     common: true,
+    ..BASE
+};
+/// Whether texts of requests are compared.
+pub const JOIN_BY_CONTENT: Key = Key {
+    name: "join_by_content",
+    kind: Kind::Switch,
+    value_name: "BOOL",
+    default: Some("false"),
+    allowed: "true or false",
+    meaning: "Tell which inbound request a call is for by a long text that is in the JSON of both, too; compared in memory, nothing is kept (docs/tracing.md)",
     ..BASE
 };
 /// Name of the observed service.
@@ -370,7 +409,7 @@ pub const LOG_FORMAT: Key = Key {
 };
 
 /// All keys, in the order of help, `config` and docs/config.md.
-pub const KEYS: [&Key; 32] = [
+pub const KEYS: [&Key; 36] = [
     &PID,
     &EXE,
     &ALL,
@@ -378,9 +417,13 @@ pub const KEYS: [&Key; 32] = [
     &PHASES,
     &LISTEN,
     &PROMETHEUS_PORT,
+    &WEB_PAGE,
+    &WEB_TOKEN,
+    &WEB_TOKEN_FILE,
     &OTLP,
     &JSONL,
     &CAPTURE_CONTENT,
+    &JOIN_BY_CONTENT,
     &SERVICE_NAME,
     &ENABLE_TELEMETRY,
     &TELEMETRY_SAMPLE_RATE,

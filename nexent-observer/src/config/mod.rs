@@ -23,7 +23,7 @@ use tracing::level_filters::LevelFilter;
 
 pub use env::{CONFIG_VARIABLE, Environment};
 pub use show::{write_json, write_yaml};
-pub use value::{Endpoint, JsonlTarget, Listen, LogFormat, Semconv};
+pub use value::{Endpoint, JsonlTarget, Listen, LogFormat, Secret, Semconv, WebPage};
 
 use crate::{probe::plain::PlainHttp, tokens::ModelFile};
 use keys::Key;
@@ -51,6 +51,12 @@ pub struct Config {
     pub phases: bool,
     /// Metrics endpoint, `prometheus_port` applied.
     pub listen: Listen,
+    /// Whether the page is served.
+    pub web_page: WebPage,
+    /// Token of the page.
+    pub web_token: Option<Secret>,
+    /// File that holds it.
+    pub web_token_file: Option<PathBuf>,
     /// OTLP endpoint; unset: what the `OTEL_*` variables say.
     pub otlp: Option<Endpoint>,
     /// Jaeger collector, as configured.
@@ -61,6 +67,8 @@ pub struct Config {
     pub jsonl: Option<JsonlTarget>,
     /// Generated text may be kept and exported.
     pub capture_content: bool,
+    /// Calls are joined to inbound requests by their content, too.
+    pub join_by_content: bool,
     /// Service name of a target whose own environment names none.
     pub service_name: Option<String>,
     /// Observe at all.
@@ -135,6 +143,18 @@ impl Config {
     #[must_use]
     pub fn origin(&self, key: &Key) -> Origin {
         self.settings.iter().find(|s| s.key == key).map_or(Origin::Default, |s| s.origin.clone())
+    }
+
+    /// Whether the page is to be served: never without a token where another host may reach it.
+    pub fn serves_page(&self) -> Result<bool, ConfigError> {
+        let Listen::On(address) = self.listen else { return Ok(false) };
+        let guarded = address.ip().is_loopback() || self.web_token.is_some() || self.web_token_file.is_some();
+        match self.web_page {
+            WebPage::Off => Ok(false),
+            WebPage::Auto => Ok(guarded),
+            WebPage::On if guarded => Ok(true),
+            WebPage::On => Err(ConfigError::PageWithoutToken { origin: self.origin(&keys::WEB_PAGE), address }),
+        }
     }
 
     /// Checks that there is something to observe: at least one process, and executables that exist.
@@ -240,6 +260,14 @@ pub enum ConfigError {
         /// Why.
         reason: String,
     },
+    /// Anybody who reaches the address would see the page.
+    #[error("web_page in {origin} is on, and {address} is not a loopback address: set web_token_file")]
+    PageWithoutToken {
+        /// Of `web_page`.
+        origin: Origin,
+        /// What is listened on.
+        address: std::net::SocketAddr,
+    },
     /// Neither a process nor an executable is named.
     #[error("nothing to observe: name at least one process with --pid PID or --exe PATH")]
     NoTarget,
@@ -258,6 +286,7 @@ impl ConfigError {
             Self::Unreadable { origin, .. }
             | Self::UnknownKey { origin, .. }
             | Self::Value { origin, .. }
+            | Self::PageWithoutToken { origin, .. }
             | Self::Exe { origin, .. } => match origin {
                 Origin::Flag { .. } => 64,
                 Origin::Default | Origin::File { .. } | Origin::Environment { .. } => 78,

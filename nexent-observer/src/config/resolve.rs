@@ -29,9 +29,13 @@ pub(super) fn resolve(raw: &RawConfig) -> Result<Config, ConfigError> {
         plain_http,
         phases,
         listen: apply_port(raw, listen, port),
+        web_page: r.one(&keys::WEB_PAGE, value::web_page)?,
+        web_token: r.optional(&keys::WEB_TOKEN, value::secret)?,
+        web_token_file: r.optional(&keys::WEB_TOKEN_FILE, value::absolute_path)?,
         otlp: r.optional(&keys::OTLP, value::endpoint)?,
         jsonl: r.optional(&keys::JSONL, value::jsonl)?,
         capture_content: r.one(&keys::CAPTURE_CONTENT, value::boolean)?,
+        join_by_content: r.one(&keys::JOIN_BY_CONTENT, value::boolean)?,
         service_name: r.optional(&keys::SERVICE_NAME, value::service_name)?,
         enable_telemetry: r.one(&keys::ENABLE_TELEMETRY, value::boolean)?,
         telemetry_sample_rate: r.one(&keys::TELEMETRY_SAMPLE_RATE, value::number(0.0, 1.0))?,
@@ -158,6 +162,9 @@ fn parse_one<T>(
 
 fn not_allowed(key: &Key, origin: &Origin, text: &str) -> ConfigError {
     const SHOWN_CHARS: usize = 200;
+    if key.secret {
+        return ConfigError::value(key, origin.clone(), value::REDACTED);
+    }
     let redacted: String = value::redact_url(text).chars().take(SHOWN_CHARS).collect();
     ConfigError::value(key, origin.clone(), format!("{redacted:?}"))
 }

@@ -47,6 +47,42 @@ pub enum Semconv {
     Both,
 }
 
+/// Whether the page is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WebPage {
+    /// Where nobody can reach it who may not see it.
+    Auto,
+    /// Yes, or the observer does not start.
+    On,
+    /// No.
+    Off,
+}
+
+/// A token. `Debug` leaves it out.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Takes a token that is long enough to be none that is guessed, and that fits into a header.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let fits = (16..=256).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
+        fits.then(|| Self(text.to_owned()))
+    }
+
+    /// The token itself.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(REDACTED)
+    }
+}
+
 /// A URL of scheme http or https with a host. May hold a password: `Debug` and `Display` leave it out.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Endpoint(String);
@@ -106,7 +142,7 @@ macro_rules! shown_as_is {
         })*
     };
 }
-shown_as_is!(bool, u16, u32, u64, usize, f64, String, Vec<u32>, Vec<PathBuf>);
+shown_as_is!(bool, u16, u32, u64, usize, f64, String, PathBuf, Vec<u32>, Vec<PathBuf>);
 
 impl<T: Shown> Shown for Option<T> {
     fn shown(&self) -> Value {
@@ -164,6 +200,22 @@ impl Shown for PlainHttp {
             Self::On => json!("on"),
             Self::Off => json!("off"),
         }
+    }
+}
+
+impl Shown for WebPage {
+    fn shown(&self) -> Value {
+        match self {
+            Self::Auto => json!("auto"),
+            Self::On => json!("on"),
+            Self::Off => json!("off"),
+        }
+    }
+}
+
+impl Shown for Secret {
+    fn shown(&self) -> Value {
+        json!(REDACTED)
     }
 }
 
@@ -306,6 +358,20 @@ pub(super) fn semconv(text: &str) -> Option<Semconv> {
         "v1.41" => Some(Semconv::V1_41),
         "2026" => Some(Semconv::V2026),
         "both" => Some(Semconv::Both),
+        _ => None,
+    }
+}
+
+pub(super) fn secret(text: &str) -> Option<Secret> {
+    Secret::parse(text.trim())
+}
+
+pub(super) fn web_page(text: &str) -> Option<WebPage> {
+    match text.trim() {
+        "auto" => Some(WebPage::Auto),
+        // YAML's words for true and false, too.
+        "on" | "true" => Some(WebPage::On),
+        "off" | "false" => Some(WebPage::Off),
         _ => None,
     }
 }

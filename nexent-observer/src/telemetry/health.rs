@@ -7,7 +7,7 @@ use std::{
 };
 
 use nexent_observer_core::stats::{DropReason, Stats};
-use prometheus::{Counter, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
+use prometheus::{Counter, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, core::Collector};
 
 use super::{Metric, Register, process};
 
@@ -160,6 +160,37 @@ impl fmt::Display for Readiness {
             Self::Losing => "not ready: records were lost within the last 60 s",
         })
     }
+}
+
+/// What a person wants to know of the observer at a glance. Counts are since its start.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct HealthSummary {
+    /// `ready`, `not_attached`, `losing` or `stuck`.
+    pub state: &'static str,
+    /// Seconds since the start.
+    pub uptime_s: f64,
+    /// Processes observed now.
+    pub processes: u64,
+    /// Probes attached now.
+    pub probes: u64,
+    /// Records of the kernel half taken in.
+    pub records: u64,
+    /// Records lost because a ring was full.
+    pub lost_records: u64,
+    /// Bytes known to be lost.
+    pub lost_bytes: u64,
+    /// Holes in byte streams.
+    pub gaps: u64,
+    /// HTTP exchanges seen, LLM calls or not.
+    pub http_exchanges: u64,
+    /// LLM calls that ended.
+    pub llm_exchanges: u64,
+    /// Of them, those not seen whole.
+    pub incomplete: u64,
+    /// Items that exporters gave up.
+    pub export_dropped: u64,
+    /// What was dropped in the core, by reason; only reasons that occurred.
+    pub drops: Vec<(&'static str, u64)>,
 }
 
 /// The observer's own metrics. Shared by all parts through an `Arc`; every method is cheap and takes no lock that the
@@ -350,6 +381,35 @@ impl Health {
         }
     }
 
+    /// The state in words and numbers.
+    #[must_use]
+    pub fn summary(&self) -> HealthSummary {
+        let state = match self.readiness() {
+            _ if self.stuck_for().is_some() => "stuck",
+            Readiness::Ready => "ready",
+            Readiness::NotAttached => "not_attached",
+            Readiness::Losing => "losing",
+        };
+        let drops = self.drops.iter().map(|(reason, count)| (reason.as_str(), count.get()));
+        let given_up = self.dropped.collect().into_iter().flat_map(|family| family.get_metric().to_vec());
+        let unsigned = |gauge: &IntGauge| u64::try_from(gauge.get()).unwrap_or(0);
+        HealthSummary {
+            state,
+            uptime_s: self.began.elapsed().as_secs_f64(),
+            processes: unsigned(&self.attached_processes),
+            probes: unsigned(&self.attached_probes),
+            records: self.records.get(),
+            lost_records: self.lost_read.get().saturating_add(self.lost_write.get()),
+            lost_bytes: self.lost_bytes.get(),
+            gaps: self.gaps.get(),
+            http_exchanges: self.http_exchanges.get(),
+            llm_exchanges: self.llm_exchanges.get(),
+            incomplete: self.incomplete.get(),
+            export_dropped: given_up.map(|metric| metric.get_counter().get_value() as u64).sum(),
+            drops: drops.filter(|(_, count)| *count > 0).collect(),
+        }
+    }
+
     /// Counters of one exporter.
     #[must_use]
     pub fn channel(&self, exporter: Exporter, signal: Signal) -> Channel {
@@ -433,6 +493,21 @@ mod tests {
         assert_eq!(health.readiness(), Readiness::Losing);
         health.kernel(KernelCounts { lost_read_records: 1, attached_processes: 0, ..attached });
         assert_eq!(health.readiness(), Readiness::NotAttached);
+    }
+
+    #[test]
+    fn the_summary_names_what_occurred_and_nothing_else() {
+        let health = health();
+        let mut stats = Stats::default();
+        stats.count(DropReason::Joined);
+        health.core(&stats);
+        health.kernel(KernelCounts { attached_processes: 2, lost_write_records: 3, ..KernelCounts::default() });
+        health.channel(Exporter::Jsonl, Signal::Lines).dropped(DropCause::QueueFull, 4);
+        health.channel(Exporter::Otlp, Signal::Spans).dropped(DropCause::Timeout, 5);
+        let summary = health.summary();
+        assert_eq!((summary.state, summary.processes, summary.lost_records), ("losing", 2, 3));
+        assert_eq!(summary.export_dropped, 9);
+        assert_eq!(summary.drops, [(DropReason::Joined.as_str(), 1)]);
     }
 
     #[test]
