@@ -17,7 +17,7 @@ use crate::{
 
 /// Cookie of the attachment that fired.
 #[inline(always)]
-fn attach_cookie(ctx: *mut core::ffi::c_void) -> u64 {
+pub fn attach_cookie(ctx: *mut core::ffi::c_void) -> u64 {
     // SAFETY: `ctx` is the context that the kernel passed to this program.
     unsafe { bpf_get_attach_cookie(ctx) }
 }
@@ -53,12 +53,12 @@ pub fn stack_pointer(regs: *mut aya_ebpf::bindings::pt_regs) -> u64 {
     unsafe { (*regs).sp }
 }
 
-/// The 4th and the 5th argument. Volatile reads: merged into one read at a computed offset they would be "modified ctx" to
+/// The 4th argument and the next. Volatile reads: merged into one read at a computed offset they would be "modified ctx" to
 /// the verifier.
 macro_rules! argument {
     ($name:ident, $x86:ident, $arm:literal) => {
         #[inline(always)]
-        fn $name(regs: *mut aya_ebpf::bindings::pt_regs) -> u64 {
+        pub fn $name(regs: *mut aya_ebpf::bindings::pt_regs) -> u64 {
             // SAFETY: the context of a uprobe is a pt_regs.
             #[cfg(bpf_target_arch = "x86_64")]
             unsafe {
@@ -74,6 +74,11 @@ macro_rules! argument {
 }
 argument!(fourth_argument, rcx, 3);
 argument!(fifth_argument, r8, 4);
+argument!(sixth_argument, r9, 5);
+#[cfg(bpf_target_arch = "aarch64")]
+argument!(seventh_argument, r9, 6);
+#[cfg(bpf_target_arch = "aarch64")]
+argument!(eighth_argument, r9, 7);
 
 /// Bytes that a return takes from the stack: the return address on x86_64 (measured: 1000 of 1000), nothing on aarch64.
 #[cfg(bpf_target_arch = "x86_64")]

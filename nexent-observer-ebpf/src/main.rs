@@ -6,6 +6,7 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod aead;
 mod conn;
 mod emit;
 mod flow;

@@ -25,10 +25,15 @@ use crate::{
     error::RunError,
     export::{
         Exports, Observed, Service,
+        ids::{Parents, SpanIds},
         live::{LiveStream, PROCESSES, Snapshot, Strips},
+        work::{Kind, Work},
     },
     fault::{Fault, Faulty},
-    hooks::{Hooks, Said},
+    hooks::{
+        Hooks, Said,
+        spans::{Done, HookSpan},
+    },
     privileges,
     probe::{
         attach::{self, AttachReport, Attacher, Hooked},
@@ -100,6 +105,8 @@ struct Observer {
     strips: Strips,
     processes: Arc<[Arc<Service>]>,
     default_service: Option<String>,
+    /// Processes whose last exchanges are in the core: what hooks began in them ends after the next drain.
+    ended: Vec<u32>,
     /// Processes found dead before the last drain; their connections end after the next one.
     dying: Vec<Ended>,
     ends_with_targets: bool,
@@ -144,9 +151,13 @@ impl Observer {
         tracing::info!("Capabilities: {held}.");
         exports.health.held_capabilities(&held.names());
         let options = timing::Options { capture_content: config.capture_content, tokenizers };
+        let mut pipeline = Pipeline::new(config.limits.clone(), options);
+        if config.join_by_content {
+            pipeline.join_by_content();
+        }
         let mut observer = Self {
             drain: Drain::new(rings),
-            pipeline: Pipeline::new(config.limits.clone(), options),
+            pipeline,
             targets,
             exports,
             faulty: Faulty::new(fault),
@@ -155,6 +166,7 @@ impl Observer {
             strips: Strips::default(),
             processes: Arc::default(),
             default_service: config.service_name.clone(),
+            ended: Vec::new(),
             dying: Vec::new(),
             ends_with_targets: config.exes.is_empty(),
         };
@@ -203,12 +215,16 @@ impl Observer {
                 Input::RingFills => {}
                 Input::Stop => {
                     tracing::info!("Stopping.");
+                    self.hooks.spans.stop(now);
+                    self.export_named();
                     return Ok(());
                 }
             }
             if self.ends_with_targets && self.targets.observed() == 0 && self.dying.is_empty() {
                 // The last process's open exchanges have just ended; they are still in the core.
                 self.drain();
+                self.hooks.spans.stop(now);
+                self.export_named();
                 tracing::info!("No observed process is left; ending.");
                 return Ok(());
             }
@@ -225,16 +241,17 @@ impl Observer {
     /// Takes everything out of the rings and out of the core.
     fn drain(&mut self) {
         let Self { drain, pipeline, targets, exports, faulty, hooks, services, default_service, .. } = self;
-        let mut deliver = |output, targets: &mut Targets| match output {
-            Output::Exchange(exchange) => {
-                let service = service_of(services, exchange.pid, default_service.as_deref());
-                let endpoint = exchange.said.as_ref().and_then(|said| said.endpoint.clone());
-                exports.export(Observed { exchange: *exchange, service, endpoint });
-            }
-            Output::NotLlm { conn, turn } => {
+        let mut deliver = |output, targets: &mut Targets, hooks: &mut Hooks| {
+            if let Output::NotLlm { conn, turn } = output {
                 if let Err(error) = targets.attacher().kernel().give_verdict(conn.0, turn) {
                     tracing::debug!(%error, "A verdict could not be given.");
                 }
+                return;
+            }
+            let mut service = |pid| service_of(services, pid, default_service.as_deref());
+            take_output(output, exports, hooks, &mut service);
+            while let Some(done) = hooks.spans.poll() {
+                export(done, exports, &mut service);
             }
         };
         drain.run(|event| match event {
@@ -245,11 +262,11 @@ impl Observer {
                 }
                 pipeline.handle_event(&record);
                 while let Some(output) = pipeline.poll_output() {
-                    deliver(output, targets);
+                    deliver(output, targets, hooks);
                 }
             }
             RingEvent::Announcement(announcement) => {
-                if let Some(Said { tid, said }) = hooks.take(&announcement) {
+                if let Some(Said { tid, said }) = hooks.take(&announcement, pipeline) {
                     pipeline.handle_said(tid, said);
                 }
             }
@@ -257,6 +274,10 @@ impl Observer {
                 if let ProcessEvent { at, pid, kind: ProcessEventKind::Exec } = event {
                     // What the process was is over at this point of the ring; what it is comes later in it.
                     pipeline.process_exit(pid, at);
+                    while let Some(output) = pipeline.poll_output() {
+                        deliver(output, targets, hooks);
+                    }
+                    hooks.spans.process_exit(pid, at);
                 }
                 targets.handle_event(event);
             }
@@ -265,8 +286,20 @@ impl Observer {
         if pipeline.poll_timeout().is_some_and(|due| due <= now) {
             pipeline.handle_timeout(now);
         }
+        hooks.spans.drained(pipeline);
         while let Some(output) = pipeline.poll_output() {
-            deliver(output, targets);
+            deliver(output, targets, hooks);
+        }
+        self.hooks.spans.settle();
+        self.ended.drain(..).for_each(|pid| self.hooks.spans.process_exit(pid, now));
+        self.export_named();
+    }
+
+    /// Exports what hooks have named.
+    fn export_named(&mut self) {
+        let Self { exports, hooks, services, default_service, .. } = self;
+        while let Some(done) = hooks.spans.poll() {
+            export(done, exports, &mut |pid| service_of(services, pid, default_service.as_deref()));
         }
     }
 
@@ -278,6 +311,7 @@ impl Observer {
                     self.pipeline.handle_event(&end.record(pid, now));
                 }
                 self.pipeline.process_exit(pid, now);
+                self.ended.push(pid);
             }
             if !self.targets.attacher().observes(pid) {
                 self.services.remove(&pid);
@@ -323,11 +357,14 @@ impl Observer {
             skipped_bytes: counter(Counter::SkippedBytes),
             plain_other_bytes: counter(Counter::PlainOtherBytes),
             plain_unseen: counter(Counter::PlainUnseen),
+            aead_unjoined: counter(Counter::AeadUnjoined),
+            aead_rejoined: counter(Counter::AeadRejoined),
             attached_probes,
             attached_processes,
         };
         let health = &self.exports.health;
         health.kernel(counts);
+        self.hooks.spans.keep_house(now);
         health.hooks(self.hooks.heard, self.hooks.not_understood);
         health.core(&self.pipeline.stats());
         health.tick();
@@ -394,6 +431,59 @@ fn service_of(services: &mut HashMap<u32, Arc<Service>>, pid: u32, default: Opti
         Arc::new(Service { name: service, pid, namespace, instance_id: None, attributes })
     });
     Arc::clone(service)
+}
+
+/// Takes what the core gives out.
+fn take_output(
+    output: Output,
+    exports: &mut Exports,
+    hooks: &mut Hooks,
+    service: &mut impl FnMut(u32) -> Arc<Service>,
+) {
+    match output {
+        Output::Exchange(mut exchange) => {
+            let pid = exchange.pid;
+            exchange.said = exchange.said.take().map(|said| hooks.spans.said(pid, said));
+            let cause = exchange.cause.as_ref().and_then(|cause| cause.served.as_deref());
+            let named = exchange.said.as_ref().and_then(|said| said.endpoint.clone());
+            let endpoint = named
+                .or_else(|| hooks.spans.served_name(pid, cause?))
+                .or_else(|| cause.and_then(|served| served.endpoint.clone()));
+            let served = cause.map(|served| hooks.spans.served(pid, served));
+            let observed = Observed { exchange: *exchange, service: service(pid), endpoint, served };
+            if let (_, Some(finished)) = exports.record(observed) {
+                hooks.spans.call(finished);
+            }
+        }
+        Output::Inbound(inbound) => hooks.spans.inbound(inbound),
+        Output::Tool(call) => {
+            let said = call.said.clone().map(|said| hooks.spans.said(call.pid, said));
+            let cause = call.cause.as_ref().and_then(|cause| cause.served.as_deref());
+            let served = cause.map(|served| hooks.spans.served(call.pid, served));
+            let (said, traceparent) = (said.as_deref(), call.traceparent.as_deref());
+            let ids = SpanIds::of_child(&Parents { said, traceparent, served });
+            exports.work(Work::of_tool(&call, ids, service(call.pid)));
+        }
+        Output::NotLlm { .. } => {}
+    }
+}
+
+/// Exports what is ready.
+fn export(done: Done, exports: &mut Exports, service: &mut impl FnMut(u32) -> Arc<Service>) {
+    match done {
+        Done::Call(finished) => exports.span(finished),
+        Done::Inbound(inbound, ids, named) => {
+            // What is not found has whatever path anybody asked for.
+            let found = inbound.route.as_deref().filter(|_| !matches!(inbound.status, Some(404 | 405)));
+            let route = found.and_then(|route| exports.route(route));
+            exports.work(Work::of_inbound(&inbound, route.as_deref(), ids, service(inbound.pid), named));
+        }
+        Done::Span(span) => {
+            let HookSpan { pid, tid, ids, server, start, end, named } = *span;
+            let kind = if server { Kind::Server } else { Kind::Internal };
+            exports.work(Work::of_hook(service(pid), ids, kind, (start, end), tid, named));
+        }
+    }
 }
 
 fn say_attached(report: &AttachReport, service: &Service) {

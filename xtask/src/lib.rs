@@ -11,6 +11,7 @@ pub mod observer;
 pub mod process;
 pub mod python;
 pub mod runtime;
+pub mod rust;
 pub mod server;
 pub mod sh;
 pub mod stack;

@@ -20,6 +20,7 @@ use crate::{
     observer::Observer,
     process::Guarded,
     runtime::{Runtime, Setup},
+    rust::Tls,
     server::{Kind, LlmServer},
     sh,
     truth::free_address,
@@ -110,6 +111,13 @@ pub const CLIENTS: &[Client] = &[
         .run_by(Runtime::DebianPython)
         .hooked_at("tls=GnuTLS")
         .without_clock(),
+    fetcher("reqwest", Runtime::Reqwest(Tls::AwsLc), &[]),
+    fetcher("reqwest-h2", Runtime::Reqwest(Tls::AwsLc), &["--http2", "--at-once", "6"]).over(Http::H2),
+    fetcher("reqwest-stripped", Runtime::Reqwest(Tls::AwsLcStripped), &["--at-once", "4"]),
+    fetcher("reqwest-tls12", Runtime::Reqwest(Tls::AwsLc), &["--tls12"]),
+    fetcher("reqwest-native", Runtime::Reqwest(Tls::Native), &[]).hooked_at("libssl"),
+    fetcher("deno", Runtime::Deno, &["--at-once", "3"]),
+    fetcher("deno-h2", Runtime::Deno, &["--http2", "--at-once", "6"]).over(Http::H2),
 ];
 
 const fn python(
@@ -132,6 +140,10 @@ const fn javascript(name: &'static str, runtime: Runtime, hook: &'static str) ->
 
 const fn native(name: &'static str, runtime: Runtime, hook: &'static str) -> Client {
     python(name, "all", "native_tls.py", &[]).run_by(runtime).hooked_at(hook)
+}
+
+const fn fetcher(name: &'static str, runtime: Runtime, flags: &'static [&'static str]) -> Client {
+    python(name, "all", "fetcher.py", flags).run_by(runtime).hooked_at("tls=rustls").without_clock()
 }
 
 impl Client {
@@ -211,7 +223,7 @@ impl<'a> Running<'a> {
     pub(crate) fn start(client: &'a Client, server: &LlmServer, dir: &Path, flags: &[&str]) -> Result<Self> {
         let log = dir.join(format!("{}.jsonl", client.name));
         let errors = fs::File::create(log.with_extension("stderr")).context("cannot write the client's log")?;
-        let Setup { program, environment, upgraded } = client.runtime.install()?;
+        let Setup { program, environment, upgraded, arguments } = client.runtime.install()?;
         let mut command = Command::new(program);
         command.envs(environment).arg(sh::fixture("sdks")?.join(client.script)).args(client.flags);
         command.args(["--base-url", &format!("https://{}:{}", client.host, server.port), "--name", client.name]);
@@ -222,7 +234,10 @@ impl<'a> Running<'a> {
         if client.clock {
             command.arg("--clock-dir").arg(clock_dir(dir));
         }
-        for variable in ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"] {
+        if !arguments.is_empty() {
+            command.arg("--").args(&arguments);
+        }
+        for variable in ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "DENO_CERT"] {
             command.env(variable, &server.certificate.cert);
         }
         let process = Guarded::talking(client.name, command.stderr(errors))?;

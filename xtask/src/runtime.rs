@@ -11,7 +11,11 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{python, sh};
+use crate::{
+    python,
+    rust::{self, Tls},
+    sh,
+};
 
 /// What runs a client's program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +36,10 @@ pub enum Runtime {
     UpgradedOpenSsl,
     /// The same with GnuTLS.
     GnuTls,
+    /// reqwest; any interpreter runs the program that starts it.
+    Reqwest(Tls),
+    /// Deno; likewise.
+    Deno,
 }
 
 /// An installed runtime.
@@ -43,11 +51,13 @@ pub struct Setup {
     pub environment: Vec<(&'static str, OsString)>,
     /// The file that is replaced as soon as the client runs.
     pub upgraded: Option<PathBuf>,
+    /// The program that the script starts, where it is told so behind `--`.
+    pub arguments: Vec<OsString>,
 }
 
 impl Setup {
     fn plain(program: impl Into<PathBuf>) -> Self {
-        Self { program: program.into(), environment: Vec::new(), upgraded: None }
+        Self { program: program.into(), environment: Vec::new(), upgraded: None, arguments: Vec::new() }
     }
 }
 
@@ -86,6 +96,21 @@ impl Runtime {
                 let environment =
                     vec![("TLS_PIPE", copy.clone().into_os_string()), ("TLS_PIPE_LIBRARY", "OpenSSL".into())];
                 Ok(Setup { environment, upgraded: Some(copy), ..Setup::plain("python3") })
+            }
+            Self::Reqwest(tls) => Ok(Setup { arguments: vec![rust::fetcher(tls)?.into()], ..Setup::plain("python3") }),
+            Self::Deno => {
+                let arguments = vec![
+                    rust::program("deno")?.into(),
+                    "run".into(),
+                    "--quiet".into(),
+                    "--no-config".into(),
+                    "--unstable-http".into(),
+                    "--allow-net=localhost".into(),
+                    "--allow-write".into(),
+                    "--allow-env".into(),
+                    sh::fixture("sdks/fetcher.ts")?.into(),
+                ];
+                Ok(Setup { arguments, ..Setup::plain("python3") })
             }
             Self::GnuTls => native("gnutls", "GnuTLS", "libgnutls28-dev", "gnutls/gnutls.h", &["-DGNUTLS", "-lgnutls"]),
         }

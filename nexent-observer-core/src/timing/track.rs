@@ -379,6 +379,7 @@ impl Timing {
             peer: None,
             tid: self.tid,
             said: None,
+            cause: None,
             outcome,
             error_type,
             request_start: self.request_start,

@@ -190,6 +190,16 @@ pub const CAPTURE_CONTENT: Key = Key {
     common: true,
     ..BASE
 };
+/// Whether texts of requests are compared.
+pub const JOIN_BY_CONTENT: Key = Key {
+    name: "join_by_content",
+    kind: Kind::Switch,
+    value_name: "BOOL",
+    default: Some("false"),
+    allowed: "true or false",
+    meaning: "Tell which inbound request a call is for by a long text that is in the JSON of both, too; compared in memory, nothing is kept (docs/tracing.md)",
+    ..BASE
+};
 /// Name of the observed service.
 pub const SERVICE_NAME: Key = Key {
     name: "service_name",
@@ -408,7 +418,7 @@ pub const LOG_FORMAT: Key = Key {
 };
 
 /// All keys, in the order of help, `config` and docs/config.md.
-pub const KEYS: [&Key; 36] = [
+pub const KEYS: [&Key; 37] = [
     &PID,
     &EXE,
     &ALL,
@@ -422,6 +432,7 @@ pub const KEYS: [&Key; 36] = [
     &OTLP,
     &JSONL,
     &CAPTURE_CONTENT,
+    &JOIN_BY_CONTENT,
     &SERVICE_NAME,
     &ENABLE_TELEMETRY,
     &TELEMETRY_SAMPLE_RATE,

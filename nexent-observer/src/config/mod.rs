@@ -67,6 +67,8 @@ pub struct Config {
     pub jsonl: Option<JsonlTarget>,
     /// Generated text may be kept and exported.
     pub capture_content: bool,
+    /// Calls are joined to inbound requests by their content, too.
+    pub join_by_content: bool,
     /// Service name of a target whose own environment names none.
     pub service_name: Option<String>,
     /// Observe at all.

@@ -35,6 +35,7 @@ pub(super) fn resolve(raw: &RawConfig) -> Result<Config, ConfigError> {
         otlp: r.optional(&keys::OTLP, value::endpoint)?,
         jsonl: r.optional(&keys::JSONL, value::jsonl)?,
         capture_content: r.one(&keys::CAPTURE_CONTENT, value::boolean)?,
+        join_by_content: r.one(&keys::JOIN_BY_CONTENT, value::boolean)?,
         service_name: r.optional(&keys::SERVICE_NAME, value::service_name)?,
         enable_telemetry: r.one(&keys::ENABLE_TELEMETRY, value::boolean)?,
         telemetry_sample_rate: r.one(&keys::TELEMETRY_SAMPLE_RATE, value::number(0.0, 1.0))?,

@@ -127,7 +127,7 @@ fn every_key_can_be_set_by_its_flag_its_variable_and_the_file() {
             "otlp" | "jaeger_endpoint" => ("http://h:1", "\"http://h:1\""),
             "jsonl" => ("-", "\"-\""),
             "cache_dir" => ("/x/y", "\"/x/y\""),
-            "capture_content" => ("true", "true"),
+            "capture_content" | "join_by_content" => ("true", "true"),
             "service_name" => ("name", "\"name\""),
             "enable_telemetry" => ("false", "false"),
             "telemetry_sample_rate" => ("0.5", "0.5"),

@@ -61,6 +61,7 @@ pub(crate) fn completed() -> Exchange {
         }),
         tid: Some(4243),
         said: None,
+        cause: None,
         call: Call {
             provider: Some("openai"),
             operation: "chat",
@@ -200,7 +201,7 @@ pub(crate) fn service() -> Arc<Service> {
 }
 
 pub(crate) fn observed(exchange: Exchange) -> Observed {
-    Observed { exchange, service: service(), endpoint: None }
+    Observed { exchange, service: service(), endpoint: None, served: None }
 }
 
 /// Compares `text` with a file of `golden/`; with `UPDATE_GOLDEN=1` writes it there instead, to be read before it is

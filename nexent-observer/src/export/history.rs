@@ -252,7 +252,7 @@ impl History {
 
 impl Entry {
     fn new(observed: &Observed, slow: Slow, ids: &SpanIds, offset: Offset) -> Self {
-        let Observed { exchange, service, endpoint } = observed;
+        let Observed { exchange, service, endpoint, .. } = observed;
         let first_chunk = exchange.chunks.iter().next().map(|chunk| chunk.at);
         let (origin, zero) = match exchange.request_start {
             Some(start) => ("request_start", Some(start)),
@@ -365,7 +365,7 @@ mod tests {
     use crate::export::fixture;
 
     fn add(history: &History, exchange: Exchange) {
-        let ids = SpanIds::of_exchange(&exchange);
+        let ids = SpanIds::of_exchange(&exchange, None);
         history.add(&fixture::observed(exchange), Slow::default(), &ids, Offset(5_000_000_000));
     }
 

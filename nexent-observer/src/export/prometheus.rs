@@ -90,9 +90,14 @@ impl Prometheus {
         })
     }
 
+    /// What may be shown of a route; `None`: it is one too many.
+    pub(super) fn route(&self, route: &str) -> Option<Arc<str>> {
+        self.labels.route(route)
+    }
+
     /// Counts one exchange.
     pub fn record(&self, observed: &Observed, slow: Slow) {
-        let Observed { exchange, service, endpoint } = observed;
+        let Observed { exchange, service, endpoint, served: _ } = observed;
         let labels =
             self.labels.call(&service.name, view::provider(exchange), view::model(exchange), endpoint.as_deref());
         self.requests.with_label_values(&labels).inc();

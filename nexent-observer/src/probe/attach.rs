@@ -12,7 +12,7 @@ use nexent_observer_common::{cookie::Scope, state::Conn};
 use super::{
     cache::Cache,
     hookpoint::Cost,
-    kernel::{Attached, KernelError, KernelHalf, Turn},
+    kernel::{Attached, KernelError, KernelHalf, Sockets, Turn},
     library::{Libraries, Library},
     plain::{PATIENCE, PlainHttp, PlainLinks},
     plan::{FamilyPlan, Hook},
@@ -43,8 +43,8 @@ pub enum AttachError {
     /// Nothing to hook.
     #[error(
         "process {pid} ({exe}) has no TLS library that can be hooked: none of its {files} mapped files has SSL_read and \
-         SSL_write; if it loads one later, attach again then (rustls and Java are not supported by this version). With \
-         plain_http auto or on it can be observed all the same"
+         SSL_write, GnuTLS, Go's crypto/tls or rustls with aws-lc{why}; if it loads one later, attach again then. With plain_http auto or \
+         on it can be observed all the same"
     )]
     NoTls {
         /// Which.
@@ -53,6 +53,8 @@ pub enum AttachError {
         exe: String,
         /// Files looked into.
         files: usize,
+        /// What was found and is not hooked, as the end of a half-sentence.
+        why: String,
     },
     /// It is being looked into.
     #[error("the files that process {pid} has mapped are still being searched for TLS; try again")]
@@ -120,8 +122,8 @@ struct Observed {
     libraries: HashMap<FileId, Vec<Attached>>,
     /// Number of files that were mapped executable when it was last looked at.
     files: usize,
-    /// Whether its sockets are looked at for plain HTTP.
-    plain: bool,
+    /// What its sockets are looked at for.
+    sockets: Sockets,
 }
 
 /// Probes of a scope that a process has left; kept until no call that began in it is in flight.
@@ -141,7 +143,7 @@ pub struct Attacher {
     leaving: Vec<Leaving>,
     per_process_limit: usize,
     plain_http: PlainHttp,
-    /// Tracepoints of plain HTTP, while a process needs them.
+    /// Tracepoints of sockets, while a process needs them.
     plain: Option<PlainLinks>,
     /// They stay, because a process that comes may need them at once.
     kept_plain: bool,
@@ -263,24 +265,32 @@ impl Attacher {
         let known = self.observed.get(&pid);
         let has_tls = hookable.iter().any(|library| library.plan.has_tls())
             || known.is_some_and(|observed| !observed.libraries.is_empty());
+        let known_join = known.is_some_and(|observed| observed.sockets.join);
         // A process that is watched since its birth, and is not known yet, may load a TLS library within its first second.
         let patience = if share && known.is_none() { PATIENCE } else { Duration::ZERO };
         let plain = self.plain_http.wanted(process, has_tls || !complete, patience);
         if !has_tls && known.is_none() && !plain {
             if share && !self.filtered.is_empty() {
                 // It has mapped none yet; those that are known already are covered from now on.
-                self.kernel.arm(pid, Scope::Filtered, false).map_err(|source| AttachError::Kernel { pid, source })?;
+                let armed = self.kernel.arm(pid, Scope::Filtered, Sockets::default());
+                armed.map_err(|source| AttachError::Kernel { pid, source })?;
             }
             if !complete {
                 return Err(AttachError::Searching { pid });
             }
             let exe = Process::executable_path(pid).map_or_else(|| "?".to_owned(), |path| path.display().to_string());
-            return Err(AttachError::NoTls { pid, exe, files: mapped });
+            let why = self.libraries.refused(&files);
+            return Err(AttachError::NoTls { pid, exe, files: mapped, why });
         }
         self.attach_phases();
         let filtered = share || self.wants_filtered(pid, &hookable);
         let kernel_error = |source| AttachError::Kernel { pid, source };
         let plain = plain && self.attach_plain(has_tls).map_err(kernel_error)?;
+        let join = known_join || hookable.iter().any(|library| library.plan.needs_sockets());
+        if join {
+            self.attach_sockets().map_err(kernel_error)?;
+        }
+        let sockets = Sockets { plain, join };
         if filtered {
             self.share(&hookable, &files).map_err(kernel_error)?;
         }
@@ -295,18 +305,18 @@ impl Attacher {
                 if filtered { Vec::new() } else { self.hook(library, &files, Some(pid)).map_err(kernel_error)? };
             fresh.insert(library.id, probes);
         }
-        self.kernel.arm(pid, scope, plain).map_err(kernel_error)?;
-        let news = !fresh.is_empty() || self.observed.get(&pid).is_none_or(|observed| observed.plain != plain);
+        self.kernel.arm(pid, scope, sockets).map_err(kernel_error)?;
+        let news = !fresh.is_empty() || self.observed.get(&pid).is_none_or(|observed| observed.sockets != sockets);
         let observed = self.observed.entry(pid).or_insert_with(|| Observed {
             process,
             scope,
             libraries: HashMap::new(),
             files: 0,
-            plain,
+            sockets,
         });
         // What is not searched yet is looked at again.
         observed.files = if complete { mapped } else { usize::MAX };
-        observed.plain = plain;
+        observed.sockets = sockets;
         observed.libraries.extend(fresh);
         if filtered {
             self.move_to_filtered(&hookable).map_err(kernel_error)?;
@@ -328,16 +338,13 @@ impl Attacher {
         self.kept_plain |= plain;
         self.expecting = true;
         self.attach_phases();
-        self.kernel.arm_executable(file, plain)
+        self.kernel.arm_executable(file, Sockets { plain, join: false })
     }
 
     /// Attaches the tracepoints of plain HTTP if they are not. `false`: they cannot be, and the process has TLS to observe.
     fn attach_plain(&mut self, has_tls: bool) -> Result<bool, KernelError> {
-        if self.plain.is_some() {
-            return Ok(true);
-        }
-        match self.kernel.attach_plain() {
-            Ok(links) => self.plain = Some(links),
+        match self.attach_sockets() {
+            Ok(()) => {}
             Err(error) if has_tls => {
                 tracing::warn!(%error, "Plain HTTP cannot be observed here.");
                 self.plain_http = PlainHttp::Off; // it would fail again with every process
@@ -345,8 +352,16 @@ impl Attacher {
             }
             Err(error) => return Err(error),
         }
-        tracing::info!("Plain HTTP is observed from now on.");
         Ok(true)
+    }
+
+    /// Attaches the tracepoints of sockets if they are not.
+    fn attach_sockets(&mut self) -> Result<(), KernelError> {
+        if self.plain.is_none() {
+            self.plain = Some(self.kernel.attach_plain()?);
+            tracing::info!("The sockets of processes that need it are looked at from now on.");
+        }
+        Ok(())
     }
 
     /// Attaches the tracepoints of phases if they are wanted and are not. A process is observed without them all the same.
@@ -372,13 +387,13 @@ impl Attacher {
         }
         let Ok(process) = Process::find(child) else { return true };
         // The kernel half gave the child the scope that its parent had then, and that may have been the other one.
-        if let Err(error) = self.kernel.arm(child, Scope::Filtered, observed.plain) {
+        if let Err(error) = self.kernel.arm(child, Scope::Filtered, observed.sockets) {
             tracing::debug!(child, %error, "A forked process could not be armed.");
             return false;
         }
         let libraries = observed.libraries.keys().map(|id| (*id, Vec::new())).collect();
         let child_of =
-            Observed { process, scope: Scope::Filtered, libraries, files: observed.files, plain: observed.plain };
+            Observed { process, scope: Scope::Filtered, libraries, files: observed.files, sockets: observed.sockets };
         self.observed.insert(child, child_of);
         true
     }
@@ -425,7 +440,7 @@ impl Attacher {
     /// Observed processes whose sockets are to be looked at from now on: they have begun to listen.
     #[must_use]
     pub fn wanting_plain(&self) -> Vec<u32> {
-        let spared = self.observed.iter().filter(|(_, observed)| !observed.plain);
+        let spared = self.observed.iter().filter(|(_, observed)| !observed.sockets.plain);
         spared
             .filter(|(_, it)| self.plain_http.wanted(it.process, !it.libraries.is_empty(), Duration::ZERO))
             .map(|(pid, _)| *pid)
@@ -453,12 +468,12 @@ impl Attacher {
         for leaving in done {
             self.bury(leaving.probes);
         }
-        let needed = self.kept_plain || self.observed.values().any(|observed| observed.plain);
+        let needed = self.kept_plain || self.observed.values().any(|observed| observed.sockets.any());
         if self.plain.is_some() && !needed {
             if let Some(links) = self.plain.take() {
                 self.undertaker.bury(links);
             }
-            tracing::info!("No process needs plain HTTP any more: its tracepoints are removed.");
+            tracing::info!("No process needs its sockets looked at any more: the tracepoints are removed.");
         }
         if !self.expecting
             && self.observed.is_empty()
@@ -522,7 +537,7 @@ impl Attacher {
             let (all, _) = self.libraries.hookable(&files);
             self.share(&all, &files)?;
             let Some(observed) = self.observed.get_mut(&pid) else { continue };
-            self.kernel.arm(pid, Scope::Filtered, observed.plain)?;
+            self.kernel.arm(pid, Scope::Filtered, observed.sockets)?;
             observed.scope = Scope::Filtered;
             let probes = observed.libraries.values_mut().flat_map(std::mem::take).collect();
             self.leaving.push(Leaving { pid, probes });

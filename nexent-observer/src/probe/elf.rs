@@ -151,6 +151,19 @@ impl<'a> Elf<'a> {
         found
     }
 
+    /// Defined functions whose names are wanted, from the full table of symbols and the dynamic one; one that stands in both comes twice.
+    #[must_use]
+    pub fn functions_where(&self, wanted: impl Fn(&str) -> bool) -> Vec<Function> {
+        let symbols = self.file.symbols().chain(self.file.dynamic_symbols());
+        let defined = symbols.filter(|symbol| symbol.kind() == SymbolKind::Text && symbol.is_definition());
+        let named =
+            defined.filter_map(|symbol| Some((symbol.name().ok().filter(|name| wanted(name))?, symbol.address())));
+        named
+            .filter(|(_, address)| self.offset_of(*address).is_some())
+            .map(|(name, address)| Function { name: name.to_owned(), address })
+            .collect()
+    }
+
     /// File offset of a virtual address in an executable segment: what a uprobe wants.
     #[must_use]
     pub fn offset_of(&self, address: u64) -> Option<u64> {

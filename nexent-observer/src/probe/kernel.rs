@@ -14,8 +14,8 @@ use nexent_observer_common::{
     cookie::{Cookie, Scope},
     counters::Counter,
     state::{
-        Call, CallKey, Conn, ConnKey, FileKey, Flow, SockCall, Socket, Target, socket_key, socket_state, verdict_slot,
-        verdict_value,
+        Call, CallKey, Conn, ConnKey, FileKey, Flow, SockCall, Socket, Target, socket_key, socket_state, sockets,
+        verdict_slot, verdict_value,
     },
 };
 
@@ -164,6 +164,9 @@ const PROGRAMS: &[Row] = &[
     row(Program::GoClose, Turn::Second, &["go_close_enter"]),
     row(Program::GoWriteReturn, Turn::Last, &["go_write_return"]),
     row(Program::GoWriteEnter, Turn::Last, &["go_write_enter"]),
+    row(Program::AeadOpen, Turn::First, &["aead_open_return", "aead_open_enter"]),
+    row(Program::AeadSeal, Turn::Last, &["aead_seal_enter"]),
+    row(Program::AeadSealScatter, Turn::Last, &["aead_seal_scatter_enter"]),
     row(Program::Announce, Turn::First, &["hook_announce_enter"]),
 ];
 
@@ -176,6 +179,27 @@ impl Program {
 
     fn names(self) -> &'static [&'static str] {
         PROGRAMS.iter().find(|row| row.program == self).map_or(&[], |row| row.names)
+    }
+}
+
+/// What the sockets of a process are looked at for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Sockets {
+    /// Plain HTTP.
+    pub plain: bool,
+    /// Which socket the records of a TLS key travel on (rustls).
+    pub join: bool,
+}
+
+impl Sockets {
+    const fn bits(self) -> u32 {
+        (if self.plain { sockets::PLAIN } else { 0 }) | (if self.join { sockets::JOIN } else { 0 })
+    }
+
+    /// Whether they are looked at at all.
+    #[must_use]
+    pub const fn any(self) -> bool {
+        self.plain || self.join
     }
 }
 
@@ -323,7 +347,7 @@ impl KernelHalf {
         Ok(attached)
     }
 
-    /// Attaches the tracepoints of plain HTTP. Every system call of the host pays for them while the result lives.
+    /// Attaches the tracepoints of sockets. Every system call of the host pays for them while the result lives.
     ///
     /// # Errors
     /// [`KernelError`]; nothing stays attached then.
@@ -345,12 +369,12 @@ impl KernelHalf {
     }
 
     /// Arms the probes of a process, or moves it to another scope. Its children are observed from their first instruction where
-    /// the scope allows it. With `plain` its sockets are looked at.
+    /// the scope allows it.
     ///
     /// # Errors
     /// [`KernelError::MapUse`] when the table of targets is full.
-    pub fn arm(&mut self, pid: u32, scope: Scope, plain: bool) -> Result<(), KernelError> {
-        let target = Target { scope: scope as u32, follow_forks: 1, plain: u32::from(plain), zero: 0 };
+    pub fn arm(&mut self, pid: u32, scope: Scope, sockets: Sockets) -> Result<(), KernelError> {
+        let target = Target { scope: scope as u32, follow_forks: 1, sockets: sockets.bits(), zero: 0 };
         Ok(self.targets.insert(pid, Plain(target), 0)?)
     }
 
@@ -359,9 +383,9 @@ impl KernelHalf {
     ///
     /// # Errors
     /// [`KernelError::MapUse`] when there are too many.
-    pub fn arm_executable(&mut self, file: FileId, plain: bool) -> Result<(), KernelError> {
+    pub fn arm_executable(&mut self, file: FileId, sockets: Sockets) -> Result<(), KernelError> {
         let device = (u64::from(libc::major(file.device)) << 20) | u64::from(libc::minor(file.device));
-        let target = Target { scope: Scope::Filtered as u32, follow_forks: 1, plain: u32::from(plain), zero: 0 };
+        let target = Target { scope: Scope::Filtered as u32, follow_forks: 1, sockets: sockets.bits(), zero: 0 };
         Ok(self.executables.insert(Plain(FileKey { inode: file.inode, device }), Plain(target), 0)?)
     }
 

@@ -134,6 +134,19 @@ impl Libraries {
         (hookable.collect(), complete)
     }
 
+    /// What was found in `files` and is not hooked, as the end of a half-sentence; empty: nothing.
+    #[must_use]
+    pub fn refused(&self, files: &[MappedFile]) -> String {
+        let mut said = String::new();
+        for file in files {
+            let Some((_, Knowledge::Known(Some(plan)))) = self.known.get(&file.id) else { continue };
+            for (family, why) in &plan.refused {
+                said.push_str(&format!("; {} in {}: {why}", family, file.path.display()));
+            }
+        }
+        said
+    }
+
     /// Asks the thread about a file, unless that was done before and the file is the same.
     fn ask(&mut self, file: &MappedFile) {
         while let Ok(answer) = self.answers.try_recv() {

@@ -1,6 +1,7 @@
 //! Stage 1: processes, their libraries, the addresses in them, and the probes on these.
 
 pub mod attach;
+pub mod aws_lc;
 pub mod boringssl;
 pub mod btf;
 pub mod cache;

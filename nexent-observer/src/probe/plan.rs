@@ -6,7 +6,7 @@ use std::fmt;
 use nexent_observer_common::cookie::Length;
 use serde::{Deserialize, Serialize};
 
-use super::{boringssl, elf::Elf, gnutls, go, hookpoint::Cost, hooks, openssl, static_openssl};
+use super::{aws_lc, boringssl, elf::Elf, gnutls, go, hookpoint::Cost, hooks, openssl, static_openssl};
 
 /// A family of TLS implementations that share functions and their meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -21,6 +21,8 @@ pub enum Family {
     GnuTls,
     /// Go's `crypto/tls`.
     Go,
+    /// rustls, by the functions of aws-lc that seal and open its records.
+    Rustls,
     /// The probe point of the in-process hooks. No TLS.
     Hooks,
 }
@@ -35,6 +37,7 @@ impl Family {
             Self::BoringSsl => "BoringSSL without symbols",
             Self::GnuTls => "GnuTLS",
             Self::Go => "Go crypto/tls",
+            Self::Rustls => "rustls",
             Self::Hooks => "in-process hooks",
         }
     }
@@ -44,7 +47,7 @@ impl Family {
     /// Whether it is found by looking through all of a file, so that the finding is worth keeping.
     #[must_use]
     pub const fn is_searched(self) -> bool {
-        matches!(self, Self::StaticOpenSsl | Self::BoringSsl)
+        matches!(self, Self::StaticOpenSsl | Self::BoringSsl | Self::Rustls)
     }
 }
 
@@ -85,6 +88,12 @@ pub enum Program {
     GoBegin,
     /// Go: entry of the function that ends a connection.
     GoClose,
+    /// aws-lc: entry of `EVP_AEAD_CTX_seal`.
+    AeadSeal,
+    /// aws-lc: entry of `EVP_AEAD_CTX_seal_scatter`.
+    AeadSealScatter,
+    /// aws-lc: entry and return of `EVP_AEAD_CTX_open`.
+    AeadOpen,
     /// In-process hooks: entry of the function that announces.
     Announce,
 }
@@ -145,6 +154,7 @@ enum LengthName {
     Returned,
     FourthArgument,
     FifthArgument,
+    ThirdArgument,
 }
 
 /// Why an implementation that seems to be in a file is not hooked.
@@ -195,6 +205,7 @@ pub const FINDERS: &[(Family, Finder)] = &[
     (Family::BoringSsl, boringssl::plan),
     (Family::GnuTls, gnutls::plan),
     (Family::Go, go::plan),
+    (Family::Rustls, aws_lc::plan),
     (Family::Hooks, hooks::plan),
 ];
 
@@ -222,6 +233,12 @@ impl Plan {
     #[must_use]
     pub fn has_tls(&self) -> bool {
         self.implementations.iter().any(|found| found.family != Family::Hooks)
+    }
+
+    /// Whether what it sees makes sense only together with what happens on sockets.
+    #[must_use]
+    pub fn needs_sockets(&self) -> bool {
+        self.implementations.iter().any(|found| found.family == Family::Rustls)
     }
 
     /// Whether there is anything to hook.

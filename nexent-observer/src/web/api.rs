@@ -339,7 +339,7 @@ mod tests {
     };
 
     fn add(history: &History, exchange: Exchange) {
-        let ids = SpanIds::of_exchange(&exchange);
+        let ids = SpanIds::of_exchange(&exchange, None);
         history.add(&fixture::observed(exchange), Slow::default(), &ids, Offset(0));
     }
 

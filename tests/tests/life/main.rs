@@ -18,3 +18,4 @@ mod libraries;
 mod phases;
 mod plain;
 mod privileges;
+mod rustls;
