@@ -19,7 +19,7 @@ use nexent_observer_core::{
 use std::os::fd::AsRawFd;
 
 use crate::{
-    config::Config,
+    config::{CacheDir, Config},
     enrich::{filter::Filter, names::Names, services::Services},
     error::RunError,
     export::{
@@ -36,6 +36,7 @@ use crate::{
     privileges,
     probe::{
         attach::{self, AttachReport, Attacher, Hooked},
+        cache::Cache,
         kernel::{KernelHalf, KernelOptions, Rings},
         targets::{Change, Ended, Selection, Targets},
     },
@@ -138,6 +139,16 @@ impl Observer {
             .map_err(|error| RunError::caused("a thread cannot be started", error))?
             .with_plain_http(config.plain_http)
             .with_phases(config.phases);
+        let attacher = match &config.cache_dir {
+            CacheDir::Off => attacher,
+            CacheDir::At(directory) => match Cache::open(directory) {
+                Ok(cache) => attacher.with_cache(cache),
+                Err(error) => {
+                    tracing::warn!("Findings are not kept on disk: {error}.");
+                    attacher
+                }
+            },
+        };
         let selection = Selection {
             executables: config.exes.clone(),
             all: config.all,
@@ -184,6 +195,7 @@ impl Observer {
         let mut poll = Poll::new().map_err(failed)?;
         let stop = outside.on_stop(Waker::new(poll.registry(), WAKE_STOP).map_err(failed)?);
         self.register(&poll).map_err(failed)?;
+        self.targets.attacher().hurry();
         let mut events = Events::with_capacity(8);
         let (mut next_tick, mut next_housekeeping) = (Instant::now() + interval, Instant::now());
         let mut next_showing = Instant::now();
@@ -370,6 +382,8 @@ impl Observer {
             skipped_bytes: counter(Counter::SkippedBytes),
             plain_other_bytes: counter(Counter::PlainOtherBytes),
             plain_unseen: counter(Counter::PlainUnseen),
+            aead_unjoined: counter(Counter::AeadUnjoined),
+            aead_rejoined: counter(Counter::AeadRejoined),
             attached_probes,
             attached_processes,
         };

@@ -4,11 +4,14 @@
 pub mod browser;
 pub mod clients;
 pub mod compare;
+pub mod cycles;
 pub mod golang;
 pub mod matrix;
 pub mod observer;
 pub mod process;
 pub mod python;
+pub mod runtime;
+pub mod rust;
 pub mod server;
 pub mod sh;
 pub mod stack;

@@ -64,6 +64,11 @@ pub fn golang() -> Result<PathBuf> {
     environment("venv-go", &sh::fixture("clients/go/requirements.txt")?, &[])
 }
 
+/// Interpreter of the environment with programs that are written in Rust.
+pub fn rust_programs() -> Result<PathBuf> {
+    environment("venv-rust", &sh::fixture("clients/rust/requirements.txt")?, &[])
+}
+
 /// Interpreter of the environment with the clients of the matrix.
 pub fn sdks() -> Result<PathBuf> {
     environment("venv-sdks", &sh::fixture("sdks/requirements.txt")?, &[])
@@ -99,6 +104,16 @@ pub fn stack() -> Result<PathBuf> {
 /// Interpreter of the environment with a tracing backend that has a query API.
 pub fn phoenix() -> Result<PathBuf> {
     environment("venv-phoenix", &sh::fixture("stack/requirements-phoenix.txt")?, &[])
+}
+
+/// Directory of the packages whose files the finders are tried on.
+pub fn finders() -> Result<PathBuf> {
+    let python = environment("venv-finders", &sh::fixture("finders/requirements.txt")?, &[])?;
+    let output = Command::new(&python)
+        .args(["-c", "import sysconfig; print(sysconfig.get_path('platlib'))"])
+        .output()
+        .context("cannot ask Python where its packages are")?;
+    Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
 }
 
 /// Makes the environment `name` if it is not there, and installs `requirements` if they changed.

@@ -507,6 +507,15 @@ pub const PER_PID_ATTACH_LIMIT: Key = Key {
     meaning: "Processes of one library file that get probes of their own; beyond it one filtered attachment serves all",
     ..BASE
 };
+/// Where findings are kept.
+pub const CACHE_DIR: Key = Key {
+    name: "cache_dir",
+    value_name: "DIR",
+    default: Some("/var/cache/nexent-observer"),
+    allowed: "an absolute path or off",
+    meaning: "Directory in which the places of functions without symbols are kept from one run to the next, closed to other users (mode 0700)",
+    ..BASE
+};
 /// Log level.
 pub const LOG_LEVEL: Key = Key {
     name: "log_level",
@@ -528,7 +537,7 @@ pub const LOG_FORMAT: Key = Key {
 };
 
 /// All keys, in the order of help, `config` and docs/config.md.
-pub const KEYS: [&Key; 49] = [
+pub const KEYS: [&Key; 50] = [
     &PID,
     &EXE,
     &ALL,
@@ -576,6 +585,7 @@ pub const KEYS: [&Key; 49] = [
     &KUBELET_CA_FILE,
     &NODE_NAME,
     &HOST_ROOT,
+    &CACHE_DIR,
     &LOG_LEVEL,
     &LOG_FORMAT,
 ];

@@ -23,7 +23,7 @@ use tracing::level_filters::LevelFilter;
 
 pub use env::{CONFIG_VARIABLE, Environment};
 pub use show::{write_json, write_yaml};
-pub use value::{Endpoint, JsonlTarget, Kubelet, Listen, LogFormat, Secret, Semconv, WebPage};
+pub use value::{CacheDir, Endpoint, JsonlTarget, Kubelet, Listen, LogFormat, Secret, Semconv, WebPage};
 
 use crate::{probe::plain::PlainHttp, tokens::ModelFile};
 use keys::Key;
@@ -134,6 +134,8 @@ pub struct Config {
     pub max_label_values: usize,
     /// Processes of one library file with probes of their own.
     pub per_pid_attach_limit: usize,
+    /// Where findings are kept.
+    pub cache_dir: CacheDir,
     /// Least severe level logged.
     pub log_level: LevelFilter,
     /// Form of a log line.

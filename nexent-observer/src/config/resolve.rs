@@ -78,6 +78,7 @@ pub(super) fn resolve(raw: &RawConfig) -> Result<Config, ConfigError> {
         kubelet_ca_file: r.one(&keys::KUBELET_CA_FILE, value::absolute_path)?,
         node_name: r.optional(&keys::NODE_NAME, value::node_name)?,
         host_root: r.one(&keys::HOST_ROOT, value::absolute_path)?,
+        cache_dir: r.one(&keys::CACHE_DIR, value::cache_dir)?,
         log_level: r.one(&keys::LOG_LEVEL, value::log_level)?,
         log_format: r.one(&keys::LOG_FORMAT, value::log_format)?,
         warnings: Vec::new(),

@@ -132,6 +132,7 @@ fn every_key_can_be_set_by_its_flag_its_variable_and_the_file() {
             "prometheus_port" => ("9100", "9100"),
             "otlp" | "jaeger_endpoint" => ("http://h:1", "\"http://h:1\""),
             "jsonl" => ("-", "\"-\""),
+            "cache_dir" => ("/x/y", "\"/x/y\""),
             "capture_content" | "join_by_content" => ("true", "true"),
             "service_name" => ("name", "\"name\""),
             "enable_telemetry" => ("false", "false"),

@@ -18,6 +18,15 @@ pub enum Listen {
     On(SocketAddr),
 }
 
+/// Where findings are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CacheDir {
+    /// Nowhere.
+    Off,
+    /// In this directory.
+    At(PathBuf),
+}
+
 /// Where JSON lines go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JsonlTarget {
@@ -183,6 +192,15 @@ impl Shown for Vec<ModelFile> {
     }
 }
 
+impl Shown for CacheDir {
+    fn shown(&self) -> Value {
+        match self {
+            Self::Off => "off".into(),
+            Self::At(path) => path.to_string_lossy().into(),
+        }
+    }
+}
+
 impl Shown for Listen {
     fn shown(&self) -> Value {
         match self {
@@ -343,6 +361,10 @@ pub(super) fn listen(text: &str) -> Option<Listen> {
         "off" => Some(Listen::Off),
         address => address.parse().ok().map(Listen::On),
     }
+}
+
+pub(super) fn cache_dir(text: &str) -> Option<CacheDir> {
+    if text.trim() == "off" { Some(CacheDir::Off) } else { absolute_path(text).map(CacheDir::At) }
 }
 
 pub(super) fn jsonl(text: &str) -> Option<JsonlTarget> {

@@ -29,6 +29,11 @@ pub struct FileStamp {
 }
 
 impl FileStamp {
+    /// That of no file.
+    pub(super) const fn none() -> Self {
+        Self { size: u64::MAX, changed: (i64::MIN, i64::MIN) }
+    }
+
     /// Stamp of an open file.
     ///
     /// # Errors

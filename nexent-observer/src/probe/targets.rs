@@ -148,6 +148,8 @@ const LOOK_FOR_PLAIN: u32 = 4;
 const LOOK_FOR_PLAIN_LATER: u32 = 32;
 /// For so many sweeps the last process that was attached to may be about to listen.
 const YOUNG: u32 = 60;
+/// How soon a process is looked at again of which a file is being searched.
+const SEARCHED_AGAIN: u64 = 20 * MS;
 /// A Unix socket silent for so long is forgotten, as a connection of the core is by default.
 const UNIX_IDLE: u64 = 900_000 * MS;
 /// How long after its leader's exit a process is looked at closely.
@@ -460,6 +462,12 @@ impl Targets {
                 }
             }
             Err(AttachError::NoProcess { .. } | AttachError::Itself { .. }) => self.forget(pid),
+            Err(AttachError::Searching { .. }) => {
+                // What it has mapped was not looked into yet, so the next look is none at something unchanged.
+                candidate.mapped = None;
+                candidate.next = MonoNs(now.0.saturating_add(SEARCHED_AGAIN));
+                self.candidates.put(pid, candidate);
+            }
             Err(error @ AttachError::NoTls { .. }) => {
                 if age > WARN_AFTER && !candidate.warned && reason != Reason::All {
                     candidate.warned = true;

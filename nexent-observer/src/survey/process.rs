@@ -24,7 +24,7 @@ use crate::{
         hookpoint::Cost,
         library::plan_of_path,
         plain::{Listeners, PlainHttp},
-        plan::{Family, FamilyPlan, Hook, Plan, Program},
+        plan::{Family, FamilyPlan, Hook, Plan},
         process::{FileId, MappedFile, Process},
         targets,
     },
@@ -259,7 +259,7 @@ impl<'a> Surveyor<'a> {
             }
             return;
         };
-        let plan = self.plans.entry(file.id).or_insert_with(|| plan_of_path(&path).ok().flatten());
+        let plan = self.plans.entry(file.id).or_insert_with(|| plan_of_path(&path, None).ok().flatten());
         let Some(plan) = plan.as_ref().filter(|plan| plan.is_hookable() || !plan.refused.is_empty()).cloned() else {
             return;
         };
@@ -338,8 +338,7 @@ fn implementation(plan: &FamilyPlan) -> Implementation {
 }
 
 fn place(hook: &Hook) -> Place {
-    // A return probe besides; Go has none.
-    let returns = if matches!(hook.program, Program::Read | Program::Write | Program::New) { 0.35 } else { 0.0 };
+    let returns = if hook.program.has_return_probe() { 0.35 } else { 0.0 };
     let (step, cost) = match hook.cost {
         Cost::Emulated => ("emulated", 0.5),
         Cost::SingleStepped => ("single_stepped", 9.0),

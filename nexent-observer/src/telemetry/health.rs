@@ -30,6 +30,10 @@ pub struct KernelCounts {
     pub plain_other_bytes: u64,
     /// Operations on plain HTTP whose bytes cannot be seen.
     pub plain_unseen: u64,
+    /// TLS records that belong to no known socket.
+    pub aead_unjoined: u64,
+    /// Connections of rustls that were joined late.
+    pub aead_rejoined: u64,
     /// Probes attached now.
     pub attached_probes: u64,
     /// Processes observed now.
@@ -207,6 +211,8 @@ pub struct Health {
     skipped_bytes: IntCounter,
     plain_other_bytes: IntCounter,
     plain_unseen: IntCounter,
+    aead_unjoined: IntCounter,
+    aead_rejoined: IntCounter,
     understood: IntCounter,
     not_understood: IntCounter,
     gaps: IntCounter,
@@ -261,6 +267,8 @@ impl Health {
             skipped_bytes: counter(Metric::SkippedBytes)?,
             plain_other_bytes: counter(Metric::PlainOtherBytes)?,
             plain_unseen: counter(Metric::PlainUnseen)?,
+            aead_unjoined: counter(Metric::AeadUnjoined)?,
+            aead_rejoined: counter(Metric::AeadRejoined)?,
             understood: announcements.with_label_values(&["true"]),
             not_understood: announcements.with_label_values(&["false"]),
             gaps: counter(Metric::Gaps)?,
@@ -332,6 +340,8 @@ impl Health {
             skipped_bytes,
             plain_other_bytes,
             plain_unseen,
+            aead_unjoined,
+            aead_rejoined,
             attached_probes,
             attached_processes,
         } = counts;
@@ -342,6 +352,8 @@ impl Health {
         advance(&self.skipped_bytes, skipped_bytes);
         advance(&self.plain_other_bytes, plain_other_bytes);
         advance(&self.plain_unseen, plain_unseen);
+        advance(&self.aead_unjoined, aead_unjoined);
+        advance(&self.aead_rejoined, aead_rejoined);
         self.attached_probes.set(signed(attached_probes));
         self.attached_processes.set(signed(attached_processes));
     }

@@ -134,6 +134,10 @@ metrics! {
         "Bytes on plain sockets of observed processes that are no HTTP: their calls were looked at, nothing of them was copied. Not a loss.";
     PlainUnseen = "nexent_observer_plain_unseen_total", Counter, &[], &[],
         "Operations on sockets with plain HTTP whose bytes cannot be seen (splice, sendfile, io_uring). Each is a gap in its connection.";
+    AeadUnjoined = "nexent_observer_aead_unjoined_total", Counter, &[], &[],
+        "TLS records that rustls opened and that belong to no socket that is known: their bytes are not seen.";
+    AeadRejoined = "nexent_observer_aead_rejoined_total", Counter, &[], &[],
+        "Connections of rustls whose socket turned out to carry another one: what came before stands apart from what follows.";
     Announcements = "nexent_observer_announcements_total", Counter, &["understood"], &[],
         "Announcements of in-process hooks, by whether they were understood: true, or false (too long, unreadable, no JSON, or of another version).";
     Drops = "nexent_observer_drops_total", Counter, &["reason"], &[],

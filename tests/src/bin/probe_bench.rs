@@ -124,7 +124,7 @@ impl Drop for Probed {
 
 /// Attaches the empty pair to the read function of one process; detached when the result is dropped.
 fn empty_pair(path: &Path, pid: u32) -> Result<aya::Ebpf> {
-    let plan = library::plan_of_path(path)?.context("no hook points")?;
+    let plan = library::plan_of_path(path, None)?.context("no hook points")?;
     let hooks = plan.implementations.iter().flat_map(|implementation| &implementation.hooks);
     let hook = hooks.clone().find(|hook| hook.program == Program::Read).context("no read")?;
     let mut ebpf = aya::EbpfLoader::new().load(OBJECT)?;

@@ -20,3 +20,4 @@ mod libraries;
 mod phases;
 mod plain;
 mod privileges;
+mod rustls;
