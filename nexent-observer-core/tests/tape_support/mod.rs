@@ -10,7 +10,7 @@ use nexent_observer_core::{
         Redactor, Secret,
         entry::{self, Entry},
     },
-    timing::{Exchange, Options, Tokenizer, Tokenizers},
+    timing::{Exchange, Options, Rule, Tokenizer, Tokenizers},
 };
 
 /// A word with the space before it is a token; of models with this in their names.
@@ -101,6 +101,9 @@ pub(crate) fn numbers(exchange: &Exchange) -> Exchange {
     exchange.response.request_id.iter_mut().for_each(hide);
     hide(&mut exchange.call.path);
     exchange.output_text = None;
+    // Of other requests nothing is kept, so what is known of causes is what the call itself tells.
+    exchange.cause = exchange.cause.filter(|cause| matches!(cause.rule, Rule::Hook | Rule::Traceparent));
+    exchange.cause.iter_mut().for_each(|cause| cause.served = None);
     exchange
 }
 

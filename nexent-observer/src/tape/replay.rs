@@ -33,7 +33,7 @@ use crate::{
     export::{
         Exports, Observed, Service,
         clock::{Offset, WallClock},
-        live::LiveStream,
+        live::{LiveStream, Snapshot},
     },
     privileges,
     run::live,
@@ -135,7 +135,7 @@ pub fn run(options: &Options, mut config: Config) -> Result<(), RunError> {
             exports.health.tick();
         }
     }
-    exports.live.set(Vec::new());
+    exports.live.set(Snapshot::default());
     outside.stop(exports);
     say(report, lost)
 }
@@ -170,9 +170,16 @@ pub(super) enum Core {
 }
 
 impl Core {
-    pub(super) fn new(kind: Kind, limits: Limits, options: timing::Options) -> Self {
+    pub(super) fn new(kind: Kind, info: Option<&Info>, options: timing::Options) -> Self {
+        let limits = info.map_or_else(Limits::default, |info| info.limits.limits());
         match kind {
-            Kind::Content => Self::Pipeline(Box::new(Pipeline::new(limits, options))),
+            Kind::Content => {
+                let mut pipeline = Pipeline::new(limits, options);
+                if info.is_some_and(|info| info.join_by_content) {
+                    pipeline.join_by_content();
+                }
+                Self::Pipeline(Box::new(pipeline))
+            }
             Kind::Redacted => Self::Replay(Box::new(Replay::new(limits, options))),
         }
     }
@@ -198,7 +205,7 @@ impl Core {
             };
             match output {
                 Some(Output::Exchange(exchange)) => return Some(exchange),
-                Some(Output::NotLlm { .. }) => {}
+                Some(Output::NotLlm { .. } | Output::Inbound(_) | Output::Tool(_)) => {}
                 None => return None,
             }
         }
@@ -263,14 +270,11 @@ impl Replaying {
     fn take(&mut self, kind: Kind, entry: &Entry<'_>) -> bool {
         match entry {
             Entry::Info(json) => {
-                let limits = match serde_json::from_slice::<Info>(json) {
-                    Ok(info) => info.limits.limits(),
-                    Err(error) => {
-                        tracing::warn!(%error, "What the recording says about itself cannot be read.");
-                        Limits::default()
-                    }
-                };
-                self.core = Core::new(kind, limits, self.options.clone());
+                let info = serde_json::from_slice::<Info>(json);
+                if let Err(error) = &info {
+                    tracing::warn!(%error, "What the recording says about itself cannot be read.");
+                }
+                self.core = Core::new(kind, info.as_ref().ok(), self.options.clone());
             }
             Entry::Service(json) => match serde_json::from_slice::<RecordedService>(json) {
                 Ok(recorded) => {
@@ -310,8 +314,10 @@ impl Replaying {
                 continue;
             }
             let service = self.services.of(exchange.pid);
-            let endpoint = exchange.said.as_ref().and_then(|said| said.endpoint.clone());
-            self.exports.export(Observed { exchange, service, endpoint });
+            let named = exchange.said.as_ref().and_then(|said| said.endpoint.clone());
+            let served = exchange.cause.as_ref().and_then(|cause| cause.served.as_deref());
+            let endpoint = named.or_else(|| served.and_then(|served| served.endpoint.clone()));
+            self.exports.export(Observed { exchange, service, endpoint, served: None });
             while lines.get() > LINES_AHEAD && !self.pace.is_stopped() {
                 std::thread::sleep(Duration::from_millis(1));
             }
@@ -327,7 +333,15 @@ impl Replaying {
                 let now = self.pace.now(at, left);
                 self.exports.health.core(&self.core.stats());
                 self.exports.health.tick();
-                self.exports.live.set(self.core.live(&self.services, now));
+                let (stats, streams) = (self.core.stats(), self.core.live(&self.services, now));
+                let unix_ns = self.exports.clock.offset().unix_ns(now);
+                self.exports.history.second(unix_ns / 1_000_000_000, stats.chunks, streams.len() as u64);
+                self.exports.live.set(Snapshot {
+                    at: now,
+                    unix_ms: unix_ns / 1_000_000,
+                    streams,
+                    ..Snapshot::default()
+                });
             }
             if left.is_zero() {
                 return self.pace.is_stopped();

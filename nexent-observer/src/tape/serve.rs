@@ -12,7 +12,6 @@ use std::{
 use nexent_observer_core::{
     event::{ConnId, MonoNs},
     http::{Head, HttpEventKind, Side},
-    limits::Limits,
     pipeline::{Tap, Tapped},
     tape::entry::Entry,
     timing::{self, Exchange, ExchangeId},
@@ -158,9 +157,8 @@ fn through(file: &Path, mut pick: Option<Pick>, each: &mut dyn FnMut(&Exchange))
     let mut core = Core::None;
     let report = source::read(file, |kind, entry| {
         if let Entry::Info(json) = entry {
-            let limits =
-                serde_json::from_slice::<Info>(json).map_or_else(|_| Limits::default(), |info| info.limits.limits());
-            core = Core::new(kind, limits, timing::Options::default());
+            let info = serde_json::from_slice::<Info>(json).ok();
+            core = Core::new(kind, info.as_ref(), timing::Options::default());
             if let (Core::Pipeline(pipeline), Some(pick)) = (&mut core, &pick) {
                 pipeline.set_tap(Box::new(pick.clone()));
             }
