@@ -19,6 +19,10 @@ fn two_hundred_attachments_come_and_go_and_no_client_notices() {
     let binary = target.join("release/nexent-observer");
     assert!(binary.exists(), "{} is missing: cargo xtask build", binary.display());
     let done = cycles::run(OBSERVERS, &binary, &target.join("cycles")).unwrap();
-    assert_eq!((done.verdict, done.cycles, done.killed), (Verdict::Agree, OBSERVERS, OBSERVERS / 4), "see the checks above");
+    assert_eq!(
+        (done.verdict, done.cycles, done.killed),
+        (Verdict::Agree, OBSERVERS, OBSERVERS / 4),
+        "see the checks above"
+    );
     assert!(done.attachments >= ATTACHMENTS, "{} attachments to {} processes", done.attachments, BUSY.len());
 }

@@ -333,7 +333,8 @@ mod tests {
 
     #[test]
     fn the_hook_is_read_from_the_log() {
-        let line = "Attached. pid=7 service=\"bun\" library=/a/b/bun tls=BoringSSL without symbols probes=3 shared=false";
+        let line =
+            "Attached. pid=7 service=\"bun\" library=/a/b/bun tls=BoringSSL without symbols probes=3 shared=false";
         assert_eq!(hooked(line).as_deref(), Some("BoringSSL without symbols in bun"));
         assert_eq!(hooked("Attached."), None);
     }
