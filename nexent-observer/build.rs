@@ -1,6 +1,6 @@
-//! Tells the crate which kernel half to embed: the one that `xtask` built, else the one in the repository.
+//! Tells the crate which kernel half to embed (the one that `xtask` built, else the one in the repository), and what it is built by.
 
-use std::{env, path::PathBuf};
+use std::{env, path::PathBuf, process::Command};
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -15,4 +15,10 @@ fn main() {
     );
     println!("cargo::rerun-if-changed={}", object.display());
     println!("cargo::rustc-env=NEXENT_OBSERVER_BPF_OBJECT={}", object.display());
+    for name in ["TARGET", "PROFILE"] {
+        println!("cargo::rustc-env=NEXENT_OBSERVER_{name}={}", env::var(name).unwrap_or_default());
+    }
+    let rustc = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into())).arg("--version").output();
+    let rustc = rustc.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
+    println!("cargo::rustc-env=NEXENT_OBSERVER_RUSTC={rustc}");
 }

@@ -265,6 +265,8 @@ fn exchange_of(output: &Output) -> Option<&Exchange> {
 fn conn_of(output: &Output) -> u64 {
     match output {
         Output::Exchange(exchange) => exchange.id.conn.0,
+        Output::Inbound(inbound) => inbound.served.id.conn.0,
+        Output::Tool(call) => call.id.conn.0,
         Output::NotLlm { conn, .. } => conn.0,
     }
 }

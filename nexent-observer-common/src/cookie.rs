@@ -17,6 +17,8 @@ pub enum Scope {
 pub enum Length {
     /// It returns the number, or 0 or less on failure (`SSL_read`).
     Returned = 0,
+    /// It returns 1 on success and stores a `size_t` through its 3rd argument (`EVP_AEAD_CTX_open`).
+    ThirdArgument = 2,
     /// It returns 1 on success and stores a `size_t` through its 4th argument (`SSL_read_ex`, `ssl_read_internal`).
     FourthArgument = 3,
     /// The same through its 5th argument (`ssl_write_internal` of OpenSSL 3.3 and later, which has flags before it).

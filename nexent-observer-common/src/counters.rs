@@ -32,11 +32,15 @@ pub enum Counter {
     PlainUnseen = 12,
     /// Sockets that could not be followed because a table was full.
     SocketsFull = 13,
+    /// TLS records of rustls that belong to no socket that is known: their bytes are not seen.
+    AeadUnjoined = 14,
+    /// Connections of rustls whose socket turned out to carry another one already: their beginning stands apart.
+    AeadRejoined = 15,
 }
 
 impl Counter {
     /// Number of counters.
-    pub const COUNT: u32 = 14;
+    pub const COUNT: u32 = 16;
 
     /// All, by index.
     pub const ALL: [Self; Self::COUNT as usize] = [
@@ -54,6 +58,8 @@ impl Counter {
         Self::PlainOtherBytes,
         Self::PlainUnseen,
         Self::SocketsFull,
+        Self::AeadUnjoined,
+        Self::AeadRejoined,
     ];
 }
 

@@ -87,10 +87,60 @@ pub struct Target {
     pub scope: u32,
     /// Whether a forked child is observed from its first instruction (only with a filtered attachment).
     pub follow_forks: u32,
-    /// Whether its sockets are looked at for plain HTTP.
-    pub plain: u32,
+    /// What its sockets are looked at for: [`sockets`] bits.
+    pub sockets: u32,
     /// Always 0.
     pub zero: u32,
+}
+
+/// Bits of [`Target::sockets`].
+pub mod sockets {
+    /// Plain HTTP.
+    pub const PLAIN: u32 = 1;
+    /// Which socket the records of an AEAD key travel on.
+    pub const JOIN: u32 = 1 << 1;
+}
+
+/// A key of TLS records: one direction of a connection of rustls, or a part of it between two changes of keys.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct AeadKey {
+    /// Address of the `EVP_AEAD_CTX`.
+    pub ctx: u64,
+    /// The part of the nonces that does not change from record to record, and is random for each key: addresses are used again.
+    pub iv: u64,
+    /// Process.
+    pub tgid: u32,
+    /// 1: the process seals with it; 0: it opens.
+    pub seals: u32,
+}
+
+/// What is known of such a key.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Aead {
+    /// Cookie of the socket; 0: not known yet.
+    pub cookie: u64,
+    /// [`ConnKey::tls`] of the connection that its records were given to; 0: none yet.
+    pub conn: u64,
+}
+
+/// What a thread that uses AEAD keys did last.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Thread {
+    /// Room for the call under way: [`Call::moved`] and [`Call::cut`].
+    pub call: Call,
+    /// Cookie of the socket from which it received last; 0: none.
+    pub received: u64,
+    /// Where the bytes then came to lie: the first address, and the one behind the last.
+    pub from: u64,
+    /// See `from`.
+    pub to: u64,
+    /// Cookie of the socket whose sending key it changed last, and when, ns.
+    pub rekeyed: u64,
+    /// See `rekeyed`.
+    pub rekeyed_ns: u64,
 }
 
 /// A file, as the kernel's own structures name it.
@@ -153,6 +203,8 @@ pub struct Socket {
     pub connect_ns: u64,
     /// When it was last used, ns.
     pub used_ns: u64,
+    /// [`ConnKey::tls`] of the connection of rustls on it; 0: none.
+    pub conn: u64,
 }
 
 /// A TCP socket of a target as far as the phases of its connection go, by its cookie.
@@ -248,6 +300,12 @@ pub mod socket_state {
     pub const UNIX: u32 = 1 << 4;
     /// Its addresses were reported.
     pub const TOLD: u32 = 1 << 5;
+    /// The key with which its records are opened is known.
+    pub const OPENS: u32 = 1 << 6;
+    /// The key with which its records are sealed is known.
+    pub const SEALS: u32 = 1 << 7;
+    /// It is a stream over IP.
+    pub const TCP: u32 = 1 << 8;
 }
 
 /// What [`ConnKey::tls`] is for a socket: user addresses never have the highest bit (both architectures).
@@ -255,6 +313,13 @@ pub mod socket_state {
 #[inline(always)]
 pub const fn socket_key(cookie: u64) -> u64 {
     (1 << 63) | cookie
+}
+
+/// What [`ConnKey::tls`] is for a connection of rustls, by the key that was seen first on it: no user address and no socket.
+#[must_use]
+#[inline(always)]
+pub const fn aead_conn_key(ctx: u64, iv: u64) -> u64 {
+    (1 << 62) | ((iv ^ ctx.rotate_left(20)) & ((1 << 62) - 1))
 }
 
 /// Slots of the verdict table; a power of two.
@@ -282,7 +347,10 @@ const _: () = assert!(size_of::<Conn>() == 48);
 const _: () = assert!(size_of::<Target>() == 16);
 const _: () = assert!(size_of::<FileKey>() == 16);
 const _: () = assert!(size_of::<SockCall>() == 72);
-const _: () = assert!(size_of::<Socket>() == 32);
+const _: () = assert!(size_of::<Socket>() == 40);
+const _: () = assert!(size_of::<AeadKey>() == 24);
+const _: () = assert!(size_of::<Aead>() == 16);
+const _: () = assert!(size_of::<Thread>() == 96);
 const _: () = assert!(size_of::<Flow>() == 104);
 const _: () = assert!(size_of::<Writer>() == 72);
 const _: () = assert!(VERDICT_SLOTS.is_power_of_two());

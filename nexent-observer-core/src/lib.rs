@@ -1,4 +1,4 @@
-//! The pure core: stages 3 to 6 of nexent-observer, in the order in which a byte travels.
+//! The pure core: stages 3 to 7 of nexent-observer, in the order in which a byte travels.
 //!
 //! Nothing here reads a clock, a file, a socket or the environment, and nothing spawns (rule checked by `xtask lint`).
 //! The only time is the one that the kernel half stamped on a record ([`event::MonoNs`]). Bad bytes are never an error
@@ -15,6 +15,8 @@ pub mod conn;
 pub mod http;
 pub mod llm;
 pub mod timing;
+
+pub mod chain;
 
 pub mod pipeline;
 

@@ -78,6 +78,20 @@ pub const TAPE_BLOCK_BYTES: usize = 8 * 1024 * 1024;
 pub const REDACT_EVENTS: usize = 4096;
 /// Bytes of such events. A frame of an AWS event stream is taken whole.
 pub const REDACT_BYTES: usize = 2 * EVENT_BYTES;
+/// Most processes whose served requests are followed.
+pub const SERVING_PROCESSES: usize = 4096;
+/// Most requests that one process is seen serving at once; while there are more, only hooks and `traceparent` prove a parent.
+pub const SERVED_OPEN: usize = 4096;
+/// Most open calls of one process whose cause is looked for.
+pub const CALLS_OPEN: usize = 16 * 1024;
+/// Most bytes of the body of one call that wait to be compared, until both rings are drained.
+pub const COMPARED_BYTES: usize = 256 * 1024;
+/// Most blocks of 32 bytes by which the texts of one served request are found again.
+pub const BLOCKS_OF_REQUEST: usize = 4096;
+/// Most such blocks of all requests that one process is serving.
+pub const BLOCKS: usize = 64 * 1024;
+/// Most bytes kept of the request of a tool's call, until its name was read.
+pub const TOOL_BODY_BYTES: usize = 8 * 1024;
 
 /// Caps that a user may set.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -51,13 +51,15 @@ pub enum DropReason {
     ExchangesFull,
     /// A record that contradicts what was seen before (offset behind, unknown connection's close).
     RecordInvalid,
+    /// A served request that was not followed: over [`crate::limits::SERVED_OPEN`] or [`crate::limits::SERVING_PROCESSES`].
+    ServedFull,
     /// An output that nobody took, over [`crate::limits::OUTPUTS`].
     OutputsFull,
 }
 
 impl DropReason {
     /// All reasons, in the order of their label values in docs/metrics.md.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::NotHttp,
         Self::HeadTooLong,
         Self::HeadInvalid,
@@ -81,6 +83,7 @@ impl DropReason {
         Self::Idle,
         Self::ExchangesFull,
         Self::RecordInvalid,
+        Self::ServedFull,
         Self::OutputsFull,
     ];
 
@@ -111,6 +114,7 @@ impl DropReason {
             Self::Idle => "idle",
             Self::ExchangesFull => "exchanges_full",
             Self::RecordInvalid => "record_invalid",
+            Self::ServedFull => "served_full",
             Self::OutputsFull => "outputs_full",
         }
     }

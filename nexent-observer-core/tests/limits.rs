@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 /// Cap, file and name of the test that proves it.
-const PROVEN: [(&str, &str, &str); 41] = [
+const PROVEN: [(&str, &str, &str); 48] = [
     ("HEAD_BYTES", "src/http/http1/tests/mod.rs", "endless_heads_are_cut_off_and_the_next_exchange_is_right"),
     ("HEAD_FIELDS", "src/http/http1/head.rs", "too_many_fields_are_a_defect_of_their_own"),
     ("HPACK_TABLE_BYTES", "src/http/http2/hpack/tests.rs", "no_block_whatsoever_does_harm"),
@@ -49,6 +49,13 @@ const PROVEN: [(&str, &str, &str); 41] = [
     ("TOKENIZED_BYTES", "src/timing/counting.rs", "a_text_over_the_cap_has_no_count"),
     ("RETRIES", "src/timing/retries.rs", "failed_calls_are_remembered_up_to_the_cap_and_the_oldest_go"),
     ("RETRY_WINDOW_NS", "src/timing/retries.rs", "failed_calls_are_remembered_for_the_window_only"),
+    ("SERVING_PROCESSES", "src/chain/tests.rs", "more_requests_than_are_followed_leave_only_what_was_said"),
+    ("SERVED_OPEN", "src/chain/tests.rs", "more_requests_than_are_followed_leave_only_what_was_said"),
+    ("CALLS_OPEN", "src/chain/tests.rs", "more_calls_than_are_followed_have_no_cause"),
+    ("COMPARED_BYTES", "src/chain/content.rs", "a_body_waits_only_up_to_a_cap"),
+    ("BLOCKS_OF_REQUEST", "src/chain/content.rs", "a_request_and_a_process_have_only_so_many_blocks"),
+    ("BLOCKS", "src/chain/content.rs", "a_request_and_a_process_have_only_so_many_blocks"),
+    ("TOOL_BODY_BYTES", "tests/pipeline_chain.rs", "calls_of_tools_are_told_with_their_names_and_joined"),
     ("connections", "src/conn/table.rs", "a_full_table_lets_the_one_silent_longest_go"),
     ("idle_ns", "src/conn/table.rs", "the_idle_go_in_the_order_of_their_silence"),
     (

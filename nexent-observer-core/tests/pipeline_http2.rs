@@ -145,6 +145,7 @@ impl Bench {
         while let Some(output) = self.pipeline.poll_output() {
             match output {
                 Output::Exchange(x) => exchanges.push(*x),
+                Output::Inbound(_) | Output::Tool(_) => {}
                 Output::NotLlm { .. } => panic!("a verdict on HTTP/2"),
             }
         }

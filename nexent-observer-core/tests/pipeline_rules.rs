@@ -93,6 +93,7 @@ impl Bench {
         while let Some(output) = self.pipeline.poll_output() {
             match output {
                 Output::Exchange(x) => exchanges.push(*x),
+                Output::Inbound(_) | Output::Tool(_) => {}
                 Output::NotLlm { conn, turn } => verdicts.push((conn.0, turn)),
             }
         }

@@ -17,7 +17,7 @@ use aya_ebpf::{
 use nexent_observer_common::{
     counters::Counter,
     record::{AF_INET, AF_INET6, LATE_NS, RecordHeader, flag, found, kind},
-    state::{CallKey, Conn, ConnKey, Flow, Writer, flow_state, socket_key, writer_state},
+    state::{CallKey, Conn, ConnKey, Flow, Writer, flow_state, writer_state},
     tls::{Header, RECORD_HEADER, least_on_wire},
 };
 
@@ -208,20 +208,21 @@ fn join(cookie: u64, conn: &mut Conn, key: &ConnKey, how: u16, begun_ns: u64, ti
     true
 }
 
-/// The connection is the socket itself: plain HTTP. What was seen of it before.
+/// Which connection is on a socket is known otherwise: it is the socket itself (plain HTTP), or its keys were joined (rustls). What was
+/// seen of it before. The end of a handshake is not: nothing tells it from what came after it.
 #[inline(always)]
-pub fn join_plain(sock: Sock, cookie: u64, tgid: u32, conn: &mut Conn) -> Seen {
+pub fn join_known(sock: Sock, cookie: u64, key: &ConnKey, conn: &mut Conn, how: u16) -> Seen {
     let mut seen = Seen { found: found::ADDRESSES_ONLY, connect_ns: 0, tls_ns: 0, retransmits: 0 };
     if maps::phases() != 0
         && is_tcp(sock)
-        && known_or_made(sock, cookie, tgid)
+        && known_or_made(sock, cookie, key.tgid)
         && let Some(flow) = FLOWS.get_ptr_mut(&cookie)
     {
         // SAFETY: the verifier checked the value.
         let flow = unsafe { &mut *flow };
-        (flow.conn, flow.tls, conn.socket) = (conn.id, socket_key(cookie), cookie);
+        (flow.conn, flow.tls, conn.socket) = (conn.id, key.tls, cookie);
         flow.state |= flow_state::INSIDE;
-        (seen.found, seen.retransmits) = (found::ITSELF, flow.retransmits);
+        (seen.found, seen.connect_ns, seen.retransmits) = (how, flow.connect_ns, flow.retransmits);
     }
     seen
 }

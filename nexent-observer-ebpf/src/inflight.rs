@@ -17,7 +17,7 @@ use crate::{
 
 /// Cookie of the attachment that fired.
 #[inline(always)]
-fn attach_cookie(ctx: *mut core::ffi::c_void) -> u64 {
+pub fn attach_cookie(ctx: *mut core::ffi::c_void) -> u64 {
     // SAFETY: `ctx` is the context that the kernel passed to this program.
     unsafe { bpf_get_attach_cookie(ctx) }
 }
@@ -53,12 +53,12 @@ pub fn stack_pointer(regs: *mut aya_ebpf::bindings::pt_regs) -> u64 {
     unsafe { (*regs).sp }
 }
 
-/// The 4th and the 5th argument. Volatile reads: merged into one read at a computed offset they would be "modified ctx" to
+/// The 4th argument and the next. Volatile reads: merged into one read at a computed offset they would be "modified ctx" to
 /// the verifier.
 macro_rules! argument {
     ($name:ident, $x86:ident, $arm:literal) => {
         #[inline(always)]
-        fn $name(regs: *mut aya_ebpf::bindings::pt_regs) -> u64 {
+        pub fn $name(regs: *mut aya_ebpf::bindings::pt_regs) -> u64 {
             // SAFETY: the context of a uprobe is a pt_regs.
             #[cfg(bpf_target_arch = "x86_64")]
             unsafe {
@@ -74,12 +74,17 @@ macro_rules! argument {
 }
 argument!(fourth_argument, rcx, 3);
 argument!(fifth_argument, r8, 4);
+argument!(sixth_argument, r9, 5);
+#[cfg(bpf_target_arch = "aarch64")]
+argument!(seventh_argument, r9, 6);
+#[cfg(bpf_target_arch = "aarch64")]
+argument!(eighth_argument, r9, 7);
 
 /// Bytes that a return takes from the stack: the return address on x86_64 (measured: 1000 of 1000), nothing on aarch64.
 #[cfg(bpf_target_arch = "x86_64")]
-const RETURN_POPS: u64 = 8;
+pub const RETURN_POPS: u64 = 8;
 #[cfg(bpf_target_arch = "aarch64")]
-const RETURN_POPS: u64 = 0;
+pub const RETURN_POPS: u64 = 0;
 
 /// Keeps a call that begins, if its process is a target of this attachment. `unknown_flag` marks the connection when the
 /// call cannot be kept, or when an earlier call of the same frame never returned.
@@ -167,7 +172,7 @@ fn moved(result: i32, call: &Call) -> Option<u64> {
 }
 
 #[inline(always)]
-fn read_user_u64(at: u64) -> Option<u64> {
+pub fn read_user_u64(at: u64) -> Option<u64> {
     let mut value = 0u64;
     // SAFETY: the helper checks the user address and writes 8 bytes to a local.
     let result = unsafe {

@@ -6,9 +6,11 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod aead;
 mod conn;
 mod emit;
 mod flow;
+mod gnutls;
 mod go;
 mod hooks;
 mod inflight;

@@ -6,7 +6,10 @@ use aya_ebpf::{
 };
 use nexent_observer_common::{
     counters::Counter,
-    state::{Call, CallKey, Conn, ConnKey, FileKey, Flow, SockCall, Socket, Target, VERDICT_SLOTS, Writer},
+    state::{
+        Aead, AeadKey, Call, CallKey, Conn, ConnKey, FileKey, Flow, SockCall, Socket, Target, Thread, VERDICT_SLOTS,
+        Writer,
+    },
 };
 
 /// Reads, closes and process events. Apart from the writes, so that large prompts cannot push out tokens.
@@ -40,6 +43,18 @@ pub static SYSCALLS: HashMap<u64, SockCall> = HashMap::with_max_entries(16_384, 
 /// Sockets of targets, by cookie. Nothing tells the end of a Unix socket, so what is not used for longest goes when it is full.
 #[map]
 pub static SOCKETS: LruHashMap<u64, Socket> = LruHashMap::with_max_entries(65_536, 0);
+
+/// Keys of TLS records of rustls. Nothing tells their end, so what is not used for longest goes when it is full.
+#[map]
+pub static AEADS: LruHashMap<AeadKey, Aead> = LruHashMap::with_max_entries(65_536, 0);
+
+/// Records that were sealed and not sent yet, under a key whose socket is not known: by process and address of what was sealed.
+#[map]
+pub static SEALED: LruHashMap<ConnKey, AeadKey> = LruHashMap::with_max_entries(8192, 0);
+
+/// Threads that use them, by `bpf_get_current_pid_tgid`.
+#[map]
+pub static THREADS: LruHashMap<u64, Thread> = LruHashMap::with_max_entries(16_384, 0);
 
 /// TCP sockets of targets, by cookie, for the phases of their connections. The kernel tells the end of each.
 #[map]

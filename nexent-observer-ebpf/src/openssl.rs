@@ -53,7 +53,7 @@ pub fn tls_write_return(ctx: RetProbeContext) -> u32 {
 }
 
 #[inline(always)]
-fn header_of(returned: &Returned, kind: u16) -> RecordHeader {
+pub fn header_of(returned: &Returned, kind: u16) -> RecordHeader {
     RecordHeader {
         entry_ns: returned.call.entry_ns,
         return_ns: returned.return_ns,

@@ -13,12 +13,12 @@ use nexent_observer_common::{
     counters::Counter,
     piece::Window,
     plain::{Look, look},
-    record::{AF_INET, AF_INET6, AF_UNIX, PEER_BYTES, RecordHeader, flag, kind},
-    state::{SockCall, Socket, conn_flag, socket_key, socket_state},
+    record::{AF_INET, AF_INET6, AF_UNIX, PEER_BYTES, RecordHeader, flag, found, kind},
+    state::{SockCall, Socket, conn_flag, socket_key, socket_state, sockets},
 };
 
 use crate::{
-    conn,
+    aead, conn,
     emit::{self, Fact},
     flow, inflight,
     maps::{self, CONNS, SOCKETS, add, count},
@@ -70,11 +70,17 @@ pub fn plain_received(ctx: BtfTracePointContext) -> i32 {
 #[inline(always)]
 fn touched(sock: Sock, bytes: i32, flags: u32, direction: u16) -> Option<()> {
     let pid_tgid = bpf_get_current_pid_tgid();
-    if !syscalls::is_plain_target((pid_tgid >> 32) as u32) {
+    let wanted = syscalls::wanted_of((pid_tgid >> 32) as u32);
+    if wanted == 0 {
         return None;
     }
     if bytes > 0 && flags & NOT_TAKEN == 0 {
-        let _ = moved(sock, bytes as u64, flags, direction, pid_tgid);
+        if wanted & sockets::JOIN != 0 {
+            let _ = aead::socket_used(sock, bytes as u64, direction, pid_tgid);
+        }
+        if wanted & sockets::PLAIN != 0 {
+            let _ = moved(sock, bytes as u64, flags, direction, pid_tgid);
+        }
     }
     syscalls::done(pid_tgid);
     Some(())
@@ -113,7 +119,7 @@ fn moved(sock: Sock, bytes: u64, flags: u32, direction: u16, pid_tgid: u64) -> O
         if let Some(conn) = CONNS.get_ptr_mut(&conn::key(tgid, socket_key(cookie))) {
             // SAFETY: the verifier checked the value.
             let conn = unsafe { &mut *conn };
-            let known = flow::join_plain(sock, cookie, tgid, conn);
+            let known = flow::join_known(sock, cookie, &conn::key(tgid, socket_key(cookie)), conn, found::ITSELF);
             let seen = Seen { connect_ns: socket.connect_ns, ..known };
             tell_peer(sock, conn.id, tgid, pid_tgid as u32, &seen);
         }
@@ -147,7 +153,7 @@ fn moved(sock: Sock, bytes: u64, flags: u32, direction: u16, pid_tgid: u64) -> O
 
 /// What is known of a socket; a socket met for the first time is made known.
 #[inline(always)]
-fn of(cookie: u64, tgid: u32, now: u64, sock: Sock) -> Option<*mut Socket> {
+pub fn of(cookie: u64, tgid: u32, now: u64, sock: Sock) -> Option<*mut Socket> {
     if let Some(known) = SOCKETS.get_ptr_mut(&cookie) {
         // SAFETY: the verifier checked the value.
         if unsafe { (*known).tgid } == tgid {
@@ -159,7 +165,7 @@ fn of(cookie: u64, tgid: u32, now: u64, sock: Sock) -> Option<*mut Socket> {
     let stream = field::<u16>(sock, maps::sock_type_offset()) == SOCK_STREAM;
     let state = match family {
         AF_UNIX if stream => socket_state::UNIX,
-        AF_INET | AF_INET6 if stream => 0,
+        AF_INET | AF_INET6 if stream => socket_state::TCP,
         _ => socket_state::ENCRYPTED, // datagrams: never looked at
     };
     let socket = Socket { tgid, state, used_ns: now, ..Socket::default() };
@@ -315,9 +321,10 @@ fn state_changed(sock: Sock, from: i32, to: i32) -> Option<()> {
         // In the thread that connects.
         SYN_SENT => {
             let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
-            if syscalls::is_plain_target(tgid) {
+            if syscalls::wanted_of(tgid) != 0 {
                 let now = inflight::now();
-                let socket = Socket { tgid, connect_from: now, used_ns: now, ..Socket::default() };
+                let state = socket_state::TCP;
+                let socket = Socket { tgid, state, connect_from: now, used_ns: now, ..Socket::default() };
                 // SAFETY: the tracepoint's own argument.
                 let _ = SOCKETS.insert(&unsafe { bpf_get_socket_cookie(sock) }, &socket, 0);
             }
@@ -353,8 +360,12 @@ fn ended(sock: Sock) {
     let cookie = unsafe { bpf_get_socket_cookie(sock) };
     let Some(socket) = SOCKETS.get_ptr(&cookie) else { return };
     // SAFETY: the verifier checked the value.
-    let (tgid, state) = unsafe { ((*socket).tgid, (*socket).state) };
+    let (tgid, state, joined) = unsafe { ((*socket).tgid, (*socket).state, (*socket).conn) };
     let _ = SOCKETS.remove(&cookie);
+    if joined != 0 {
+        let pid = u64::from(tgid);
+        let _ = conn::retire(&conn::key(tgid, joined), (pid << 32) | pid);
+    }
     if state & socket_state::HTTP != 0 {
         let pid = u64::from(tgid);
         let _ = conn::retire(&conn::key(tgid, socket_key(cookie)), (pid << 32) | pid);

@@ -15,7 +15,7 @@ use aya_ebpf::{
 };
 use nexent_observer_common::{
     counters::Counter,
-    state::{SockCall, call_shape},
+    state::{SockCall, call_shape, sockets},
 };
 
 use crate::{
@@ -49,13 +49,13 @@ mod abi {
     pub const MESSAGE: [u64; 2] = [211, 212];
 }
 
-/// Whether the sockets of this process are looked at.
+/// What the sockets of this process are looked at for: [`sockets`] bits.
 #[inline(always)]
-pub fn is_plain_target(tgid: u32) -> bool {
+pub fn wanted_of(tgid: u32) -> u32 {
     // SAFETY: only a word is read; a racing removal reads a stale word at worst.
     match unsafe { TARGETS.get(&tgid) } {
-        Some(target) => target.plain != 0,
-        None => false,
+        Some(target) => target.sockets,
+        None => 0,
     }
 }
 
@@ -77,7 +77,7 @@ pub fn plain_enter_write(_ctx: TracePointContext) -> u32 {
 #[inline(always)]
 fn begin_write(flags: u64) {
     let pid_tgid = bpf_get_current_pid_tgid();
-    if is_plain_target((pid_tgid >> 32) as u32) {
+    if wanted_of((pid_tgid >> 32) as u32) & sockets::PLAIN != 0 {
         let call = SockCall { entry_ns: inflight::now(), ..SockCall::default() };
         // Full or known already: the time of the exit has to do, or the first time does.
         let _ = SYSCALLS.insert(&pid_tgid, &call, flags);

@@ -15,7 +15,7 @@ use nexent_observer_core::{
     limits::Limits,
     llm::{LlmEvent, LlmEventKind, Payload},
     stats::Stats,
-    timing::{ExchangeId, Options, Timing, Tokenizers},
+    timing::{ExchangeId, Options, Progress, Timing, Tokenizers},
 };
 
 const STREAM: usize = 500;
@@ -89,7 +89,7 @@ fn stream(words: &[&str], options: &Options) {
     let mut timing = Timing::new(id, 1, None, options, &Limits::default());
     let mut feed = |ns: u64, kind| {
         let at = Stamp { entry: MonoNs(ns), ret: MonoNs(ns) };
-        let _ = timing.feed(&LlmEvent { at, kind });
+        assert_eq!(timing.feed(&LlmEvent { at, kind }), Progress::Open);
     };
     feed(1, LlmEventKind::Identity { model: Some("gpt-4o-2024-08-06"), id: None });
     for (ns, text) in (1000..).step_by(1_000_000).zip(words.iter().cycle().take(STREAM)) {

@@ -9,9 +9,11 @@ pub mod enrich;
 pub mod export;
 pub mod hooks;
 pub mod serve;
+pub mod survey;
 pub mod tape;
 pub mod telemetry;
 pub mod tokens;
+pub mod top;
 pub mod web;
 
 pub mod cli;

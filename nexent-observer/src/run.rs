@@ -20,17 +20,26 @@ use nexent_observer_core::{
 use std::os::fd::AsRawFd;
 
 use crate::{
-    config::Config,
-    enrich,
+    config::{CacheDir, Config},
+    enrich::{filter::Filter, names::Names, services::Services},
     error::RunError,
-    export::{Exports, Observed, Service, live::LiveStream},
+    export::{
+        Exports, Observed, Service,
+        ids::{Parents, SpanIds},
+        live::{LiveStream, PROCESSES, Snapshot, Strips},
+        work::{Kind, Work},
+    },
     fault::{Fault, Faulty},
-    hooks::{Hooks, Said},
+    hooks::{
+        Hooks, Said,
+        spans::{Done, HookSpan},
+    },
     privileges,
     probe::{
         attach::{self, AttachReport, Attacher, Hooked},
+        cache::Cache,
         kernel::{KernelHalf, KernelOptions, Rings},
-        targets::{Change, Ended, Targets},
+        targets::{Change, Ended, Selection, Targets},
     },
     ring::{Drain, ProcessEvent, ProcessEventKind, RingEvent},
     serve::Outside,
@@ -56,9 +65,10 @@ pub fn run(config: &Config, recording: Option<&recorder::Options>) -> Result<(),
     let known = known.map(|known| if counts_again { known.ready() } else { known });
     let tokenizers = known.map(|known| Arc::new(known) as Arc<dyn Tokenizers>);
     let (outside, exports) = Outside::start(config)?;
-    let start = |options| Recorder::start(options, &config.limits, &exports.health);
+    let start = |options| Recorder::start(options, &config.limits, config.join_by_content, &exports.health);
     let recorder = recording.map(start).transpose()?;
-    let mut observer = Observer::attach(config, exports, tokenizers, fault, recorder.clone())?;
+    let helpers = Helpers { names: outside.names(), tokenizers, recorder: recorder.clone() };
+    let mut observer = Observer::attach(config, exports, helpers, fault)?;
     let done = observer.observe(&outside, config.drain_interval);
     let Observer { exports, targets, .. } = observer;
     drop(targets); // detaches
@@ -67,6 +77,13 @@ pub fn run(config: &Config, recording: Option<&recorder::Options>) -> Result<(),
     }
     outside.stop(exports);
     done
+}
+
+/// What the loop asks of others.
+struct Helpers {
+    names: Names,
+    tokenizers: Option<Arc<dyn Tokenizers>>,
+    recorder: Option<Recorder>,
 }
 
 /// What the loop waits for.
@@ -87,6 +104,10 @@ const WAKE_STOP: Token = Token(2);
 const HURRIED: Duration = Duration::from_millis(10);
 /// How often counters and gauges are brought up to date.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
+/// How often the open streams are shown to those who watch; with the housekeeping when nobody does or they are very many.
+const SHOWING: Duration = Duration::from_millis(250);
+/// So many streams are very many.
+const MANY_STREAMS: usize = 1000;
 
 /// Everything that the loop owns.
 struct Observer {
@@ -96,30 +117,32 @@ struct Observer {
     exports: Exports,
     faulty: Faulty,
     hooks: Hooks,
-    services: Services,
+    services: Named,
     recorder: Option<Recorder>,
+    strips: Strips,
+    processes: Arc<[Arc<Service>]>,
+    /// Processes whose last exchanges are in the core: what hooks began in them ends after the next drain.
+    ended: Vec<u32>,
     /// Processes found dead before the last drain; their connections end after the next one.
     dying: Vec<Ended>,
-    /// Processes whose connections ended: their names are wanted until the next drain has exported their last exchanges.
-    dead: Vec<u32>,
     ends_with_targets: bool,
 }
 
 impl Observer {
     /// Loads the kernel half and attaches to the processes named by pid.
-    fn attach(
-        config: &Config,
-        exports: Exports,
-        tokenizers: Option<Arc<dyn Tokenizers>>,
-        fault: Option<Fault>,
-        recorder: Option<Recorder>,
-    ) -> Result<Self, RunError> {
+    fn attach(config: &Config, exports: Exports, helpers: Helpers, fault: Option<Fault>) -> Result<Self, RunError> {
+        let Helpers { names, tokenizers, recorder } = helpers;
+        let filter = Filter::new(&config.only, &config.host_root).map_err(|user| {
+            RunError::runtime(format!(
+                "only_user: the host has no user {user:?} (its /etc/passwd is sought under host_root)"
+            ))
+        })?;
         let (kernel, rings) = KernelHalf::load(KernelOptions {
             read_ring_bytes: config.read_ring_bytes,
             write_ring_bytes: config.write_ring_bytes,
             write_head_bytes: config.write_head_bytes,
             write_tail_bytes: config.write_tail_bytes,
-            report_all_execs: !config.exes.is_empty(),
+            report_all_execs: config.all || !config.exes.is_empty(),
             phases: config.phases,
         })
         .map_err(|error| RunError::runtime(error.to_string()))?;
@@ -127,7 +150,25 @@ impl Observer {
             .map_err(|error| RunError::caused("a thread cannot be started", error))?
             .with_plain_http(config.plain_http)
             .with_phases(config.phases);
-        let mut targets = Targets::new(attacher, &config.exes)
+        let attacher = match &config.cache_dir {
+            CacheDir::Off => attacher,
+            CacheDir::At(directory) => match Cache::open(directory) {
+                Ok(cache) => attacher.with_cache(cache),
+                Err(error) => {
+                    tracing::warn!("Findings are not kept on disk: {error}.");
+                    attacher
+                }
+            },
+        };
+        let selection = Selection {
+            executables: config.exes.clone(),
+            all: config.all,
+            filter,
+            opt_in: config.opt_in,
+            trial: config.trial,
+            names: names.clone(),
+        };
+        let mut targets = Targets::new(attacher, selection)
             .map_err(|error| RunError::caused("an executable of `exe` cannot be used", error))?;
         // Everything is loaded and open; what comes from now on is reading /proc, attaching and the kernel half's maps.
         let held = privileges::confine(|| targets.attacher().kernel().counter(Counter::ReadLost).is_ok())
@@ -139,6 +180,9 @@ impl Observer {
         if let Some(tap) = recorder.as_ref().and_then(Recorder::tap) {
             pipeline.set_tap(tap);
         }
+        if config.join_by_content {
+            pipeline.join_by_content();
+        }
         let mut observer = Self {
             drain: Drain::new(rings),
             pipeline,
@@ -146,15 +190,17 @@ impl Observer {
             exports,
             faulty: Faulty::new(fault),
             hooks: Hooks::default(),
-            services: Services {
-                known: HashMap::new(),
-                default: config.service_name.clone(),
+            services: Named {
+                services: Services::new(config.service_name.clone(), names),
                 recorder: recorder.clone(),
+                told: HashMap::new(),
             },
             recorder,
+            strips: Strips::default(),
+            processes: Arc::default(),
+            ended: Vec::new(),
             dying: Vec::new(),
-            dead: Vec::new(),
-            ends_with_targets: config.exes.is_empty(),
+            ends_with_targets: config.exes.is_empty() && !config.all,
         };
         for pid in &config.pids {
             observer.targets.add_pid(*pid).map_err(|error| RunError::runtime(error.to_string()))?;
@@ -168,8 +214,10 @@ impl Observer {
         let mut poll = Poll::new().map_err(failed)?;
         let stop = outside.on_stop(Waker::new(poll.registry(), WAKE_STOP).map_err(failed)?);
         self.register(&poll).map_err(failed)?;
+        self.targets.attacher().hurry();
         let mut events = Events::with_capacity(8);
         let (mut next_tick, mut next_housekeeping) = (Instant::now() + interval, Instant::now());
+        let mut next_showing = Instant::now();
         loop {
             let input = wait(&mut poll, &mut events, next_tick, &stop).map_err(failed)?;
             let now = monotonic();
@@ -187,20 +235,31 @@ impl Observer {
                     if Instant::now() >= next_housekeeping {
                         next_housekeeping = Instant::now() + HOUSEKEEPING;
                         self.keep_house(now);
+                        next_showing = Instant::now() + SHOWING;
                         if self.recorder.as_ref().is_some_and(Recorder::keep_house) {
                             return Ok(());
+                        }
+                    } else if Instant::now() >= next_showing {
+                        next_showing = Instant::now() + SHOWING;
+                        let live = &self.exports.live;
+                        if live.is_watched() && live.get().streams.len() < MANY_STREAMS {
+                            self.show(now);
                         }
                     }
                 }
                 Input::RingFills => {}
                 Input::Stop => {
                     tracing::info!("Stopping.");
+                    self.hooks.spans.stop(now);
+                    self.export_named();
                     return Ok(());
                 }
             }
             if self.ends_with_targets && self.targets.observed() == 0 && self.dying.is_empty() {
                 // The last process's open exchanges have just ended; they are still in the core.
                 self.drain();
+                self.hooks.spans.stop(now);
+                self.export_named();
                 tracing::info!("No observed process is left; ending.");
                 return Ok(());
             }
@@ -218,16 +277,20 @@ impl Observer {
     fn drain(&mut self) {
         let Self { drain, pipeline, targets, exports, faulty, hooks, services, recorder, .. } = self;
         let recorder = recorder.as_ref().filter(|recorder| recorder.with_content());
-        let mut deliver = |output, targets: &mut Targets| match output {
-            Output::Exchange(exchange) => {
-                let service = services.of(exchange.pid);
-                let endpoint = exchange.said.as_ref().and_then(|said| said.endpoint.clone());
-                exports.export(Observed { exchange: *exchange, service, endpoint });
-            }
-            Output::NotLlm { conn, turn } => {
+        let mut deliver = |output, targets: &mut Targets, hooks: &mut Hooks| {
+            if let Output::NotLlm { conn, turn } = output {
                 if let Err(error) = targets.attacher().kernel().give_verdict(conn.0, turn) {
                     tracing::debug!(%error, "A verdict could not be given.");
                 }
+                return;
+            }
+            if let Output::Exchange(exchange) = &output {
+                targets.calls_llm(exchange.pid);
+            }
+            let mut service = |pid| services.of(pid);
+            take_output(output, exports, hooks, &mut service);
+            while let Some(done) = hooks.spans.poll() {
+                export(done, exports, &mut service);
             }
         };
         drain.run(|event| match event {
@@ -236,16 +299,17 @@ impl Observer {
                 if targets.is_left_alone(record.pid) {
                     return;
                 }
+                targets.heard(&record);
                 if let Some(recorder) = recorder {
                     recorder.record(&record);
                 }
                 pipeline.handle_event(&record);
                 while let Some(output) = pipeline.poll_output() {
-                    deliver(output, targets);
+                    deliver(output, targets, hooks);
                 }
             }
             RingEvent::Announcement(announcement) => {
-                if let Some(Said { tid, said }) = hooks.take(&announcement) {
+                if let Some(Said { tid, said }) = hooks.take(&announcement, pipeline) {
                     if let Some(recorder) = recorder {
                         recorder.said(tid, said.as_ref());
                     }
@@ -259,6 +323,10 @@ impl Observer {
                         recorder.exit(pid, at);
                     }
                     pipeline.process_exit(pid, at);
+                    while let Some(output) = pipeline.poll_output() {
+                        deliver(output, targets, hooks);
+                    }
+                    hooks.spans.process_exit(pid, at);
                 }
                 targets.handle_event(event);
             }
@@ -270,18 +338,25 @@ impl Observer {
             }
             pipeline.handle_timeout(now);
         }
+        hooks.spans.drained(pipeline);
         while let Some(output) = pipeline.poll_output() {
-            deliver(output, targets);
+            deliver(output, targets, hooks);
+        }
+        self.hooks.spans.settle();
+        self.ended.drain(..).for_each(|pid| self.hooks.spans.process_exit(pid, now));
+        self.export_named();
+    }
+
+    /// Exports what hooks have named.
+    fn export_named(&mut self) {
+        let Self { exports, hooks, services, .. } = self;
+        while let Some(done) = hooks.spans.poll() {
+            export(done, exports, &mut |pid| services.of(pid));
         }
     }
 
     /// Follows processes.
     fn turn(&mut self, now: MonoNs) {
-        for pid in std::mem::take(&mut self.dead) {
-            if !self.targets.attacher().observes(pid) {
-                self.services.known.remove(&pid);
-            }
-        }
         for Ended { pid, open, replaced } in std::mem::take(&mut self.dying) {
             if !replaced {
                 let recorder = self.recorder.as_ref().filter(|recorder| recorder.with_content());
@@ -296,14 +371,17 @@ impl Observer {
                     recorder.exit(pid, now);
                 }
                 self.pipeline.process_exit(pid, now);
+                self.ended.push(pid);
             }
-            self.dead.push(pid);
+            if !self.targets.attacher().observes(pid) {
+                self.services.forget(pid);
+            }
         }
         for change in self.targets.poll(now) {
             match change {
-                Change::Attached(report) => {
+                Change::Attached { report, after_exec } => {
                     let service = self.services.of(report.pid);
-                    say_attached(&report, &service);
+                    say_attached(&report, &service, after_exec);
                 }
                 Change::Adopted { pid, parent } => {
                     self.services.adopt(pid, parent);
@@ -312,6 +390,14 @@ impl Observer {
                 Change::Gone(ended) => {
                     let pid = ended.pid;
                     tracing::info!(pid, "A process is not observed any more: it ended or runs something else.");
+                    self.dying.push(ended);
+                }
+                Change::LetGo(ended) => {
+                    let pid = ended.pid;
+                    tracing::info!(
+                        pid,
+                        "A process is let go: it is busy, and not with an LLM. It is looked at again later."
+                    );
                     self.dying.push(ended);
                 }
                 Change::Refused(error) => tracing::warn!("{error}."),
@@ -324,6 +410,10 @@ impl Observer {
 
     /// Brings counters and gauges up to date.
     fn keep_house(&mut self, now: MonoNs) {
+        for pid in self.pipeline.active().map(|stream| stream.pid) {
+            self.targets.calls_llm(pid); // a long answer counts before it ends
+        }
+        let census = self.targets.census();
         let attached_processes = self.targets.observed() as u64;
         let attacher = self.targets.attacher();
         let attached_probes = attacher.probes() as u64;
@@ -336,17 +426,50 @@ impl Observer {
             plain_other_bytes: counter(Counter::PlainOtherBytes),
             plain_unseen: counter(Counter::PlainUnseen),
             malformed_records: self.drain.defects.malformed,
+            aead_unjoined: counter(Counter::AeadUnjoined),
+            aead_rejoined: counter(Counter::AeadRejoined),
             attached_probes,
             attached_processes,
         };
         let health = &self.exports.health;
         health.kernel(counts);
+        self.hooks.spans.keep_house(now);
+        health.census(census);
         health.hooks(self.hooks.heard, self.hooks.not_understood);
         health.core(&self.pipeline.stats());
         health.tick();
+        let mut pids: Vec<u32> = self.targets.attacher().pids().collect();
+        pids.sort_unstable();
         let services = &mut self.services;
-        let streams = self.pipeline.active().map(|stream| live(&stream, services.of(stream.pid), now));
-        self.exports.live.set(streams.collect());
+        self.processes = pids.into_iter().take(PROCESSES).map(|pid| services.of(pid)).collect();
+        let (chunks, open) = (self.pipeline.stats().chunks, self.pipeline.active().count() as u64);
+        let unix_s = self.exports.clock.offset().unix_ns(now) / 1_000_000_000;
+        self.exports.history.second(unix_s, chunks, open);
+        self.show(now);
+    }
+
+    /// Shows the open streams.
+    fn show(&mut self, now: MonoNs) {
+        let Self { pipeline, targets, exports, services, strips, processes, .. } = self;
+        let watched = exports.live.is_watched();
+        if watched {
+            strips.begin();
+        } else {
+            strips.clear();
+        }
+        let streams = pipeline.active().map(|stream| {
+            let service = services.of(stream.pid);
+            let ticks = if watched { strips.ticks(&stream, now) } else { Vec::new() };
+            LiveStream { ticks, ..live(&stream, service, now) }
+        });
+        let streams = streams.collect();
+        exports.live.set(Snapshot {
+            at: now,
+            unix_ms: exports.clock.offset().unix_ns(now) / 1_000_000,
+            streams,
+            processes: Arc::clone(processes),
+            processes_total: targets.observed(),
+        });
     }
 }
 
@@ -371,40 +494,95 @@ fn monotonic() -> MonoNs {
     MonoNs((now.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(now.tv_nsec as u64))
 }
 
-/// The service of each process, looked up once.
-struct Services {
-    known: HashMap<u32, Arc<Service>>,
-    default: Option<String>,
+/// Names processes, and tells a recorder each name.
+struct Named {
+    services: Services,
     recorder: Option<Recorder>,
+    /// What the recorder was told last of each process that is observed.
+    told: HashMap<u32, Arc<Service>>,
 }
 
-impl Services {
+impl Named {
     fn of(&mut self, pid: u32) -> Arc<Service> {
-        if let Some(service) = self.known.get(&pid) {
-            return Arc::clone(service);
+        let service = self.services.of(pid);
+        if let Some(recorder) = &self.recorder
+            && self.told.get(&pid).is_none_or(|told| !Arc::ptr_eq(told, &service))
+        {
+            recorder.service(&service);
+            self.told.insert(pid, Arc::clone(&service));
         }
-        let service = Service::of_process(pid, enrich::identify(pid, self.default.as_deref()));
-        self.insert(Arc::new(service))
+        service
     }
 
     /// A forked process is what its parent was.
     fn adopt(&mut self, pid: u32, parent: u32) {
-        if let Some(parent) = self.known.get(&parent) {
-            let service = Arc::new(Service { pid, ..Service::clone(parent) });
-            self.insert(service);
+        self.services.adopt(pid, parent);
+        if self.recorder.is_some() {
+            self.of(pid);
         }
     }
 
-    fn insert(&mut self, service: Arc<Service>) -> Arc<Service> {
-        if let Some(recorder) = &self.recorder {
-            recorder.service(&service);
-        }
-        self.known.insert(service.pid, Arc::clone(&service));
-        service
+    fn forget(&mut self, pid: u32) {
+        self.services.forget(pid);
+        self.told.remove(&pid);
     }
 }
 
-fn say_attached(report: &AttachReport, service: &Service) {
+/// Takes what the core gives out.
+pub(crate) fn take_output(
+    output: Output,
+    exports: &mut Exports,
+    hooks: &mut Hooks,
+    service: &mut impl FnMut(u32) -> Arc<Service>,
+) {
+    match output {
+        Output::Exchange(mut exchange) => {
+            let pid = exchange.pid;
+            exchange.said = exchange.said.take().map(|said| hooks.spans.said(pid, said));
+            let cause = exchange.cause.as_ref().and_then(|cause| cause.served.as_deref());
+            let named = exchange.said.as_ref().and_then(|said| said.endpoint.clone());
+            let endpoint = named
+                .or_else(|| hooks.spans.served_name(pid, cause?))
+                .or_else(|| cause.and_then(|served| served.endpoint.clone()));
+            let served = cause.map(|served| hooks.spans.served(pid, served));
+            let observed = Observed { exchange: *exchange, service: service(pid), endpoint, served };
+            if let (_, Some(finished)) = exports.record(observed) {
+                hooks.spans.call(finished);
+            }
+        }
+        Output::Inbound(inbound) => hooks.spans.inbound(inbound),
+        Output::Tool(call) => {
+            let said = call.said.clone().map(|said| hooks.spans.said(call.pid, said));
+            let cause = call.cause.as_ref().and_then(|cause| cause.served.as_deref());
+            let served = cause.map(|served| hooks.spans.served(call.pid, served));
+            let (said, traceparent) = (said.as_deref(), call.traceparent.as_deref());
+            let ids = SpanIds::of_child(&Parents { said, traceparent, served });
+            exports.work(Work::of_tool(&call, ids, service(call.pid)));
+        }
+        Output::NotLlm { .. } => {}
+    }
+}
+
+/// Exports what is ready.
+pub(crate) fn export(done: Done, exports: &mut Exports, service: &mut impl FnMut(u32) -> Arc<Service>) {
+    match done {
+        Done::Call(finished) => exports.span(finished),
+        Done::Inbound(inbound, ids, named) => {
+            // What is not found has whatever path anybody asked for.
+            let found = inbound.route.as_deref().filter(|_| !matches!(inbound.status, Some(404 | 405)));
+            let route = found.and_then(|route| exports.route(route));
+            exports.work(Work::of_inbound(&inbound, route.as_deref(), ids, service(inbound.pid), named));
+        }
+        Done::Span(span) => {
+            let HookSpan { pid, tid, ids, server, start, end, named } = *span;
+            let kind = if server { Kind::Server } else { Kind::Internal };
+            exports.work(Work::of_hook(service(pid), ids, kind, (start, end), tid, named));
+        }
+    }
+}
+
+fn say_attached(report: &AttachReport, service: &Service, after_exec: Option<u64>) {
+    let after_exec_ms = after_exec.map(|ns| ns / 1_000_000);
     for Hooked { path, plan } in &report.hooked {
         tracing::info!(
             pid = report.pid,
@@ -413,6 +591,7 @@ fn say_attached(report: &AttachReport, service: &Service) {
             tls = %plan.family,
             probes = plan.hooks.len(),
             shared = report.filtered,
+            after_exec_ms,
             "Attached."
         );
         for note in &plan.notes {
@@ -435,6 +614,7 @@ pub(crate) fn live(stream: &timing::ActiveStream<'_>, service: Arc<Service>, now
     let start = stream.request_start;
     let since_start = |at: MonoNs| start.map(|start| at.since(start));
     LiveStream {
+        id: stream.id,
         service,
         provider: stream.call.provider,
         model: stream.request_model.or(stream.response_model).map(str::to_owned),
@@ -445,6 +625,7 @@ pub(crate) fn live(stream: &timing::ActiveStream<'_>, service: Arc<Service>, now
         chunks: u64::from(stream.chunks),
         tokens: None,
         tokens_per_second: live_rate(stream),
+        ticks: Vec::new(),
     }
 }
 

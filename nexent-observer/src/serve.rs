@@ -17,11 +17,13 @@ use tokio::{
 };
 
 use crate::{
-    config::{Config, Environment, JsonlTarget, Listen, Semconv},
+    config::{Config, Environment, JsonlTarget, Listen, Secret, Semconv},
+    enrich::names::{self, Sources},
     error::RunError,
     export::{
         Caps, Exports,
         clock::WallClock,
+        history::History,
         ids::FailedSpans,
         jsonl::{self, Jsonl},
         live::Live,
@@ -31,7 +33,7 @@ use crate::{
     },
     privileges,
     telemetry::{Health, Register},
-    web::Server,
+    web::{Page, Parts, Server},
 };
 
 /// How long exporters may take to deliver what is queued when the observer ends.
@@ -41,6 +43,7 @@ const LAST_DELIVERY: Duration = Duration::from_secs(5);
 pub struct Outside {
     runtime: Runtime,
     server: Option<Server>,
+    names: names::Names,
 }
 
 impl Outside {
@@ -63,13 +66,20 @@ impl Outside {
         let metrics = |error| RunError::caused("the metrics cannot be set up", error);
         let health = Arc::new(Health::new(&register).map_err(metrics)?);
         let live = Arc::new(Live::default());
+        let history = Arc::new(History::default());
         let caps = Caps::of_each_label(config.max_label_values);
         let prometheus =
             Arc::new(Prometheus::new(&register, Arc::clone(&health), Arc::clone(&live), caps).map_err(metrics)?);
         let server = match config.listen {
             Listen::Off => None,
             Listen::On(address) => {
-                let server = Server::start(address, Arc::clone(&prometheus), Arc::clone(&health));
+                let parts = Parts {
+                    prometheus: Arc::clone(&prometheus),
+                    health: Arc::clone(&health),
+                    live: Arc::clone(&live),
+                    history: Arc::clone(&history),
+                };
+                let server = Server::start(address, parts, page(config)?);
                 Some(runtime.block_on(server).map_err(|error| RunError::runtime(error.to_string()))?)
             }
         };
@@ -85,12 +95,23 @@ impl Outside {
             otlp: start_otlp(config, &health)?,
             health,
             live,
+            history,
             clock: WallClock::default(),
         };
         if let Some(server) = &server {
             tracing::info!("Metrics are at http://{}/metrics.", server.local_addr());
+            if config.serves_page()? {
+                tracing::info!("The live page is at http://{}/.", server.local_addr());
+            }
         }
-        Ok((Self { runtime, server }, exports))
+        let names = names::Names::start(Sources::of(config, |variable| std::env::var(variable).ok()));
+        Ok((Self { runtime, server, names }, exports))
+    }
+
+    /// The names of containers and pods.
+    #[must_use]
+    pub fn names(&self) -> names::Names {
+        self.names.clone()
     }
 
     /// Sets the flag that it gives and wakes the loop when the user wants the observer to end (SIGINT, SIGTERM).
@@ -112,7 +133,7 @@ impl Outside {
 
     /// Delivers what is queued, within [`LAST_DELIVERY`], and ends.
     pub fn stop(self, exports: Exports) {
-        let Self { runtime, server } = self;
+        let Self { runtime, server, .. } = self;
         runtime.block_on(async {
             exports.shutdown(LAST_DELIVERY).await;
             if let Some(server) = server {
@@ -130,6 +151,27 @@ async fn asked_to_stop() -> io::Result<()> {
         _ = terminate.recv() => {}
     }
     Ok(())
+}
+
+/// Whether there is a page, and its token from where it stands.
+fn page(config: &Config) -> Result<Page, RunError> {
+    if !config.serves_page()? {
+        return Ok(Page::Off);
+    }
+    if let Some(token) = &config.web_token {
+        return Ok(Page::Token(token.clone()));
+    }
+    let Some(path) = &config.web_token_file else { return Ok(Page::Open) };
+    let shown = path.display();
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| RunError::caused(format!("web_token_file {shown} cannot be read"), error))?;
+    let token = Secret::parse(text.lines().next().unwrap_or_default().trim());
+    token.map(Page::Token).ok_or_else(|| {
+        RunError::runtime(format!(
+            "the first line of web_token_file {shown} is no token: expected {}",
+            crate::config::keys::WEB_TOKEN.allowed
+        ))
+    })
 }
 
 fn open_jsonl(config: &Config, health: &Health) -> Result<Option<Jsonl>, RunError> {

@@ -38,6 +38,9 @@ Commands:
   run          Observe processes until interrupted
   record       Observe processes and record what is seen, without content unless asked for
   replay       Give the exchanges of a recording again; needs no privileges
+  top          Show the open streams of a running observer, live
+  doctor       Say whether this host can run the observer, and what of which process could be seen
+  targets      List the processes that could be observed
   config       Print the resolved configuration and where each value came from
   completions  Print a completion script for a shell
 
@@ -48,13 +51,17 @@ Options:
 Examples:
   nexent-observer run --pid 4242
   nexent-observer run --exe /usr/bin/python3.11 --jsonl - --otlp http://localhost:4318
+  nexent-observer top
+  nexent-observer run --all --only-user www-data
+  nexent-observer doctor --pid 4242
+  nexent-observer targets --json
   nexent-observer record seen.tape --pid 4242 --seconds 60
   nexent-observer replay seen.tape
   nexent-observer config --json
 
 Exit codes:
    0  ok
-   1  runtime error
+   1  runtime error; doctor: this host cannot run the observer
   64  usage error
   78  configuration error
 "
@@ -72,9 +79,13 @@ fn short_help_of_run_leaves_out_what_long_help_has() {
 
 #[test]
 fn version_is_that_of_the_crate() {
-    let output = observer(&["--version"]).output().unwrap();
-    assert_eq!(output.status.code(), Some(0));
-    assert_eq!(String::from_utf8(output.stdout).unwrap(), concat!("nexent-observer ", env!("CARGO_PKG_VERSION"), "\n"));
+    let said = |flag| String::from_utf8(observer(&[flag]).output().unwrap().stdout).unwrap();
+    assert_eq!(said("-V"), concat!("nexent-observer ", env!("CARGO_PKG_VERSION"), "\n"));
+    let long = said("--version");
+    assert!(long.starts_with(&said("-V")), "{long}");
+    for part in ["commit: ", "kernel half: sha256 ", "target: ", "compiler: rustc "] {
+        assert!(long.contains(part), "{part}: {long}");
+    }
 }
 
 #[test]
@@ -91,7 +102,7 @@ fn usage_errors_exit_with_64() {
         (&["run", "--exe", "bin/python3"], "exe in flag --exe is \"bin/python3\"; expected an absolute path"),
         (&["run", "--exe", "/no/such/file"], "exe in flag --exe: /no/such/file cannot be found: No such file"),
         (&["run", "--exe", "/"], "exe in flag --exe: / is not a file"),
-        (&["run", "--all"], "all in flag --all is \"true\"; expected false (observing every process is not available"),
+        (&["run", "--all=maybe"], "all in flag --all is \"maybe\"; expected true or false"),
         (&["run", "--pid", "1", "--listen", "nowhere"], "listen in flag --listen is \"nowhere\"; expected IP:PORT"),
         (&["completions", "dos"], "invalid value 'dos'"),
     ] {

@@ -3,13 +3,16 @@
 mod bench;
 mod build;
 mod demo;
+mod dist;
 mod fuzz;
 mod lint;
 mod matrix_command;
+mod screenshots;
 mod sdk_numbers;
 mod stack_command;
 mod suite;
 mod table;
+mod tool;
 mod truth_command;
 
 use std::process::ExitCode;
@@ -42,8 +45,12 @@ enum Command {
     StackTest(stack_command::Options),
     /// Run the fuzz targets for a while each; a find is a failure.
     Fuzz(fuzz::Options),
+    /// Take the pictures of the page in docs/img.
+    Screenshots(screenshots::Options),
     /// Let the official SDKs read every fixture and recording, and write down the numbers that the decoders are held to.
     SdkNumbers(sdk_numbers::Options),
+    /// Make a release: static binary, wheel, image context, completions, manual pages, SBOM, checksums.
+    Dist(dist::Options),
     /// Check the rules of the house: format, clippy, dependencies, stage order, purity, links, scripts.
     Lint(lint::Options),
 }
@@ -59,7 +66,9 @@ fn main() -> ExitCode {
         Command::Bench(options) => bench::run(&root, &options),
         Command::StackTest(options) => stack_command::run(&root, &options),
         Command::Fuzz(options) => fuzz::run(&root, &options),
+        Command::Screenshots(options) => screenshots::run(&root, &options),
         Command::SdkNumbers(options) => sdk_numbers::run(&root, &options),
+        Command::Dist(options) => dist::run(&root, &options),
         Command::Lint(options) => lint::run(&root, &options),
     });
     match done {

@@ -19,7 +19,8 @@ use crate::{
     compare::Verdict,
     observer::Observer,
     process::Guarded,
-    python,
+    runtime::{Runtime, Setup},
+    rust::Tls,
     server::{Kind, LlmServer},
     sh,
     truth::free_address,
@@ -31,31 +32,6 @@ const SETTLE: Duration = Duration::from_millis(500);
 const IMPORT: Duration = Duration::from_secs(120);
 /// Longest that a client's requests take.
 const LONGEST: Duration = Duration::from_secs(90);
-
-/// What runs a client's program, and how it is installed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Runtime {
-    /// CPython with the packages of `tests/fixtures/sdks/requirements.txt`.
-    Python,
-    /// The system's `curl`; any interpreter runs the program that starts it.
-    Curl,
-}
-
-impl Runtime {
-    /// Installs it if it is not there; what runs the client's script.
-    fn install(self) -> Result<PathBuf> {
-        match self {
-            Self::Python => python::sdks(),
-            Self::Curl => {
-                if !sh::succeeds(Command::new("curl").arg("--version")) {
-                    sh::say("installing the Debian package curl: it is one of the clients");
-                    sh::apt_install(&["curl"])?;
-                }
-                Ok(PathBuf::from("python3"))
-            }
-        }
-    }
-}
 
 /// A protocol below the dialects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,7 +65,7 @@ pub struct Client {
     http: Http,
     /// Whom it believes to talk to: all names lead it to the local server. `localhost` tells nothing of the provider.
     host: &'static str,
-    /// Part of the name of the library that must be hooked.
+    /// Part of what the observer says of the hook: of the library's path or of its kind.
     hook: &'static str,
     /// It notes the time of its own reads and writes; else the server's times are the ground, with more tolerance.
     clock: bool,
@@ -117,6 +93,31 @@ pub const CLIENTS: &[Client] = &[
     python("h2", "all", "h2_by_hand.py", &[]).over(Http::H2),
     curl("curl", &[]),
     curl("curl-h2", &["--http2"]).over(Http::H2),
+    // The other places where TLS lives: in wheels, in runtimes, in programs without symbols, in another library.
+    python("pycurl", "all", "pycurl_by_hand.py", &[]).hooked_at("libssl-").without_clock(),
+    python("pycurl-h2", "all", "pycurl_by_hand.py", &["--http2"]).over(Http::H2).hooked_at("libssl-").without_clock(),
+    python("curl_cffi", "all", "curl_cffi_sdk.py", &[]).hooked_at("_wrapper.abi3.so").without_clock(),
+    python("curl_cffi-h2", "all", "curl_cffi_sdk.py", &["--http2"])
+        .over(Http::H2)
+        .hooked_at("_wrapper.abi3.so")
+        .without_clock(),
+    javascript("node", Runtime::Node, "tls=OpenSSL"),
+    javascript("bun", Runtime::Bun, "tls=BoringSSL without symbols"),
+    native("static-openssl", Runtime::StaticOpenSsl, "tls=OpenSSL without symbols"),
+    // The file that it runs is another one by the time the observer comes.
+    native("upgraded", Runtime::UpgradedOpenSsl, "tls=OpenSSL without symbols"),
+    native("gnutls", Runtime::GnuTls, "tls=GnuTLS"),
+    python("pycurl-gnutls", "all", "pycurl_by_hand.py", &[])
+        .run_by(Runtime::DebianPython)
+        .hooked_at("tls=GnuTLS")
+        .without_clock(),
+    fetcher("reqwest", Runtime::Reqwest(Tls::AwsLc), &[]),
+    fetcher("reqwest-h2", Runtime::Reqwest(Tls::AwsLc), &["--http2", "--at-once", "6"]).over(Http::H2),
+    fetcher("reqwest-stripped", Runtime::Reqwest(Tls::AwsLcStripped), &["--at-once", "4"]),
+    fetcher("reqwest-tls12", Runtime::Reqwest(Tls::AwsLc), &["--tls12"]),
+    fetcher("reqwest-native", Runtime::Reqwest(Tls::Native), &[]).hooked_at("libssl"),
+    fetcher("deno", Runtime::Deno, &["--at-once", "3"]),
+    fetcher("deno-h2", Runtime::Deno, &["--http2", "--at-once", "6"]).over(Http::H2),
 ];
 
 const fn python(
@@ -133,7 +134,31 @@ const fn curl(name: &'static str, flags: &'static [&'static str]) -> Client {
     Client { runtime: Runtime::Curl, clock: false, ..python(name, "all", "curl_cli.py", flags) }
 }
 
+const fn javascript(name: &'static str, runtime: Runtime, hook: &'static str) -> Client {
+    python(name, "OpenAI", "openai_node.mjs", &[]).run_by(runtime).hooked_at(hook).without_clock()
+}
+
+const fn native(name: &'static str, runtime: Runtime, hook: &'static str) -> Client {
+    python(name, "all", "native_tls.py", &[]).run_by(runtime).hooked_at(hook)
+}
+
+const fn fetcher(name: &'static str, runtime: Runtime, flags: &'static [&'static str]) -> Client {
+    python(name, "all", "fetcher.py", flags).run_by(runtime).hooked_at("tls=rustls").without_clock()
+}
+
 impl Client {
+    const fn run_by(self, runtime: Runtime) -> Self {
+        Self { runtime, ..self }
+    }
+
+    const fn hooked_at(self, hook: &'static str) -> Self {
+        Self { hook, ..self }
+    }
+
+    const fn without_clock(self) -> Self {
+        Self { clock: false, ..self }
+    }
+
     const fn over(self, http: Http) -> Self {
         Self { http, ..self }
     }
@@ -144,13 +169,15 @@ impl Client {
 }
 
 /// A client that runs.
-struct Running<'a> {
-    client: &'a Client,
+pub(crate) struct Running<'a> {
+    pub(crate) client: &'a Client,
     log: PathBuf,
     /// The process to observe: the program itself, or what it started.
-    pid: u64,
+    pub(crate) pid: u64,
     versions: Value,
-    process: Guarded,
+    /// The file that is replaced when it runs.
+    upgraded: Option<PathBuf>,
+    pub(crate) process: Guarded,
 }
 
 /// Runs `clients` one after the other, all with one observer `binary`; all logs go to `dir`, which is emptied. The matrix is printed.
@@ -165,12 +192,10 @@ pub fn run(clients: &[Client], binary: &Path, dir: &Path, fault: Option<&str>) -
     // All import at the same time, and none while another one is measured.
     let mut running = Vec::new();
     for client in clients {
-        running.push(Running::start(client, &server, dir)?);
+        running.push(Running::start(client, &server, dir, &[])?);
     }
     for one in &mut running {
-        let mut ready = one.process.event("ready", IMPORT)?;
-        one.pid = ready["pid"].as_u64().context("the client did not say its pid")?;
-        one.versions = ready["versions"].take();
+        one.ready()?;
     }
     let targets: Vec<String> = running.iter().flat_map(|one| ["--pid".to_owned(), one.pid.to_string()]).collect();
     let mut observer = Observer::start(binary, &targets, dir, free_address()?, fault)?;
@@ -185,48 +210,79 @@ pub fn run(clients: &[Client], binary: &Path, dir: &Path, fault: Option<&str>) -
             one.client.hook
         );
         one.process.say("go").with_context(|| format!("{name} is gone"))?;
-        let done = one.process.event("done", LONGEST);
-        let status = one.process.wait(LONGEST)?;
-        let requests = done.ok().and_then(|done| done["exchanges"].as_u64());
-        let (true, Some(requests)) = (status.success(), requests) else {
-            bail!("{name} failed: {status}; see {}", one.log.with_extension("stderr").display());
-        };
-        facts.push(json!({
-            "name": name, "http": one.client.http.name(), "hook": one.client.hook, "clock": one.client.clock,
-            "pids": [one.pid], "log": one.log, "versions": one.versions, "requests": requests,
-        }));
+        facts.push(one.done()?);
     }
     thread::sleep(SETTLE);
     observer.stop()?;
     server.stop()?;
-    compare(dir, &observer.jsonl, &server.log, &Value::from(facts))
+    compare(dir, &observer.jsonl, &server.log, &Value::from(facts), &[])
 }
 
 impl<'a> Running<'a> {
     /// Starts its program, which waits at its gate.
-    fn start(client: &'a Client, server: &LlmServer, dir: &Path) -> Result<Self> {
+    pub(crate) fn start(client: &'a Client, server: &LlmServer, dir: &Path, flags: &[&str]) -> Result<Self> {
         let log = dir.join(format!("{}.jsonl", client.name));
         let errors = fs::File::create(log.with_extension("stderr")).context("cannot write the client's log")?;
-        let mut command = Command::new(client.runtime.install()?);
-        command.arg(sh::fixture("sdks")?.join(client.script)).args(client.flags);
+        let Setup { program, environment, upgraded, arguments } = client.runtime.install()?;
+        let mut command = Command::new(program);
+        command.envs(environment).arg(sh::fixture("sdks")?.join(client.script)).args(client.flags);
         command.args(["--base-url", &format!("https://{}:{}", client.host, server.port), "--name", client.name]);
-        command.arg("--gzip").arg("--log").arg(&log);
+        command.arg("--gzip").args(flags).arg("--log").arg(&log);
         if client.host != "localhost" {
             command.arg("--all-names-here");
         }
         if client.clock {
             command.arg("--clock-dir").arg(clock_dir(dir));
         }
-        for variable in ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"] {
+        if !arguments.is_empty() {
+            command.arg("--").args(&arguments);
+        }
+        for variable in ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "DENO_CERT"] {
             command.env(variable, &server.certificate.cert);
         }
         let process = Guarded::talking(client.name, command.stderr(errors))?;
-        Ok(Self { client, log, pid: 0, versions: Value::Null, process })
+        Ok(Self { client, log, pid: 0, versions: Value::Null, upgraded, process })
+    }
+
+    /// Waits until it stands at its gate.
+    pub(crate) fn ready(&mut self) -> Result<()> {
+        let mut ready = self.process.event("ready", IMPORT)?;
+        self.pid = ready["pid"].as_u64().context("the client did not say its pid")?;
+        self.versions = ready["versions"].take();
+        if let Some(file) = &self.upgraded {
+            // As a package manager does it: under another name first, and then in the old one's place.
+            let fresh = file.with_extension("new");
+            fs::copy("/bin/true", &fresh)
+                .and_then(|_| fs::rename(&fresh, file))
+                .context("cannot upgrade the client")?;
+        }
+        Ok(())
+    }
+
+    /// Waits for its end; what the comparison wants to know of it.
+    pub(crate) fn done(mut self) -> Result<Value> {
+        let done = self.process.event("done", LONGEST);
+        let status = self.process.wait(LONGEST)?;
+        let requests = done.ok().and_then(|done| done["exchanges"].as_u64());
+        let (true, Some(requests)) = (status.success(), requests) else {
+            bail!("{} failed: {status}; see {}", self.client.name, self.log.with_extension("stderr").display());
+        };
+        let Client { name, http, hook, clock, .. } = self.client;
+        Ok(json!({
+            "name": name, "http": http.name(), "hook": hook, "clock": clock, "pids": [self.pid], "log": self.log,
+            "versions": self.versions, "requests": requests,
+        }))
     }
 }
 
 /// Runs `tests/fixtures/matrix.py`.
-fn compare(dir: &Path, observer_jsonl: &Path, server_log: &Path, clients: &Value) -> Result<Verdict> {
+pub(crate) fn compare(
+    dir: &Path,
+    observer_jsonl: &Path,
+    server_log: &Path,
+    clients: &Value,
+    flags: &[&str],
+) -> Result<Verdict> {
     let file = dir.join("clients.json");
     fs::write(&file, clients.to_string()).with_context(|| format!("cannot write {}", file.display()))?;
     let status = Command::new("python3")
@@ -239,6 +295,7 @@ fn compare(dir: &Path, observer_jsonl: &Path, server_log: &Path, clients: &Value
         .arg(server_log)
         .arg("--clients")
         .arg(&file)
+        .args(flags)
         .status()
         .context("cannot run python3")?;
     match status.code() {

@@ -84,6 +84,11 @@ impl Observer {
         Ok(())
     }
 
+    /// Kills it, wherever it is.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.kill().map(drop)
+    }
+
     /// The lines of its log that tell where it attached to a process.
     pub fn hooks(&self, pid: u64) -> Vec<String> {
         let log = fs::read_to_string(&self.log).unwrap_or_default();

@@ -16,7 +16,7 @@ use serde_json::Value;
 /// How long a process has to end after it was asked to.
 const GRACE: Duration = Duration::from_secs(5);
 /// How long it has to end in order: it may have to take probes away, for which a crowded kernel takes its time.
-const ORDERLY: Duration = Duration::from_secs(30);
+const ORDERLY: Duration = Duration::from_secs(60);
 
 /// A child process; ended by its pid when this is dropped.
 #[derive(Debug)]
@@ -112,6 +112,12 @@ impl Guarded {
     /// Asks it to end with SIGINT and waits.
     pub fn interrupt(&mut self) -> Result<ExitStatus> {
         self.signal(Signal::INT);
+        self.wait(ORDERLY)
+    }
+
+    /// Kills it.
+    pub fn kill(&mut self) -> Result<ExitStatus> {
+        self.signal(Signal::KILL);
         self.wait(ORDERLY)
     }
 

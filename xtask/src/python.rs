@@ -20,6 +20,17 @@ pub fn clients() -> Result<PathBuf> {
 /// Interpreter of the environment with the Python hooks (`sdk/python`), built and installed as a user installs them.
 pub fn hooks() -> Result<PathBuf> {
     let python = environment("venv-hooks", &sh::fixture("hooks/requirements.txt")?, &[])?;
+    with_hooks(python)
+}
+
+/// Interpreter of the environment with the backends whose requests and calls are joined, and the hooks.
+pub fn chain() -> Result<PathBuf> {
+    let python = environment("venv-chain", &sh::fixture("chain/requirements.txt")?, &[])?;
+    with_hooks(python)
+}
+
+/// Builds the hooks and installs them into an environment that has maturin.
+fn with_hooks(python: PathBuf) -> Result<PathBuf> {
     let root = sh::root()?;
     let wheels = sh::target_dir(&root).join("wheels");
     if wheels.exists() {
@@ -51,6 +62,11 @@ pub fn hooks() -> Result<PathBuf> {
 /// Interpreter of the environment that holds a current Go toolchain.
 pub fn golang() -> Result<PathBuf> {
     environment("venv-go", &sh::fixture("clients/go/requirements.txt")?, &[])
+}
+
+/// Interpreter of the environment with programs that are written in Rust.
+pub fn rust_programs() -> Result<PathBuf> {
+    environment("venv-rust", &sh::fixture("clients/rust/requirements.txt")?, &[])
 }
 
 /// Interpreter of the environment with the clients of the matrix.
@@ -88,6 +104,16 @@ pub fn stack() -> Result<PathBuf> {
 /// Interpreter of the environment with a tracing backend that has a query API.
 pub fn phoenix() -> Result<PathBuf> {
     environment("venv-phoenix", &sh::fixture("stack/requirements-phoenix.txt")?, &[])
+}
+
+/// Directory of the packages whose files the finders are tried on.
+pub fn finders() -> Result<PathBuf> {
+    let python = environment("venv-finders", &sh::fixture("finders/requirements.txt")?, &[])?;
+    let output = Command::new(&python)
+        .args(["-c", "import sysconfig; print(sysconfig.get_path('platlib'))"])
+        .output()
+        .context("cannot ask Python where its packages are")?;
+    Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
 }
 
 /// Makes the environment `name` if it is not there, and installs `requirements` if they changed.

@@ -54,6 +54,8 @@ impl Certificate {
                     "2",
                 ])
                 .args(["-subj", "/CN=localhost", "-addext", &format!("subjectAltName={names},IP:127.0.0.1")])
+                // rustls takes no authority for a server.
+                .args(["-addext", "basicConstraints=critical,CA:FALSE"])
                 .arg("-keyout")
                 .arg(&this.key)
                 .arg("-out")

@@ -7,7 +7,8 @@ use std::{collections::VecDeque, sync::Arc};
 use smallvec::SmallVec;
 
 use super::{
-    Output, Shared, SharedCalls,
+    Output, Parked, Shared, SharedCalls,
+    beside::{Beside, Of},
     sockets::{Origin, Sockets},
     tap::{Counted, SocketTold, Tap, Tapped},
 };
@@ -16,7 +17,7 @@ use crate::{
     event::{ConnId, Direction, MonoNs, Peer, Record, RecordKind, Role, Said, Stamp},
     http::{AbortCause, ExchangeNo, Head, HttpConnection, HttpEvent, HttpEventKind, Protocol, Side, StartSeen},
     limits::{OPEN_EXCHANGES, RETRANSMITS},
-    llm::{LlmEvent, LlmEventKind, LlmExchange, SocketState, Verdict},
+    llm::{self, LlmEvent, LlmEventKind, LlmExchange, SocketState, Verdict},
     stats::DropReason,
     timing::{ActiveStream, ExchangeId, Progress, Timing},
 };
@@ -70,6 +71,7 @@ pub(super) struct Calls {
     /// The latest exchange, if it turned out to be no LLM call.
     not_llm: Option<NotLlm>,
     sockets: Sockets,
+    beside: Beside,
     /// What a hook said of the requests that begin here.
     said: Option<Arc<Said>>,
     /// Requests that began since a hook spoke last, in the write of which it spoke.
@@ -101,14 +103,21 @@ enum Named {
 pub(super) struct About {
     role: Role,
     peer: Option<Peer>,
+    /// Thread of the latest read.
+    reader: Option<u32>,
     /// The socket is watched since then.
     pub(super) watched_since: Option<MonoNs>,
 }
 
 impl About {
+    /// Whether the process makes the calls.
+    pub(super) fn is_client(self) -> bool {
+        self.role == Role::Client
+    }
+
     /// Gives out a call that is over; `digest` is that of its request body.
     pub(super) fn finish(self, timing: Timing, said: Option<Arc<Said>>, digest: Option<u64>, shared: &mut SharedCalls) {
-        let Self { role, peer, .. } = self;
+        let Self { role, peer, reader, .. } = self;
         shared.timing.exchanges_open -= 1;
         let mut exchange = timing.finish(&mut shared.timing);
         let client = role == Role::Client;
@@ -128,7 +137,12 @@ impl About {
         }
         exchange.said = said.filter(|_| client);
         shared.retries.link(&mut exchange, digest);
-        shared.give_out(Output::Exchange(Box::new(exchange)));
+        let exchange = Box::new(exchange);
+        if client {
+            shared.give_out_joined(Parked::Exchange(exchange), reader);
+        } else {
+            shared.give_out(Output::Exchange(exchange));
+        }
     }
 }
 
@@ -263,7 +277,8 @@ impl Connection {
 
     /// Whether `turn` is the latest, and nothing in it is or may be an LLM call.
     fn judged(&self, turn: u32) -> bool {
-        if turn != self.calls.turn || !self.calls.open.is_empty() || !self.calls.sockets.is_empty() {
+        let calls = &self.calls;
+        if turn != calls.turn || !calls.open.is_empty() || !calls.sockets.is_empty() || calls.beside.has_tools() {
             return false;
         }
         match self.http.protocol() {
@@ -300,6 +315,7 @@ impl Calls {
             named: Named::Later,
             named_write: None,
             sockets: Sockets::default(),
+            beside: Beside::default(),
             tapped: None,
             counted: Vec::new(),
         }
@@ -375,11 +391,16 @@ impl Calls {
                 (Direction::Read, Side::Request) | (Direction::Write, Side::Response) => Role::Server,
             });
         }
-        if self.role == Some(Role::Server) {
-            self.http_event_of(&as_server(*event), shared);
-        } else {
-            self.http_event_of(event, shared);
-        }
+        let turned = if self.role == Some(Role::Server) { as_server(*event) } else { *event };
+        let of = self.of();
+        self.beside.begin(&turned, of, shared);
+        self.http_event_of(&turned, shared);
+        self.beside.feed(&turned, of, shared);
+    }
+
+    fn of(&self) -> Of {
+        let &Self { id: conn, pid, peer, reader, writer, .. } = self;
+        Of { conn, pid, role: self.role.unwrap_or(Role::Client), peer, reader, writer }
     }
 
     /// An event as the later stages see it.
@@ -394,10 +415,19 @@ impl Calls {
             return;
         };
         let Some(open) = self.open.get_mut(at) else { return };
+        if event.side == Side::Request && self.role != Some(Role::Server) {
+            let id = ExchangeId { conn: self.id, no: event.exchange.0 };
+            match event.kind {
+                HttpEventKind::Body(bytes) => shared.chain.call_body(self.pid, id, bytes),
+                HttpEventKind::Gap { .. } => shared.chain.call_gap(self.pid, id),
+                _ => {}
+            }
+        }
         let (llm, timing) = &mut *open.both;
-        let mut progress = Progress::Open;
+        let (mut progress, mut tool) = (Progress::Open, false);
         take_counted(&mut self.counted, timing);
         llm.feed(event, &mut shared.llm, &mut |event| {
+            tool |= event.kind == LlmEventKind::NotLlm(llm::NotLlm::Mcp);
             if progress == Progress::Open {
                 progress = timing.feed(&event);
             }
@@ -409,7 +439,9 @@ impl Calls {
             Progress::Open => {}
             Progress::Finished => self.finish(at, shared),
             Progress::NotLlm => {
-                let asked = self.open.remove(at).asked;
+                let Open { asked, no, said, .. } = self.open.remove(at);
+                let id = ExchangeId { conn: self.id, no: no.0 };
+                self.beside.is_not_llm(id, self.pid, tool, said, &mut shared.chain);
                 shared.timing.exchanges_open -= 1;
                 // A later exchange on this connection may be one: the verdict is about the latest.
                 if asked && event.exchange.0.checked_add(1) == Some(self.next) {
@@ -426,6 +458,7 @@ impl Calls {
             self.tap_socket(event, shared);
             self.next = event.exchange.0.saturating_add(1);
             self.not_llm = None;
+            self.beside.is_llm(ExchangeId { conn: self.id, no: event.exchange.0 });
             return true;
         }
         if self.sockets.is_empty() {
@@ -469,6 +502,11 @@ impl Calls {
             timing.note_counts();
         }
         let asked = matches!(event.kind, HttpEventKind::Head { head: Head::Request(_), .. });
+        if let HttpEventKind::Head { first, head: Head::Request(head) } = &event.kind
+            && self.role != Some(Role::Server)
+        {
+            shared.chain.call(self.pid, id, self.writer, first.entry, head.headers.get("traceparent"));
+        }
         let (said, named_now) = self.name_request(&mut shared.tap);
         self.open.push(Open {
             no,
@@ -530,7 +568,8 @@ impl Calls {
             {
                 tap.take(self.id, Tapped::Http(&event));
             }
-            self.open.remove(0);
+            let no = self.open.remove(0).no;
+            shared.chain.forget(self.pid, ExchangeId { conn: self.id, no: no.0 });
             shared.timing.exchanges_open -= 1;
             return;
         }
@@ -545,7 +584,8 @@ impl Calls {
     }
 
     fn finish(&mut self, at: usize, shared: &mut SharedCalls) {
-        let Open { both, said, digest, .. } = self.open.remove(at);
+        let Open { no, both, said, digest, .. } = self.open.remove(at);
+        self.beside.is_llm(ExchangeId { conn: self.id, no: no.0 });
         let (llm, timing) = *both;
         let digest = if shared.replays { digest } else { llm.request_digest() };
         self.about().finish(timing, said, digest, shared);
@@ -558,7 +598,12 @@ impl Calls {
     }
 
     fn about(&self) -> About {
-        About { role: self.role.unwrap_or(Role::Client), peer: self.peer, watched_since: self.watched_since }
+        About {
+            role: self.role.unwrap_or(Role::Client),
+            peer: self.peer,
+            reader: self.reader,
+            watched_since: self.watched_since,
+        }
     }
 
     /// Thread that asks.

@@ -1,4 +1,4 @@
-//! Joins stages 3 to 6. The only module that knows them all, but for the recordings behind it.
+//! Joins stages 3 to 7. The only module that knows them all, but for the recordings behind it.
 //!
 //! [`Pipeline`] is driven from outside, without I/O (the manner of `quinn-proto`): records go in, outputs come out, and
 //! time is what the records and the caller say it is. The caller's loop is:
@@ -7,6 +7,7 @@
 //!    [`Pipeline::poll_output`] until it is empty;
 //! 2. after **both** rings, [`Pipeline::handle_timeout`] if [`Pipeline::poll_timeout`] is due.
 
+mod beside;
 mod connection;
 mod replay;
 mod sockets;
@@ -21,11 +22,12 @@ use std::{
 };
 
 use crate::{
+    chain::{Chain, Inbound, ToolCall},
     conn::{CloseCause, Table},
-    event::{ConnId, Direction, MonoNs, Record, RecordKind, Said},
+    event::{Address, ConnId, Direction, MonoNs, Record, RecordKind, Said},
     limits::{Limits, OUTPUTS},
     stats::{DropReason, Stats},
-    timing::{ActiveStream, Exchange, Options, Retries},
+    timing::{ActiveStream, Exchange, ExchangeId, Options, Retries, Rule, Served},
 };
 
 use connection::Connection;
@@ -35,6 +37,10 @@ use connection::Connection;
 pub enum Output {
     /// An LLM call ended.
     Exchange(Box<Exchange>),
+    /// A request that the process served, and that was no LLM call, ended.
+    Inbound(Box<Inbound>),
+    /// A call of the Model Context Protocol that the process made ended.
+    Tool(Box<ToolCall>),
     /// What goes on in this turn of this HTTP/1 connection is no LLM call: the kernel half may stop copying until the
     /// process writes again. At most once per connection and turn, and only when the response head was read: from then on
     /// the next write begins a new turn, so no request can come under a verdict that it knows nothing of.
@@ -83,12 +89,22 @@ struct SharedCalls {
     retries: Retries,
     llm: Stats,
     timing: Stats,
+    chain: Chain,
+    /// What waits for both rings to be drained, to be joined to what caused it; with the thread that read its end.
+    parked: Vec<(Parked, Option<u32>)>,
     outputs: VecDeque<Output>,
     tap: Option<Box<dyn Tap>>,
     /// For a tap: what was counted in the event of a WebSocket.
     counted: Vec<Counted>,
     /// What a tap was shown is given back: digests and counts are those of then.
     replays: bool,
+}
+
+/// A call that the process made, and that is over.
+#[derive(Debug)]
+enum Parked {
+    Exchange(Box<Exchange>),
+    Tool(Box<ToolCall>),
 }
 
 impl Pipeline {
@@ -108,6 +124,23 @@ impl Pipeline {
     /// Shows from now on what stage 4 gives to stage 5 to `tap`. Costs nothing while there is none.
     pub fn set_tap(&mut self, tap: Box<dyn Tap>) {
         self.shared.calls.tap = Some(tap);
+    }
+
+    /// Joins calls to what caused them by their content, too (docs/tracing.md). Off unless asked for.
+    pub fn join_by_content(&mut self) {
+        self.shared.calls.chain.compare_content();
+    }
+
+    /// The request that thread `tid` of a process is serving now, and how that is known.
+    #[must_use]
+    pub fn serving(&self, pid: u32, tid: u32) -> Option<(Rule, Arc<Served>)> {
+        self.shared.calls.chain.serving(pid, tid)
+    }
+
+    /// The request that a process is serving to this peer now, if it is one.
+    #[must_use]
+    pub fn serving_peer(&self, pid: u32, peer: Address) -> Option<Arc<Served>> {
+        self.shared.calls.chain.serving_peer(pid, peer)
     }
 
     /// Takes in one record.
@@ -177,6 +210,8 @@ impl Pipeline {
         for (_, mut connection) in self.table.remove_pid(pid) {
             connection.close(at, CloseCause::ProcessExit, &mut self.shared);
         }
+        self.shared.calls.join_parked();
+        self.shared.calls.chain.process_exit(pid);
     }
 
     /// The observer detached from a process that lives on.
@@ -184,13 +219,16 @@ impl Pipeline {
         for (_, mut connection) in self.table.remove_pid(pid) {
             connection.close(at, CloseCause::Evicted, &mut self.shared);
         }
+        self.shared.calls.join_parked();
+        self.shared.calls.chain.process_exit(pid);
     }
 
     /// When [`Self::handle_timeout`] has something to do, on the clock of the records; possibly in the past, which
     /// means after the current drain.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<MonoNs> {
-        if !self.verdicts.is_empty() {
+        let calls = &self.shared.calls;
+        if !self.verdicts.is_empty() || !calls.parked.is_empty() || calls.chain.is_due() {
             return Some(MonoNs(0));
         }
         let held = self.held.iter().filter_map(|&id| self.table.get(id)?.poll_timeout()).min();
@@ -221,6 +259,8 @@ impl Pipeline {
         while let Some((_, mut connection)) = table.pop_idle(now, &mut shared.conn) {
             connection.close(now, CloseCause::Evicted, shared);
         }
+        shared.calls.chain.drained();
+        shared.calls.join_parked();
     }
 
     /// The next output.
@@ -246,6 +286,15 @@ impl Pipeline {
     }
 }
 
+impl Parked {
+    fn id(&self) -> (u32, ExchangeId) {
+        match self {
+            Self::Exchange(exchange) => (exchange.pid, exchange.id),
+            Self::Tool(call) => (call.pid, call.id),
+        }
+    }
+}
+
 fn remember(closed: &mut VecDeque<ConnId>, id: ConnId) {
     if closed.len() >= CLOSED {
         closed.pop_front();
@@ -261,11 +310,45 @@ impl SharedCalls {
             retries: Retries::default(),
             llm: Stats::default(),
             timing: Stats::default(),
+            chain: Chain::default(),
+            parked: Vec::new(),
             outputs: VecDeque::new(),
             tap: None,
             counted: Vec::new(),
             replays: false,
         }
+    }
+
+    /// Gives out a call together with what caused it: now, if nothing can have, else when both rings are drained.
+    fn give_out_joined(&mut self, call: Parked, reader: Option<u32>) {
+        let (pid, id) = call.id();
+        if self.chain.follows(pid, id) && self.parked.len() < OUTPUTS {
+            self.parked.push((call, reader));
+        } else {
+            self.join(call, reader);
+        }
+    }
+
+    fn join_parked(&mut self) {
+        for (call, reader) in std::mem::take(&mut self.parked) {
+            self.join(call, reader);
+        }
+    }
+
+    fn join(&mut self, call: Parked, reader: Option<u32>) {
+        let (pid, id) = call.id();
+        let mut cause = |said: bool, traceparent: Option<&str>| self.chain.cause(pid, id, said, traceparent, reader);
+        let output = match call {
+            Parked::Exchange(mut exchange) => {
+                exchange.cause = cause(exchange.said.is_some(), exchange.call.traceparent.as_deref());
+                Output::Exchange(exchange)
+            }
+            Parked::Tool(mut call) => {
+                call.cause = cause(call.said.is_some(), call.traceparent.as_deref());
+                Output::Tool(call)
+            }
+        };
+        self.give_out(output);
     }
 
     fn give_out(&mut self, output: Output) {

@@ -84,7 +84,7 @@ impl Sockets {
         let Self { open, calls: numbered } = self;
         let at = open.iter().position(|socket| socket.no == event.exchange)?;
         let Socket { llm, calls, .. } = open.get_mut(at)?;
-        let SharedCalls { limits, options, llm: llm_stats, timing: timing_stats, .. } = shared;
+        let SharedCalls { limits, options, llm: llm_stats, timing: timing_stats, chain, .. } = shared;
         let mut finished: SmallVec<[Call; 1]> = SmallVec::new();
         let state = llm.feed(event, llm_stats, &mut |call, event| {
             let at = calls.iter().position(|(no, _)| *no == call).unwrap_or_else(|| {
@@ -98,6 +98,9 @@ impl Sockets {
                 }
                 if taps {
                     timing.note_counts();
+                }
+                if origin.about.is_client() {
+                    chain.call(origin.pid, id, origin.asker, event.at.entry, None);
                 }
                 calls.push((call, Call { timing: Box::new(timing), said: origin.said.cloned() }));
                 calls.len() - 1

@@ -6,6 +6,7 @@
 //! Stamps of one direction can step back a little when several threads read in turn. A time of the token timeline
 //! never does: a chunk stamped before the chunk in front of it takes that chunk's time (and is coalesced with it).
 
+mod cause;
 mod counting;
 mod outcome;
 mod phases;
@@ -18,11 +19,12 @@ mod track;
 #[cfg(test)]
 mod tests;
 
+pub use cause::{CausedBy, Rule, Served};
 pub use counting::{Counted, Tokenizer, Tokenizers};
 pub use phases::{Cause, ReadDelay};
 pub use rates::{RATE_SPAN_MIN_NS, STALL_MEDIANS, STALL_MIN_NS, stall_threshold};
 pub use retries::Retries;
-pub use timeline::{Chunks, Gaps, Timeline, TimelineChunk};
+pub use timeline::{Chunks, Cursor, Gaps, Timeline, TimelineChunk};
 pub use track::{ActiveStream, Options, Progress, Timing};
 
 use std::sync::Arc;
@@ -46,6 +48,8 @@ pub struct Exchange {
     pub peer: Option<Peer>,
     /// What an in-process hook said of the call, when it is one that the process made.
     pub said: Option<Arc<Said>>,
+    /// What caused the call, when it is one that the process made and that is known.
+    pub cause: Option<CausedBy>,
     /// Thread that wrote the request head (read it, for a call that the process serves).
     pub tid: Option<u32>,
     /// API call.

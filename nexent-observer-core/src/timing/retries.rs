@@ -47,7 +47,7 @@ impl Retries {
         let before = self.failed.iter().position(|failed| !anew && is_of(failed));
         if let Some(failed) = before.and_then(|at| self.failed.remove(at)) {
             exchange.retry_of = Some(failed.id);
-            exchange.retry_count = exchange.call.retry_count.or(failed.retry_count.checked_add(1));
+            exchange.retry_count = exchange.call.retry_count.or_else(|| failed.retry_count.checked_add(1));
         }
         if let (true, Some(end)) = (worth_another_try(exchange), exchange.end) {
             if self.failed.len() >= RETRIES {
@@ -86,7 +86,7 @@ mod tests {
         limits::Limits,
         llm::{Call, LlmEvent, LlmEventKind, ResponseFacts},
         stats::Stats,
-        timing::{Options, Timing},
+        timing::{Options, Progress, Timing},
     };
 
     const S: u64 = 1_000_000_000;
@@ -96,9 +96,7 @@ mod tests {
         let id = ExchangeId { conn: ConnId(1), no };
         let mut timing = Timing::new(id, 7, None, &Options::default(), &Limits::default());
         let at = |s: u64| Stamp { entry: MonoNs(s * S), ret: MonoNs(s * S) };
-        let mut feed = |at, kind| {
-            let _ = timing.feed(&LlmEvent { at, kind });
-        };
+        let mut feed = |at, kind| assert_ne!(timing.feed(&LlmEvent { at, kind }), Progress::NotLlm);
         let call = Call { retry_count: said, ..Call::default() };
         feed(at(start), LlmEventKind::Start { first: at(start), call });
         let facts = ResponseFacts { status: Some(status), ..ResponseFacts::default() };

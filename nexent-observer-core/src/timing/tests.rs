@@ -1,5 +1,8 @@
 //! Table tests on virtual time, and properties.
 
+mod counted;
+mod sockets;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -38,9 +41,9 @@ struct Play {
 
 impl Play {
     /// Nothing happened yet.
-    fn fresh(options: Options, limits: &Limits) -> Self {
+    fn fresh(options: &Options, limits: &Limits) -> Self {
         Self {
-            timing: Timing::new(ID, 42, Some(43), &options, limits),
+            timing: Timing::new(ID, 42, Some(43), options, limits),
             stats: Stats::default(),
             progress: Progress::Open,
         }
@@ -48,15 +51,15 @@ impl Play {
 
     /// Request written from 1000 to 1002 ms, stream begun at 1100 ms.
     fn stream() -> Self {
-        Self::begin(true, Options::default(), &Limits::default())
+        Self::begin(true, &Options::default(), &Limits::default())
     }
 
     /// The same, answered with a whole body.
     fn whole() -> Self {
-        Self::begin(false, Options::default(), &Limits::default())
+        Self::begin(false, &Options::default(), &Limits::default())
     }
 
-    fn begin(stream: bool, options: Options, limits: &Limits) -> Self {
+    fn begin(stream: bool, options: &Options, limits: &Limits) -> Self {
         let mut p = Self::fresh(options, limits);
         p.start(1000);
         let request = RequestFacts { stream: Some(stream), ..RequestFacts::default() };
@@ -319,7 +322,7 @@ fn the_wait_for_the_first_token_is_told_apart() {
     // A stream of 300 ms a token may take 3 s to begin.
     assert!(!Play::stream().tokens(&[3900, 4200, 4500]).done(4600).stalled_before_first_token);
     // Given up before anything came: not even a response head.
-    let mut p = Play::fresh(Options::default(), &Limits::default());
+    let mut p = Play::fresh(&Options::default(), &Limits::default());
     let request = RequestFacts { stream: Some(true), ..RequestFacts::default() };
     p.start(1000).say(1002, LlmEventKind::Request(request));
     assert!(p.abort(31_000, close(CloseCause::Freed)).exchange().stalled_before_first_token);
@@ -328,7 +331,7 @@ fn the_wait_for_the_first_token_is_told_apart() {
 #[test]
 fn stalls_and_rates_go_on_exactly_after_the_timeline_is_full() {
     let limits = Limits { timeline_bytes: 40, ..Limits::default() };
-    let mut p = Play::begin(true, Options::default(), &limits);
+    let mut p = Play::begin(true, &Options::default(), &limits);
     let times: Vec<u64> = (0..50).map(|i| 1200 + 20 * i).chain((0..50).map(|i| 5200 + 20 * i)).collect();
     let x = p.tokens(&times).done(6300);
     assert!(x.chunks.truncated() && x.chunks.len() < 20);
@@ -369,7 +372,7 @@ fn a_stream_whose_message_ends_without_its_own_end_was_truncated_by_the_server()
 fn the_error_type_is_what_the_provider_said_else_the_status() {
     let error = || LlmEventKind::Error(ErrorFacts { error_type: "rate_limit_exceeded".into() });
     let refused = || {
-        let mut p = Play::fresh(Options::default(), &Limits::default());
+        let mut p = Play::fresh(&Options::default(), &Limits::default());
         p.start(1000).response(1100, 429, false);
         p
     };
@@ -463,7 +466,7 @@ fn what_was_left_out_on_purpose_is_no_loss_of_bytes() {
 
 #[test]
 fn an_exchange_joined_midway_is_incomplete_and_has_no_ttft() {
-    let mut p = Play::fresh(Options::default(), &Limits::default());
+    let mut p = Play::fresh(&Options::default(), &Limits::default());
     p.say(1200, LlmEventKind::Joined).tokens(&[1200, 1300]).finish_reason(1301);
     let x = p.done(1302);
     assert_eq!(x.outcome, Outcome::Incomplete);
@@ -474,7 +477,7 @@ fn an_exchange_joined_midway_is_incomplete_and_has_no_ttft() {
 
 #[test]
 fn a_time_that_contradicts_the_request_start_is_unknown_not_zero() {
-    let mut p = Play::fresh(Options::default(), &Limits::default());
+    let mut p = Play::fresh(&Options::default(), &Limits::default());
     p.start(2000).response(1100, 200, true);
     let x = p.tokens(&[1200, 1300]).done(1400);
     assert_eq!((x.ttft_ns(), x.duration_ns(), x.end_to_end_rate), (None, None, None));
@@ -484,7 +487,7 @@ fn a_time_that_contradicts_the_request_start_is_unknown_not_zero() {
 fn text_is_kept_only_when_asked_for_capped_on_a_character_and_marked_where_bytes_were_lost() {
     let limits = Limits { content_bytes: 10, ..Limits::default() };
     let play = |capture_content| {
-        let mut p = Play::begin(true, Options { capture_content, ..Options::default() }, &limits);
+        let mut p = Play::begin(true, &Options { capture_content, ..Options::default() }, &limits);
         p.say(1200, LlmEventKind::Chunk).delta(1200, Payload::Text, "é").delta(1200, Payload::Reasoning, "no");
         p.say(1200, LlmEventKind::Delta { payload: Payload::Text, choice: 1, text: "other choice" });
         p.gap(1201, Some(3)).delta(1202, Payload::Text, "wörld").delta(1203, Payload::Text, "!").done(1300).output_text
@@ -493,96 +496,9 @@ fn text_is_kept_only_when_asked_for_capped_on_a_character_and_marked_where_bytes
     assert_eq!(play(true).as_deref(), Some("é\u{fffd}wörl"));
 }
 
-/// A word with the space before it is a token; only the model `known` has such.
-#[derive(Debug)]
-struct Words;
-
-impl Tokenizers for Words {
-    fn of_model(&self, model: &str) -> Option<Arc<dyn Tokenizer>> {
-        (model == "known").then(|| Arc::new(Self) as Arc<dyn Tokenizer>)
-    }
-}
-
-impl Tokenizer for Words {
-    fn settled(&self, text: &str, from: usize) -> usize {
-        text.rfind(' ').filter(|&at| at >= from).unwrap_or(0)
-    }
-
-    fn count(&self, text: &str, _begins: bool) -> Option<u64> {
-        Some(text.split_whitespace().count() as u64)
-    }
-}
-
-/// A stream of a model with a tokenizer: four words in three chunks, the first two in one read.
-fn words(model: &str) -> Play {
-    let options = Options { tokenizers: Some(Arc::new(Words)), ..Options::default() };
-    let mut p = Play::begin(true, options, &Limits::default());
-    p.say(1150, LlmEventKind::Identity { model: Some(model), id: None });
-    for (t, text) in [(1200, "one"), (1200, " two three"), (1300, " four")] {
-        p.say(t, LlmEventKind::Chunk).delta(t, Payload::Text, text);
-    }
-    p
-}
-
-#[test]
-fn without_usage_a_tokenizer_counts_and_without_that_chunks_do() {
-    let x = words("known").done(1400);
-    assert_eq!((x.output_tokens, x.usage_source, x.counted_tokens), (Some(4), TokenSource::Tokenizer, Some(4)));
-    assert_eq!(x.chunks.iter().map(|c| c.tokens).collect::<Vec<_>>(), [Some(1), Some(2), Some(1)]);
-    assert_eq!(x.decode_rate, Some(10.0), "one token in 100 ms after those that share the first time");
-    assert_eq!((x.usage, x.token_count_ratio), (Usage::default(), None));
-    let x = words("unknown").done(1400);
-    assert_eq!((x.output_tokens, x.usage_source, x.counted_tokens), (Some(3), TokenSource::Chunks, None));
-    assert!(x.chunks.iter().all(|c| c.tokens.is_none()));
-}
-
-#[test]
-fn tokens_that_show_at_the_end_of_the_text_are_the_last_chunks() {
-    let mut p = words("known");
-    p.say(1310, LlmEventKind::Chunk).delta(1310, Payload::Text, "\tfive\tsix").finish_reason(1320);
-    let x = p.done(1400);
-    assert_eq!(x.counted_tokens, Some(6));
-    assert_eq!(x.chunks.iter().map(|c| c.tokens).collect::<Vec<_>>(), [Some(1), Some(2), Some(1), Some(2)]);
-}
-
-#[test]
-fn the_providers_count_goes_before_a_tokenizers_and_their_ratio_is_told() {
-    let x = words("known").say(1390, LlmEventKind::Usage(usage(5))).done(1400);
-    assert_eq!((x.output_tokens, x.usage_source, x.counted_tokens), (Some(5), TokenSource::Usage, Some(4)));
-    assert_eq!(x.token_count_ratio, Some(0.8));
-    let hidden = Usage { output: Some(8), reasoning: Some(4), ..Usage::default() };
-    assert_eq!(words("known").say(1390, LlmEventKind::Usage(hidden)).done(1400).token_count_ratio, Some(1.0));
-    let zero = words("known").say(1390, LlmEventKind::Usage(usage(0))).done(1400);
-    assert_eq!(zero.token_count_ratio, None);
-}
-
-#[test]
-fn an_aborted_or_holed_stream_counts_what_was_delivered_and_compares_nothing() {
-    let x = words("known").abort(1400, close(CloseCause::Freed)).exchange();
-    assert_eq!((x.outcome, x.output_tokens, x.usage_source), (Outcome::ClientAbort, Some(4), TokenSource::Tokenizer));
-    // A report of the beginning is no report of what was delivered.
-    let mut p = words("known");
-    p.say(1310, LlmEventKind::Usage(usage(1))).say(1320, LlmEventKind::Chunk).delta(1320, Payload::Text, " five");
-    let x = p.abort(1400, close(CloseCause::Freed)).exchange();
-    assert_eq!((x.output_tokens, x.usage_source, x.token_count_ratio), (Some(5), TokenSource::Tokenizer, None));
-    let mut p = words("known");
-    p.gap(1310, Some(9)).say(1320, LlmEventKind::Chunk).delta(1320, Payload::Text, "five");
-    let x = p.say(1390, LlmEventKind::Usage(usage(9))).done(1400);
-    assert_eq!((x.counted_tokens, x.output_tokens, x.token_count_ratio), (Some(5), Some(9), None));
-}
-
-#[test]
-fn a_whole_answer_without_usage_is_counted_too() {
-    let options = Options { tokenizers: Some(Arc::new(Words)), ..Options::default() };
-    let mut p = Play::begin(false, options, &Limits::default());
-    p.say(1200, LlmEventKind::Identity { model: Some("known"), id: None }).say(1200, LlmEventKind::Chunk);
-    let x = p.delta(1200, Payload::Text, "one two").say(1210, LlmEventKind::End).exchange();
-    assert_eq!((x.output_tokens, x.usage_source), (Some(2), TokenSource::Tokenizer));
-}
-
 #[test]
 fn live_view_shows_what_is_known_so_far() {
-    let mut p = Play::fresh(Options::default(), &Limits::default());
+    let mut p = Play::fresh(&Options::default(), &Limits::default());
     assert_eq!(p.timing.active().request_start, None);
     p.start(1000).response(1100, 200, true).tokens(&[1200, 1300]);
     let live = p.timing.active();
@@ -593,7 +509,7 @@ fn live_view_shows_what_is_known_so_far() {
 
 #[test]
 fn a_not_llm_verdict_lets_go() {
-    let mut p = Play::fresh(Options::default(), &Limits::default());
+    let mut p = Play::fresh(&Options::default(), &Limits::default());
     p.start(1000).say(1100, LlmEventKind::NotLlm(crate::llm::NotLlm::Answer));
     assert_eq!(p.progress, Progress::NotLlm);
 }
@@ -629,56 +545,6 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => proptest::option::of(1..500u64).prop_map(Step::Lost),
     ];
     proptest::collection::vec(step, 0..60)
-}
-
-#[test]
-fn a_request_is_sent_when_the_socket_has_all_of_it() {
-    let mut p = Play::stream();
-    p.timing.sent(MonoNs(1001 * MS), MonoNs(1050 * MS));
-    assert_eq!(p.timing.clone().finish(&mut p.stats).request_sent, None, "that was an earlier write");
-    p.timing.sent(MonoNs(1002 * MS), MonoNs(1060 * MS));
-    p.timing.sent(MonoNs(1300 * MS), MonoNs(1300 * MS));
-    assert_eq!(p.tokens(&[1200]).done(1260).request_sent, Some(ms(1060)), "the first word of it counts");
-}
-
-#[test]
-fn each_stall_has_its_cause_where_the_socket_was_watched() {
-    let mut p = Play::stream();
-    p.timing.watched(ms(1003));
-    p.tokens(&[1200, 1220, 1240]);
-    p.timing.late(ms(1300), ms(5239));
-    p.token(5240).token(5260);
-    p.timing.retransmitted(Some(1));
-    p.token(9000);
-    let x = p.done(9010);
-    assert_eq!(x.stalls, [(ms(1240), ms(5240)), (ms(5260), ms(9000))]);
-    assert_eq!(x.stall_causes, [Some(Cause::LateRead), Some(Cause::LateArrival)]);
-    assert_eq!(x.first_token_cause, Some(Cause::LateArrival));
-    assert_eq!(x.read_delay, Some(ReadDelay { reads: 1, max_ns: 3939 * MS, total_ns: 3939 * MS }));
-    assert_eq!(x.retransmits, Some(1));
-}
-
-#[test]
-fn a_gap_that_began_before_the_socket_was_watched_has_no_cause() {
-    let mut p = Play::stream();
-    p.tokens(&[1180, 1200, 1220]);
-    p.timing.watched(ms(2000));
-    p.timing.late(ms(2500), ms(5239));
-    p.token(5240).token(5260).token(9000);
-    let x = p.done(9010);
-    assert_eq!(x.stall_causes, [None, Some(Cause::LateArrival)]);
-    assert_eq!(x.first_token_cause, None);
-}
-
-#[test]
-fn a_first_token_that_lay_unread_is_a_late_read() {
-    let mut p = Play::fresh(Options::default(), &Limits::default());
-    p.timing.watched(ms(999));
-    p.start(1000);
-    p.say(1002, LlmEventKind::RequestEnd);
-    p.timing.late(ms(1100), ms(1499));
-    p.response(1500, 200, true);
-    assert_eq!(p.token(1502).done(1600).first_token_cause, Some(Cause::LateRead));
 }
 
 proptest! {

@@ -35,6 +35,13 @@ pub struct TimelineChunk {
     pub coalesced: bool,
 }
 
+/// How far a reader of a growing [`Timeline`] is; the default is its beginning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Cursor {
+    read: usize,
+    at: MonoNs,
+}
+
 impl Timeline {
     /// The chunks that were kept, in the order of arrival. Times never go back.
     #[must_use]
@@ -47,6 +54,17 @@ impl Timeline {
     #[must_use]
     pub fn gaps(&self) -> Gaps<'_> {
         Gaps(Entries { packed: &self.packed, at: self.first.0, begun: false })
+    }
+
+    /// The first chunk behind `cursor`, which moves past it: for a reader that comes again while the stream is open. A
+    /// cursor belongs to the timeline that it was first used with.
+    pub fn next_after(&self, cursor: &mut Cursor) -> Option<TimelineChunk> {
+        let rest = self.packed.get(cursor.read..)?;
+        let at = if cursor.read == 0 { self.first.0 } else { cursor.at.0 };
+        let mut entries = Entries { packed: rest, at, begun: cursor.read != 0 };
+        let entry = entries.next()?;
+        *cursor = Cursor { read: self.packed.len() - entries.packed.len(), at: MonoNs(entry.at) };
+        Some(TimelineChunk { at: cursor.at, tokens: entry.tokens, coalesced: entry.gap == Some(0) })
     }
 
     /// Number of chunks kept.
@@ -223,6 +241,24 @@ mod tests {
         }
         assert_eq!(t.len(), 500);
         assert!(t.heap_bytes() <= 3 * 1024, "{} bytes", t.heap_bytes());
+    }
+
+    #[test]
+    fn a_cursor_gives_each_chunk_once_also_while_the_timeline_grows() {
+        let mut t = Timeline::default();
+        t.begin(MonoNs(500));
+        let mut cursor = Cursor::default();
+        assert_eq!(t.next_after(&mut cursor), None);
+        let mut read = Vec::new();
+        for i in 0..300_u64 {
+            t.push(if i == 0 { 0 } else { i % 7 * 1000 }, (i % 3 == 0).then_some(i as u32), i % 11 == 0, CAP);
+            if i % 5 == 0 {
+                read.extend(std::iter::from_fn(|| t.next_after(&mut cursor)));
+            }
+        }
+        read.extend(std::iter::from_fn(|| t.next_after(&mut cursor)));
+        assert_eq!(read, t.iter().collect::<Vec<_>>());
+        assert_eq!(t.next_after(&mut cursor), None);
     }
 
     #[test]

@@ -368,6 +368,7 @@ impl Timing {
             first_token: self.tokens.first.filter(|_| streamed && !self.holes.before_first_token),
             last_token: self.tokens.first.filter(|_| streamed).map(|_| self.tokens.last),
             chunks: if streamed { self.tokens.chunks } else { 0 },
+            timeline: &self.timeline,
         }
     }
 
@@ -416,6 +417,7 @@ impl Timing {
             peer: None,
             tid: self.tid,
             said: None,
+            cause: None,
             outcome,
             error_type,
             request_start: self.request_start,
@@ -623,6 +625,9 @@ pub struct ActiveStream<'a> {
     pub last_token: Option<MonoNs>,
     /// Output chunks seen so far.
     pub chunks: u32,
+    /// Their times. The last one is not in it yet: more may come with it. Also filled while the answer is not yet known to be
+    /// a stream.
+    pub timeline: &'a Timeline,
 }
 
 /// Bit of a choice; choices from 64 on are not told apart, so they never make an answer look unfinished.

@@ -100,6 +100,7 @@ fn take(pipeline: &mut Pipeline, out: &mut Outcome, verdicts: &mut HashMap<ConnI
         waiting += 1;
         match output {
             Output::Exchange(x) => out.exchanges.push(*x),
+            Output::Inbound(_) | Output::Tool(_) => {}
             Output::NotLlm { conn, turn } => {
                 out.not_llm.push((conn, turn));
                 verdicts.insert(conn, turn);

@@ -93,7 +93,7 @@ impl Tape {
     }
 }
 
-/// An exchange without what is not kept by intention: ids, text, and in the path what is none of an API.
+/// An exchange without what is not kept by intention: ids, text, what caused it, and in the path what is none of an API.
 pub(crate) fn numbers(exchange: &Exchange) -> Exchange {
     let mut exchange = exchange.clone();
     let hide = |text: &mut String| *text = "x".repeat(text.len());
@@ -101,6 +101,7 @@ pub(crate) fn numbers(exchange: &Exchange) -> Exchange {
     exchange.response.request_id.iter_mut().for_each(hide);
     hide(&mut exchange.call.path);
     exchange.output_text = None;
+    exchange.cause = None;
     exchange
 }
 

@@ -2,10 +2,12 @@
 
 mod flags;
 mod logging;
+mod printable;
+mod version;
 
 use std::{
     ffi::OsString,
-    io::{self, Write},
+    io::{self, IsTerminal, Write},
     net::SocketAddr,
     path::PathBuf,
     time::Duration,
@@ -21,13 +23,20 @@ use crate::{
         write_json, write_yaml,
     },
     error::RunError,
+    survey::{
+        self,
+        host::{Check, State},
+    },
     tape::{
         recorder,
         replay::{self, Speed},
         serve::parse_id,
     },
+    top,
 };
 use flags::ConfigFlags;
+
+pub(crate) use printable::printable;
 
 /// Exit code of a usage error, EX_USAGE of sysexits.h.
 const EX_USAGE: u8 = 64;
@@ -36,19 +45,49 @@ const AFTER_HELP: &str = "\
 Examples:
   nexent-observer run --pid 4242
   nexent-observer run --exe /usr/bin/python3.11 --jsonl - --otlp http://localhost:4318
+  nexent-observer top
+  nexent-observer run --all --only-user www-data
+  nexent-observer doctor --pid 4242
+  nexent-observer targets --json
   nexent-observer record seen.tape --pid 4242 --seconds 60
   nexent-observer replay seen.tape
   nexent-observer config --json
 
 Exit codes:
    0  ok
-   1  runtime error
+   1  runtime error; doctor: this host cannot run the observer
   64  usage error
   78  configuration error";
 
+const RUN_HELP: &str = "\
+Needs --all, or at least one of --pid and --exe. -h is short, --help complete.
+
+Examples:
+  nexent-observer run --pid 4242 --jsonl -
+  nexent-observer run --all --otlp http://localhost:4318
+  nexent-observer run --all --opt-in
+  nexent-observer run --all --only-namespace 'shop-*' --only-label app=agent
+  nexent-observer run --all --only-container web --only-exe 'python*'";
+
+const DOCTOR_HELP: &str = "\
+Attaches to nothing, and says what it could not look at for lack of rights. Exits with 1 when the host cannot run the observer.
+
+Examples:
+  nexent-observer doctor
+  nexent-observer doctor --pid 4242
+  nexent-observer doctor --json | jq '.host[] | select(.state != \"ok\")'";
+
+const TARGETS_HELP: &str = "\
+The same filters as of run apply.
+
+Examples:
+  nexent-observer targets
+  nexent-observer targets --only-exe 'python*'
+  nexent-observer targets --json | jq '.targets[].pid'";
+
 /// Observes LLM calls of running processes with eBPF, without changing them.
 #[derive(Debug, Parser)]
-#[command(name = "nexent-observer", bin_name = "nexent-observer", version, max_term_width = 100)]
+#[command(name = "nexent-observer", bin_name = "nexent-observer", version, long_version = version::long(), max_term_width = 100)]
 #[command(after_help = AFTER_HELP, disable_help_subcommand = true)]
 struct Arguments {
     #[command(subcommand)]
@@ -58,7 +97,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Observe processes until interrupted
-    #[command(after_help = "Needs at least one of --pid and --exe. -h is short, --help complete.")]
+    #[command(after_help = RUN_HELP)]
     Run {
         #[command(flatten)]
         recording: RecordingFlags,
@@ -101,6 +140,39 @@ enum Command {
         #[command(flatten)]
         flags: ConfigFlags,
     },
+    /// Show the open streams of a running observer, live
+    #[command(
+        after_help = "Keys: h shows them. Needs no privileges. Without a terminal: a line for each call that ends."
+    )]
+    Top {
+        /// Address of the observer
+        #[arg(long, default_value = "http://127.0.0.1:9464")]
+        url: String,
+        /// Its web_token, where it has one [env: NEXENT_OBSERVER_WEB_TOKEN]; a flag shows in the list of processes
+        #[arg(long)]
+        token: Option<String>,
+        /// Print the streams that are open now, and end
+        #[arg(long)]
+        once: bool,
+    },
+    /// Say whether this host can run the observer, and what of which process could be seen
+    #[command(after_help = DOCTOR_HELP)]
+    Doctor {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        flags: ConfigFlags,
+    },
+    /// List the processes that could be observed
+    #[command(after_help = TARGETS_HELP)]
+    Targets {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        flags: ConfigFlags,
+    },
     /// Print the resolved configuration and where each value came from
     Config {
         /// Print JSON instead of YAML
@@ -118,7 +190,7 @@ enum Command {
     #[command(hide = true)]
     Man {
         /// Command; unset: the program
-        #[arg(value_parser = ["run", "record", "replay", "config", "completions"])]
+        #[arg(value_parser = ["run", "record", "replay", "top", "doctor", "targets", "config", "completions"])]
         command: Option<String>,
     },
 }
@@ -182,6 +254,30 @@ fn dispatch(
             logging::start(&config);
             replay::run(&replay::Options { file, speed, serve, exchange }, config)
         }
+        Command::Top { url, token, once } => {
+            let token = match token {
+                Some(token) => Some(token),
+                None => environment.get(&crate::config::keys::WEB_TOKEN.variable())?.map(str::to_owned),
+            };
+            let terminal = io::stdout().is_terminal() && io::stdin().is_terminal();
+            let unicode = shows_unicode(environment)?;
+            top::run(&top::Options { url, token, once, terminal, unicode }, out)
+        }
+        Command::Doctor { json, flags } => {
+            let config = Config::load(flags.into(), environment)?;
+            let found = survey::diagnose(&config).map_err(|error| RunError::runtime(error.to_string()))?;
+            let in_full = !config.pids.is_empty();
+            print(
+                out,
+                |out| if json { print_json(out, &found) } else { survey::text::diagnosis(out, &found, in_full) },
+            )?;
+            if found.can_run { Ok(()) } else { Err(RunError::runtime(cannot_run(&found.host))) }
+        }
+        Command::Targets { json, flags } => {
+            let config = Config::load(flags.into(), environment)?;
+            let found = survey::targets(&config).map_err(|error| RunError::runtime(error.to_string()))?;
+            print(out, |out| if json { print_json(out, &found) } else { survey::text::inventory(out, &found) })
+        }
         Command::Config { json, flags } => {
             let config = Config::load(flags.into(), environment)?;
             print(
@@ -230,6 +326,27 @@ fn run(
         tracing::warn!("{warning}.");
     }
     crate::run::run(&config, recording)
+}
+
+/// Whether the locale's characters are UTF-8; POSIX.1-2017, 8.2: the first of these that is set decides.
+fn shows_unicode(environment: &Environment) -> Result<bool, RunError> {
+    for name in ["LC_ALL", "LC_CTYPE", "LANG"] {
+        if let Some(locale) = environment.get(name)? {
+            let locale = locale.to_ascii_lowercase();
+            return Ok(locale.contains("utf-8") || locale.contains("utf8"));
+        }
+    }
+    Ok(false)
+}
+
+fn print_json(out: &mut impl Write, value: &impl serde::Serialize) -> io::Result<()> {
+    serde_json::to_writer_pretty(&mut *out, value)?;
+    writeln!(out)
+}
+
+fn cannot_run(checks: &[Check]) -> String {
+    let failed = checks.iter().filter(|check| check.state == State::Failed).map(|check| check.name.as_str());
+    format!("this host cannot run the observer: {}", failed.collect::<Vec<_>>().join(", "))
 }
 
 /// Writes to standard output. A reader that went away (`| head`) is no error; any other failure is.
@@ -336,7 +453,7 @@ mod tests {
                 assert!(script.contains(&key.flag()), "{shell}: {}", key.name);
             }
         }
-        for command in ["run", "record", "replay", "config"] {
+        for command in ["run", "record", "replay", "doctor", "targets", "config"] {
             let mut out = Vec::new();
             assert_eq!(call(&["man", command], &mut out), (0, String::new()));
             let page = String::from_utf8(out).unwrap();

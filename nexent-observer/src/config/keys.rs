@@ -34,6 +34,8 @@ pub struct Key {
     pub meaning: &'static str,
     /// Part of the short help (`-h`).
     pub common: bool,
+    /// The value is shown nowhere, not even in an error.
+    pub secret: bool,
 }
 
 /// What every variable of the observer's own begins with.
@@ -62,6 +64,7 @@ const BASE: Key = Key {
     allowed: "",
     meaning: "",
     common: false,
+    secret: false,
 };
 
 /// Processes by number.
@@ -90,8 +93,127 @@ pub const ALL: Key = Key {
     kind: Kind::Switch,
     value_name: "BOOL",
     default: Some("false"),
-    allowed: "false (observing every process is not available in this version; name processes with pid or exe)",
-    meaning: "Observe every process; not available in this version, true is refused",
+    allowed: "true or false",
+    meaning: "Observe every process that talks to an LLM: those that have TLS or listen on a TCP port are looked at, and let go while they are busy with something else",
+    common: true,
+    ..BASE
+};
+/// Filter by executable.
+pub const ONLY_EXE: Key = Key {
+    name: "only_exe",
+    kind: Kind::Many { separator: ':' },
+    value_name: "PATTERN",
+    allowed: PATTERN_ALLOWED,
+    meaning: "Of the processes that all and exe find, only those whose executable fits: its path, or, for a pattern without a slash, its file name; * stands for any characters, ? for one; may be given several times, and one has to fit",
+    ..BASE
+};
+const PATTERN_ALLOWED: &str = "1 to 4096 characters";
+/// Filter by user.
+pub const ONLY_USER: Key = Key {
+    name: "only_user",
+    kind: Kind::Many { separator: ',' },
+    value_name: "USER",
+    allowed: "a user's name or number",
+    meaning: "Likewise, only those of this user",
+    ..BASE
+};
+/// Filter by container.
+pub const ONLY_CONTAINER: Key = Key {
+    name: "only_container",
+    kind: Kind::Many { separator: ',' },
+    value_name: "PATTERN",
+    allowed: PATTERN_ALLOWED,
+    meaning: "Likewise, only those in a container of this name, or whose id begins so (12 digits at least)",
+    ..BASE
+};
+/// Filter by namespace.
+pub const ONLY_NAMESPACE: Key = Key {
+    name: "only_namespace",
+    kind: Kind::Many { separator: ',' },
+    value_name: "PATTERN",
+    allowed: PATTERN_ALLOWED,
+    meaning: "Likewise, only those in a pod of this Kubernetes namespace",
+    ..BASE
+};
+/// Filter by pod.
+pub const ONLY_POD: Key = Key {
+    name: "only_pod",
+    kind: Kind::Many { separator: ',' },
+    value_name: "PATTERN",
+    allowed: PATTERN_ALLOWED,
+    meaning: "Likewise, only those in a pod of this name",
+    ..BASE
+};
+/// Filter by label.
+pub const ONLY_LABEL: Key = Key {
+    name: "only_label",
+    kind: Kind::Many { separator: ',' },
+    value_name: "KEY[=PATTERN]",
+    allowed: PATTERN_ALLOWED,
+    meaning: "Likewise, only those in a pod with this label",
+    ..BASE
+};
+/// Only those that ask for it.
+pub const OPT_IN: Key = Key {
+    name: "opt_in",
+    kind: Kind::Switch,
+    value_name: "BOOL",
+    default: Some("false"),
+    allowed: "true or false",
+    meaning: "Of the processes that all and exe find, only those with ENABLE_TELEMETRY=true in their own environment",
+    ..BASE
+};
+/// How long a process is listened to before it is let go.
+pub const TRIAL_SECONDS: Key = Key {
+    name: "trial_seconds",
+    value_name: "SECONDS",
+    default: Some("10"),
+    allowed: "a whole number of seconds from 1 to 86400",
+    meaning: "A process that all has found, and that is busy for so long (20 records or a new connection a second) without a call of an LLM, is let go; it is looked at again a minute later, then less and less often, at least every 10 minutes",
+    ..BASE
+};
+/// Where a node's pods are listed.
+pub const KUBELET_URL: Key = Key {
+    name: "kubelet_url",
+    value_name: "URL",
+    default: Some("auto"),
+    allowed: "auto, off, or a URL that begins with http:// or https:// and names a host",
+    meaning: "Where the names of pods come from: the kubelet (https://NODE:10250), or another list of pods as a whole URL; auto: the API server, in a pod with a service account and node_name",
+    ..BASE
+};
+/// Token for it.
+pub const KUBELET_TOKEN_FILE: Key = Key {
+    name: "kubelet_token_file",
+    value_name: "FILE",
+    default: Some("/var/run/secrets/kubernetes.io/serviceaccount/token"),
+    allowed: "an absolute path",
+    meaning: "Bearer token for kubelet_url, where the file exists",
+    ..BASE
+};
+/// Certificates for it.
+pub const KUBELET_CA_FILE: Key = Key {
+    name: "kubelet_ca_file",
+    value_name: "FILE",
+    default: Some("/var/run/secrets/kubernetes.io/serviceaccount/ca.crt"),
+    allowed: "an absolute path",
+    meaning: "Certificates that kubelet_url is proven by, where the file exists; else those of the system",
+    ..BASE
+};
+/// The node's name.
+pub const NODE_NAME: Key = Key {
+    name: "node_name",
+    value_name: "NAME",
+    allowed: "a name without spaces, up to 253 characters",
+    meaning: "Name of this Kubernetes node, by which the API server lists its pods (from the downward API: spec.nodeName)",
+    ..BASE
+};
+/// The host's file system.
+pub const HOST_ROOT: Key = Key {
+    name: "host_root",
+    value_name: "PATH",
+    default: Some("/"),
+    allowed: "an absolute path",
+    meaning: "Where the file system of the host is seen: users are looked up there, and names of containers in the state of Docker, podman and containerd",
     ..BASE
 };
 /// Whether sockets are looked at.
@@ -119,7 +241,7 @@ pub const LISTEN: Key = Key {
     value_name: "ADDR",
     default: Some("127.0.0.1:9464"),
     allowed: "IP:PORT (an IPv6 address in brackets) or off",
-    meaning: "Address of the HTTP endpoint with /metrics; off: no endpoint",
+    meaning: "Address of the HTTP endpoint with the live page and /metrics; off: no endpoint",
     common: true,
     ..BASE
 };
@@ -130,6 +252,32 @@ pub const PROMETHEUS_PORT: Key = Key {
     value_name: "PORT",
     allowed: "a port from 1 to 65535",
     meaning: "Port of the HTTP endpoint; replaces the port of listen unless listen comes from the same or a stronger source",
+    ..BASE
+};
+/// Whether there is a page.
+pub const WEB_PAGE: Key = Key {
+    name: "web_page",
+    value_name: "WHEN",
+    default: Some("auto"),
+    allowed: "auto, on or off",
+    meaning: "Serve the live page and its API at the address of listen; auto: on a loopback address, and elsewhere when a token is set; on: refuse to start where that would need a token and none is set",
+    ..BASE
+};
+/// Who may see the page.
+pub const WEB_TOKEN: Key = Key {
+    name: "web_token",
+    value_name: "TOKEN",
+    allowed: "16 to 256 printable ASCII characters without spaces",
+    meaning: "Token without which nobody sees the page and its API; needed where listen is not a loopback address. A flag shows in the list of processes: prefer web_token_file",
+    secret: true,
+    ..BASE
+};
+/// Where that token is.
+pub const WEB_TOKEN_FILE: Key = Key {
+    name: "web_token_file",
+    value_name: "FILE",
+    allowed: "an absolute path",
+    meaning: "File whose first line is the token, in the place of web_token",
     ..BASE
 };
 /// OTLP endpoint.
@@ -159,6 +307,16 @@ pub const CAPTURE_CONTENT: Key = Key {
     allowed: "true or false",
     meaning: "Keep and export generated text; without it no text leaves the process",
     common: true,
+    ..BASE
+};
+/// Whether texts of requests are compared.
+pub const JOIN_BY_CONTENT: Key = Key {
+    name: "join_by_content",
+    kind: Kind::Switch,
+    value_name: "BOOL",
+    default: Some("false"),
+    allowed: "true or false",
+    meaning: "Tell which inbound request a call is for by a long text that is in the JSON of both, too; compared in memory, nothing is kept (docs/tracing.md)",
     ..BASE
 };
 /// Name of the observed service.
@@ -349,6 +507,15 @@ pub const PER_PID_ATTACH_LIMIT: Key = Key {
     meaning: "Processes of one library file that get probes of their own; beyond it one filtered attachment serves all",
     ..BASE
 };
+/// Where findings are kept.
+pub const CACHE_DIR: Key = Key {
+    name: "cache_dir",
+    value_name: "DIR",
+    default: Some("/var/cache/nexent-observer"),
+    allowed: "an absolute path or off",
+    meaning: "Directory in which the places of functions without symbols are kept from one run to the next, closed to other users (mode 0700)",
+    ..BASE
+};
 /// Log level.
 pub const LOG_LEVEL: Key = Key {
     name: "log_level",
@@ -370,17 +537,29 @@ pub const LOG_FORMAT: Key = Key {
 };
 
 /// All keys, in the order of help, `config` and docs/config.md.
-pub const KEYS: [&Key; 32] = [
+pub const KEYS: [&Key; 50] = [
     &PID,
     &EXE,
     &ALL,
+    &ONLY_EXE,
+    &ONLY_USER,
+    &ONLY_CONTAINER,
+    &ONLY_NAMESPACE,
+    &ONLY_POD,
+    &ONLY_LABEL,
+    &OPT_IN,
+    &TRIAL_SECONDS,
     &PLAIN_HTTP,
     &PHASES,
     &LISTEN,
     &PROMETHEUS_PORT,
+    &WEB_PAGE,
+    &WEB_TOKEN,
+    &WEB_TOKEN_FILE,
     &OTLP,
     &JSONL,
     &CAPTURE_CONTENT,
+    &JOIN_BY_CONTENT,
     &SERVICE_NAME,
     &ENABLE_TELEMETRY,
     &TELEMETRY_SAMPLE_RATE,
@@ -401,6 +580,12 @@ pub const KEYS: [&Key; 32] = [
     &CONTENT_BYTES,
     &MAX_LABEL_VALUES,
     &PER_PID_ATTACH_LIMIT,
+    &KUBELET_URL,
+    &KUBELET_TOKEN_FILE,
+    &KUBELET_CA_FILE,
+    &NODE_NAME,
+    &HOST_ROOT,
+    &CACHE_DIR,
     &LOG_LEVEL,
     &LOG_FORMAT,
 ];

@@ -23,7 +23,7 @@ use tracing::level_filters::LevelFilter;
 
 pub use env::{CONFIG_VARIABLE, Environment};
 pub use show::{write_json, write_yaml};
-pub use value::{Endpoint, JsonlTarget, Listen, LogFormat, Semconv};
+pub use value::{CacheDir, Endpoint, JsonlTarget, Kubelet, Listen, LogFormat, Secret, Semconv, WebPage};
 
 use crate::{probe::plain::PlainHttp, tokens::ModelFile};
 use keys::Key;
@@ -38,6 +38,23 @@ pub struct Flags {
     pub keys: Layer,
 }
 
+/// Which processes are wanted; of each list that is not empty one entry has to fit.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Only {
+    /// Patterns of executables.
+    pub exes: Vec<String>,
+    /// Users, by name or number.
+    pub users: Vec<String>,
+    /// Patterns of containers' names, or beginnings of their ids.
+    pub containers: Vec<String>,
+    /// Patterns of Kubernetes namespaces.
+    pub namespaces: Vec<String>,
+    /// Patterns of pods.
+    pub pods: Vec<String>,
+    /// Labels of pods, `key` or `key=pattern`.
+    pub labels: Vec<String>,
+}
+
 /// The resolved configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -45,12 +62,36 @@ pub struct Config {
     pub pids: Vec<u32>,
     /// Executables to observe, absolute, without repetition.
     pub exes: Vec<PathBuf>,
+    /// Observe every process that talks to an LLM.
+    pub all: bool,
+    /// Which of the processes that `all` and `exes` find.
+    pub only: Only,
+    /// Of these only the ones that ask for it.
+    pub opt_in: bool,
+    /// How long a process that `all` found may talk without a call of an LLM.
+    pub trial: Duration,
+    /// Where pods are listed.
+    pub kubelet: Kubelet,
+    /// Bearer token for it.
+    pub kubelet_token_file: PathBuf,
+    /// Certificates for it.
+    pub kubelet_ca_file: PathBuf,
+    /// Name of this node.
+    pub node_name: Option<String>,
+    /// Where the host's file system is seen.
+    pub host_root: PathBuf,
     /// When HTTP without TLS is observed.
     pub plain_http: PlainHttp,
     /// Whether connections are followed into their sockets.
     pub phases: bool,
     /// Metrics endpoint, `prometheus_port` applied.
     pub listen: Listen,
+    /// Whether the page is served.
+    pub web_page: WebPage,
+    /// Token of the page.
+    pub web_token: Option<Secret>,
+    /// File that holds it.
+    pub web_token_file: Option<PathBuf>,
     /// OTLP endpoint; unset: what the `OTEL_*` variables say.
     pub otlp: Option<Endpoint>,
     /// Jaeger collector, as configured.
@@ -61,6 +102,8 @@ pub struct Config {
     pub jsonl: Option<JsonlTarget>,
     /// Generated text may be kept and exported.
     pub capture_content: bool,
+    /// Calls are joined to inbound requests by their content, too.
+    pub join_by_content: bool,
     /// Service name of a target whose own environment names none.
     pub service_name: Option<String>,
     /// Observe at all.
@@ -91,6 +134,8 @@ pub struct Config {
     pub max_label_values: usize,
     /// Processes of one library file with probes of their own.
     pub per_pid_attach_limit: usize,
+    /// Where findings are kept.
+    pub cache_dir: CacheDir,
     /// Least severe level logged.
     pub log_level: LevelFilter,
     /// Form of a log line.
@@ -137,9 +182,21 @@ impl Config {
         self.settings.iter().find(|s| s.key == key).map_or(Origin::Default, |s| s.origin.clone())
     }
 
-    /// Checks that there is something to observe: at least one process, and executables that exist.
+    /// Whether the page is to be served: never without a token where another host may reach it.
+    pub fn serves_page(&self) -> Result<bool, ConfigError> {
+        let Listen::On(address) = self.listen else { return Ok(false) };
+        let guarded = address.ip().is_loopback() || self.web_token.is_some() || self.web_token_file.is_some();
+        match self.web_page {
+            WebPage::Off => Ok(false),
+            WebPage::Auto => Ok(guarded),
+            WebPage::On if guarded => Ok(true),
+            WebPage::On => Err(ConfigError::PageWithoutToken { origin: self.origin(&keys::WEB_PAGE), address }),
+        }
+    }
+
+    /// Checks that there is something to observe: at least one process or all, and executables that exist.
     pub fn check_targets(&self) -> Result<(), ConfigError> {
-        if self.pids.is_empty() && self.exes.is_empty() {
+        if self.pids.is_empty() && self.exes.is_empty() && !self.all {
             return Err(ConfigError::NoTarget);
         }
         for exe in &self.exes {
@@ -240,8 +297,16 @@ pub enum ConfigError {
         /// Why.
         reason: String,
     },
-    /// Neither a process nor an executable is named.
-    #[error("nothing to observe: name at least one process with --pid PID or --exe PATH")]
+    /// Anybody who reaches the address would see the page.
+    #[error("web_page in {origin} is on, and {address} is not a loopback address: set web_token_file")]
+    PageWithoutToken {
+        /// Of `web_page`.
+        origin: Origin,
+        /// What is listened on.
+        address: std::net::SocketAddr,
+    },
+    /// Neither a process nor an executable is named, nor all are wanted.
+    #[error("nothing to observe: name at least one process with --pid PID or --exe PATH, or take --all")]
     NoTarget,
 }
 
@@ -258,6 +323,7 @@ impl ConfigError {
             Self::Unreadable { origin, .. }
             | Self::UnknownKey { origin, .. }
             | Self::Value { origin, .. }
+            | Self::PageWithoutToken { origin, .. }
             | Self::Exe { origin, .. } => match origin {
                 Origin::Flag { .. } => 64,
                 Origin::Default | Origin::File { .. } | Origin::Environment { .. } => 78,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use nexent_observer_core::limits::Limits;
 
 use super::{
-    Config, ConfigError, Listen, Origin, Setting,
+    Config, ConfigError, Listen, Only, Origin, Setting,
     keys::{self, Key},
     raw::RawConfig,
     value::{self, Shown},
@@ -17,8 +17,17 @@ pub(super) fn resolve(raw: &RawConfig) -> Result<Config, ConfigError> {
     let mib64 = 64 << 20;
     let pids = r.list(&keys::PID, value::pid)?;
     let exes = r.list(&keys::EXE, value::absolute_path)?;
-    // `true` is not among the allowed values yet, so the value itself says nothing.
-    let _: bool = r.one(&keys::ALL, |text| value::boolean(text).filter(|all| !all))?;
+    let all = r.one(&keys::ALL, value::boolean)?;
+    let only = Only {
+        exes: r.list(&keys::ONLY_EXE, value::pattern)?,
+        users: r.list(&keys::ONLY_USER, value::service_name)?,
+        containers: r.list(&keys::ONLY_CONTAINER, value::pattern)?,
+        namespaces: r.list(&keys::ONLY_NAMESPACE, value::pattern)?,
+        pods: r.list(&keys::ONLY_POD, value::pattern)?,
+        labels: r.list(&keys::ONLY_LABEL, value::pattern)?,
+    };
+    let opt_in = r.one(&keys::OPT_IN, value::boolean)?;
+    let trial = Duration::from_secs(r.one(&keys::TRIAL_SECONDS, value::whole(1, 86_400))?);
     let plain_http = r.one(&keys::PLAIN_HTTP, value::plain_http)?;
     let phases = r.one(&keys::PHASES, value::boolean)?;
     let listen = r.one(&keys::LISTEN, value::listen)?;
@@ -26,12 +35,20 @@ pub(super) fn resolve(raw: &RawConfig) -> Result<Config, ConfigError> {
     let config = Config {
         pids,
         exes,
+        all,
+        only,
+        opt_in,
+        trial,
         plain_http,
         phases,
         listen: apply_port(raw, listen, port),
+        web_page: r.one(&keys::WEB_PAGE, value::web_page)?,
+        web_token: r.optional(&keys::WEB_TOKEN, value::secret)?,
+        web_token_file: r.optional(&keys::WEB_TOKEN_FILE, value::absolute_path)?,
         otlp: r.optional(&keys::OTLP, value::endpoint)?,
         jsonl: r.optional(&keys::JSONL, value::jsonl)?,
         capture_content: r.one(&keys::CAPTURE_CONTENT, value::boolean)?,
+        join_by_content: r.one(&keys::JOIN_BY_CONTENT, value::boolean)?,
         service_name: r.optional(&keys::SERVICE_NAME, value::service_name)?,
         enable_telemetry: r.one(&keys::ENABLE_TELEMETRY, value::boolean)?,
         telemetry_sample_rate: r.one(&keys::TELEMETRY_SAMPLE_RATE, value::number(0.0, 1.0))?,
@@ -56,6 +73,12 @@ pub(super) fn resolve(raw: &RawConfig) -> Result<Config, ConfigError> {
         },
         max_label_values: r.one(&keys::MAX_LABEL_VALUES, as_usize(value::whole(1, 100_000)))?,
         per_pid_attach_limit: r.one(&keys::PER_PID_ATTACH_LIMIT, as_usize(value::whole(0, 64)))?,
+        kubelet: r.one(&keys::KUBELET_URL, value::kubelet)?,
+        kubelet_token_file: r.one(&keys::KUBELET_TOKEN_FILE, value::absolute_path)?,
+        kubelet_ca_file: r.one(&keys::KUBELET_CA_FILE, value::absolute_path)?,
+        node_name: r.optional(&keys::NODE_NAME, value::node_name)?,
+        host_root: r.one(&keys::HOST_ROOT, value::absolute_path)?,
+        cache_dir: r.one(&keys::CACHE_DIR, value::cache_dir)?,
         log_level: r.one(&keys::LOG_LEVEL, value::log_level)?,
         log_format: r.one(&keys::LOG_FORMAT, value::log_format)?,
         warnings: Vec::new(),
@@ -158,6 +181,9 @@ fn parse_one<T>(
 
 fn not_allowed(key: &Key, origin: &Origin, text: &str) -> ConfigError {
     const SHOWN_CHARS: usize = 200;
+    if key.secret {
+        return ConfigError::value(key, origin.clone(), value::REDACTED);
+    }
     let redacted: String = value::redact_url(text).chars().take(SHOWN_CHARS).collect();
     ConfigError::value(key, origin.clone(), format!("{redacted:?}"))
 }

@@ -55,6 +55,35 @@ fn every_default_is_allowed_and_equals_the_cores_own_limits() {
 }
 
 #[test]
+fn the_page_needs_a_token_where_others_reach_it() {
+    let token = ("web_token", "0123456789abcdef");
+    for (given, want) in [
+        (&[][..], Ok(true)),
+        (&[("listen", "[::1]:0"), ("web_page", "on")], Ok(true)),
+        (&[("listen", "off"), ("web_page", "on")], Ok(false)),
+        (&[("web_page", "off"), token], Ok(false)),
+        (&[("listen", "0.0.0.0:9464")], Ok(false)),
+        (&[("listen", "0.0.0.0:9464"), ("web_page", "on")], Err(64)),
+        (&[("listen", "0.0.0.0:9464"), ("web_page", "on"), token], Ok(true)),
+        (&[("listen", "0.0.0.0:9464"), ("web_token_file", "/run/token")], Ok(true)),
+    ] {
+        let served = resolve_all(given, [], "").unwrap().serves_page();
+        assert_eq!(served.map_err(|error| error.exit_code()), want, "{given:?}");
+    }
+}
+
+#[test]
+fn a_token_shows_in_no_output_and_in_no_error() {
+    let config = resolve_all(&[("web_token", "s3cret-s3cret-s3cret")], [], "").unwrap();
+    assert_eq!(shown(&config, "web_token").0, "\"REDACTED\"");
+    assert!(!format!("{config:?}").contains("s3cret"));
+    for bad in ["s3cret", "s3cret s3cret s3cret", "s3cret-s3cret-s3crét"] {
+        let error = resolve_all(&[("web_token", bad)], [], "").unwrap_err().to_string();
+        assert!(!error.contains("s3cr") && error.contains("16 to 256"), "{error}");
+    }
+}
+
+#[test]
 fn every_key_is_resolved_once_and_in_order() {
     let config = resolve_all(&[], [], "").unwrap();
     let names: Vec<_> = config.settings().iter().map(|s| s.key.name).collect();
@@ -88,14 +117,23 @@ fn every_key_can_be_set_by_its_flag_its_variable_and_the_file() {
         let (text, want) = match key.name {
             "pid" => ("7", "[7]"),
             "exe" => ("/bin/sh", "[\"/bin/sh\"]"),
-            "all" => ("false", "false"),
+            "all" | "opt_in" => ("true", "true"),
+            "only_exe" | "only_user" | "only_container" | "only_namespace" | "only_pod" | "only_label" => {
+                ("a", "[\"a\"]")
+            }
+            "kubelet_url" => ("https://h:10250", "\"https://h:10250\""),
+            "kubelet_token_file" | "kubelet_ca_file" | "host_root" => ("/f", "\"/f\""),
+            "node_name" => ("node", "\"node\""),
+            "plain_http" | "web_page" => ("off", "\"off\""),
+            "web_token" => ("0123456789abcdef", "\"REDACTED\""),
+            "web_token_file" => ("/run/token", "\"/run/token\""),
             "phases" => ("false", "false"),
-            "plain_http" => ("off", "\"off\""),
             "listen" => ("[::1]:1", "\"[::1]:1\""),
             "prometheus_port" => ("9100", "9100"),
             "otlp" | "jaeger_endpoint" => ("http://h:1", "\"http://h:1\""),
             "jsonl" => ("-", "\"-\""),
-            "capture_content" => ("true", "true"),
+            "cache_dir" => ("/x/y", "\"/x/y\""),
+            "capture_content" | "join_by_content" => ("true", "true"),
             "service_name" => ("name", "\"name\""),
             "enable_telemetry" => ("false", "false"),
             "telemetry_sample_rate" => ("0.5", "0.5"),
@@ -188,12 +226,12 @@ fn a_bad_value_is_named_with_key_origin_and_what_is_allowed() {
             64,
         ),
         (&[("exe", "python3")], ("SHELL", ""), "", "exe in flag --exe is \"python3\"; expected an absolute path", 64),
+        (&[("all", "maybe")], ("SHELL", ""), "", "all in flag --all is \"maybe\"; expected true or false", 64),
         (
-            &[("all", "true")],
+            &[("node_name", "a/b")],
             ("SHELL", ""),
             "",
-            "all in flag --all is \"true\"; expected false (observing every process is not available in this version; \
-             name processes with pid or exe)",
+            "node_name in flag --node-name is \"a/b\"; expected a name without spaces, up to 253 characters",
             64,
         ),
         (

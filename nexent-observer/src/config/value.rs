@@ -18,6 +18,15 @@ pub enum Listen {
     On(SocketAddr),
 }
 
+/// Where findings are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CacheDir {
+    /// Nowhere.
+    Off,
+    /// In this directory.
+    At(PathBuf),
+}
+
 /// Where JSON lines go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JsonlTarget {
@@ -47,11 +56,64 @@ pub enum Semconv {
     Both,
 }
 
+/// Whether the page is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WebPage {
+    /// Where nobody can reach it who may not see it.
+    Auto,
+    /// Yes, or the observer does not start.
+    On,
+    /// No.
+    Off,
+}
+
+/// A token. `Debug` leaves it out.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Takes a token that is long enough to be none that is guessed, and that fits into a header.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let fits = (16..=256).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
+        fits.then(|| Self(text.to_owned()))
+    }
+
+    /// The token itself.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(REDACTED)
+    }
+}
+
 /// A URL of scheme http or https with a host. May hold a password: `Debug` and `Display` leave it out.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Endpoint(String);
 
+/// Where a node's pods are listed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kubelet {
+    /// At the API server, where there is one.
+    Auto,
+    /// Nowhere.
+    Off,
+    /// Here.
+    At(Endpoint),
+}
+
 impl Endpoint {
+    /// A URL of scheme http or https with a host.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        endpoint(text)
+    }
+
     /// The URL as configured, with its secrets.
     #[must_use]
     pub fn expose(&self) -> &str {
@@ -106,7 +168,7 @@ macro_rules! shown_as_is {
         })*
     };
 }
-shown_as_is!(bool, u16, u32, u64, usize, f64, String, Vec<u32>, Vec<PathBuf>);
+shown_as_is!(bool, u16, u32, u64, usize, f64, String, PathBuf, Vec<u32>, Vec<PathBuf>, Vec<String>);
 
 impl<T: Shown> Shown for Option<T> {
     fn shown(&self) -> Value {
@@ -127,6 +189,15 @@ impl Shown for WhenKnown {
 impl Shown for Vec<ModelFile> {
     fn shown(&self) -> Value {
         self.iter().map(|file| format!("{}={}", file.models.as_str(), file.path.display())).collect()
+    }
+}
+
+impl Shown for CacheDir {
+    fn shown(&self) -> Value {
+        match self {
+            Self::Off => "off".into(),
+            Self::At(path) => path.to_string_lossy().into(),
+        }
     }
 }
 
@@ -167,12 +238,38 @@ impl Shown for PlainHttp {
     }
 }
 
+impl Shown for WebPage {
+    fn shown(&self) -> Value {
+        match self {
+            Self::Auto => json!("auto"),
+            Self::On => json!("on"),
+            Self::Off => json!("off"),
+        }
+    }
+}
+
+impl Shown for Secret {
+    fn shown(&self) -> Value {
+        json!(REDACTED)
+    }
+}
+
 impl Shown for Semconv {
     fn shown(&self) -> Value {
         match self {
             Self::V1_41 => json!("v1.41"),
             Self::V2026 => json!("2026"),
             Self::Both => json!("both"),
+        }
+    }
+}
+
+impl Shown for Kubelet {
+    fn shown(&self) -> Value {
+        match self {
+            Self::Auto => json!("auto"),
+            Self::Off => json!("off"),
+            Self::At(endpoint) => endpoint.shown(),
         }
     }
 }
@@ -266,6 +363,10 @@ pub(super) fn listen(text: &str) -> Option<Listen> {
     }
 }
 
+pub(super) fn cache_dir(text: &str) -> Option<CacheDir> {
+    if text.trim() == "off" { Some(CacheDir::Off) } else { absolute_path(text).map(CacheDir::At) }
+}
+
 pub(super) fn jsonl(text: &str) -> Option<JsonlTarget> {
     match text {
         "" => None,
@@ -295,6 +396,25 @@ pub(super) fn service_name(text: &str) -> Option<String> {
     (!name.is_empty() && name.len() <= 255 && !name.contains(char::is_control)).then(|| name.to_owned())
 }
 
+pub(super) fn pattern(text: &str) -> Option<String> {
+    ((1..=4096).contains(&text.len()) && !text.contains(char::is_control)).then(|| text.to_owned())
+}
+
+pub(super) fn node_name(text: &str) -> Option<String> {
+    // It becomes part of a URL. Names of nodes are names of DNS (Kubernetes, "Nodes").
+    let name = text.trim();
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.');
+    ((1..=253).contains(&name.len()) && name.chars().all(fits)).then(|| name.to_owned())
+}
+
+pub(super) fn kubelet(text: &str) -> Option<Kubelet> {
+    match text.trim() {
+        "auto" => Some(Kubelet::Auto),
+        "off" | "false" => Some(Kubelet::Off),
+        url => endpoint(url).map(Kubelet::At),
+    }
+}
+
 pub(super) fn log_level(text: &str) -> Option<tracing::level_filters::LevelFilter> {
     // Not `parse` alone: it also takes the digits 0 to 5, whose order nobody remembers.
     let text = text.trim().to_ascii_lowercase();
@@ -306,6 +426,20 @@ pub(super) fn semconv(text: &str) -> Option<Semconv> {
         "v1.41" => Some(Semconv::V1_41),
         "2026" => Some(Semconv::V2026),
         "both" => Some(Semconv::Both),
+        _ => None,
+    }
+}
+
+pub(super) fn secret(text: &str) -> Option<Secret> {
+    Secret::parse(text.trim())
+}
+
+pub(super) fn web_page(text: &str) -> Option<WebPage> {
+    match text.trim() {
+        "auto" => Some(WebPage::Auto),
+        // YAML's words for true and false, too.
+        "on" | "true" => Some(WebPage::On),
+        "off" | "false" => Some(WebPage::Off),
         _ => None,
     }
 }

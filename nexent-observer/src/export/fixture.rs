@@ -14,14 +14,14 @@ use super::{Observed, Service};
 
 const MS: u64 = 1_000_000;
 /// Request start of every fixture.
-pub(super) const START: u64 = 1_000_000_000_000;
+pub(crate) const START: u64 = 1_000_000_000_000;
 
 fn at(ms: u64) -> Option<MonoNs> {
     Some(MonoNs(START + ms * MS))
 }
 
 /// The timeline of a stream with output chunks at these times, made by the stage that makes it.
-pub(super) fn timeline(chunks: impl IntoIterator<Item = (MonoNs, Option<u32>)>) -> Timeline {
+pub(crate) fn timeline(chunks: impl IntoIterator<Item = (MonoNs, Option<u32>)>) -> Timeline {
     let limits = Limits { timeline_bytes: 1 << 20, ..Limits::default() };
     let id = ExchangeId { conn: ConnId(1), no: 0 };
     let mut timing = Timing::new(id, 1, None, &Options::default(), &limits);
@@ -45,7 +45,7 @@ pub(super) fn timeline(chunks: impl IntoIterator<Item = (MonoNs, Option<u32>)>) 
 }
 
 /// A streamed chat answer: 5 output chunks in 4 reads, 10 tokens by usage.
-pub(super) fn completed() -> Exchange {
+pub(crate) fn completed() -> Exchange {
     let chunk = |ms| (MonoNs(START + ms * MS), None);
     Exchange {
         id: ExchangeId { conn: ConnId(17), no: 3 },
@@ -61,6 +61,7 @@ pub(super) fn completed() -> Exchange {
         }),
         tid: Some(4243),
         said: None,
+        cause: None,
         call: Call {
             provider: Some("openai"),
             operation: "chat",
@@ -126,7 +127,7 @@ pub(super) fn completed() -> Exchange {
 }
 
 /// An answer 429 with an error body.
-pub(super) fn failed() -> Exchange {
+pub(crate) fn failed() -> Exchange {
     let mut exchange = completed();
     exchange.id.no = 4;
     exchange.call.traceparent = None;
@@ -155,7 +156,7 @@ pub(super) fn failed() -> Exchange {
 }
 
 /// A stream that was joined after its request, with a stall and an unknown loss.
-pub(super) fn joined() -> Exchange {
+pub(crate) fn joined() -> Exchange {
     let mut exchange = completed();
     exchange.id.no = 5;
     exchange.call.traceparent = None;
@@ -189,7 +190,7 @@ pub(super) fn joined() -> Exchange {
     exchange
 }
 
-pub(super) fn service() -> Arc<Service> {
+pub(crate) fn service() -> Arc<Service> {
     Arc::new(Service {
         name: "nexent-backend".into(),
         pid: 4242,
@@ -199,13 +200,13 @@ pub(super) fn service() -> Arc<Service> {
     })
 }
 
-pub(super) fn observed(exchange: Exchange) -> Observed {
-    Observed { exchange, service: service(), endpoint: None }
+pub(crate) fn observed(exchange: Exchange) -> Observed {
+    Observed { exchange, service: service(), endpoint: None, served: None }
 }
 
 /// Compares `text` with a file of `golden/`; with `UPDATE_GOLDEN=1` writes it there instead, to be read before it is
 /// committed.
-pub(super) fn golden(name: &str, text: &str) {
+pub(crate) fn golden(name: &str, text: &str) {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/export/golden").join(name);
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         std::fs::write(&path, text).unwrap();

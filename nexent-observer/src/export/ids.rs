@@ -1,11 +1,18 @@
-//! Identity of a span: that of the call's own `traceparent` where it has one, else random.
+//! Identity of a span: what a hook or a `traceparent` says, else that of the request that caused it, else random.
 
-use std::{collections::VecDeque, fmt};
+use std::{
+    collections::VecDeque,
+    fmt,
+    hash::{BuildHasher, RandomState},
+    sync::LazyLock,
+};
 
 use nexent_observer_core::{
+    chain::parse_traceparent,
+    event::{Role, Said},
     limits::RETRIES,
     llm::Call,
-    timing::{Exchange, ExchangeId, Outcome},
+    timing::{Exchange, ExchangeId, Outcome, Served},
 };
 
 /// 16 bytes, never all zero.
@@ -27,28 +34,71 @@ pub struct SpanIds {
     pub parent: Option<SpanId>,
 }
 
+/// What may say where a span belongs, strongest first.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Parents<'a> {
+    /// A hook in the process.
+    pub said: Option<&'a Said>,
+    /// `traceparent` of the call.
+    pub traceparent: Option<&'a str>,
+    /// The span of the request that caused it.
+    pub served: Option<SpanIds>,
+}
+
 impl SpanIds {
-    /// Identity for the span of an exchange. What a hook in the process said is stronger than what the call carries.
+    /// Identity for the span of an exchange; `served` is the span of the request that caused it.
     #[must_use]
-    pub fn of_exchange(exchange: &Exchange) -> Self {
-        match exchange.said.as_deref() {
-            Some(said) => Self {
-                trace: TraceId(said.trace_id.to_be_bytes()),
-                span: SpanId(random()),
-                parent: Some(SpanId(said.span_id.to_be_bytes())),
-            },
-            None => Self::of_call(&exchange.call),
+    pub fn of_exchange(exchange: &Exchange, served: Option<Self>) -> Self {
+        if exchange.role == Role::Server {
+            return Self::of_request(exchange.id, exchange.call.traceparent.as_deref());
         }
+        let (said, traceparent) = (exchange.said.as_deref(), exchange.call.traceparent.as_deref());
+        Self::of_child(&Parents { said, traceparent, served })
     }
 
     /// Identity for the span of a call.
     #[must_use]
     pub fn of_call(call: &Call) -> Self {
-        let parent = call.traceparent.as_deref().and_then(parse_traceparent);
+        Self::of_child(&Parents { traceparent: call.traceparent.as_deref(), ..Parents::default() })
+    }
+
+    /// Identity for the span of a request that the process serves: the same each time it is asked for, so that its calls, which
+    /// end before it, can be below it.
+    #[must_use]
+    pub fn of_served(served: &Served) -> Self {
+        Self::of_request(served.id, served.traceparent.as_deref())
+    }
+
+    fn of_request(id: ExchangeId, traceparent: Option<&str>) -> Self {
+        static KEYS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        let number = |salt: u8| KEYS.hash_one((id, salt)).max(1);
+        let parent = traceparent.and_then(parse_traceparent);
+        let own = u128::from(number(0)) << 64 | u128::from(number(1));
         Self {
-            trace: parent.map_or_else(|| TraceId(random()), |(trace, _)| trace),
-            span: SpanId(random()),
-            parent: parent.map(|(_, span)| span),
+            trace: TraceId(parent.map_or(own, |(trace, _)| trace).to_be_bytes()),
+            span: SpanId(number(2).to_be_bytes()),
+            parent: parent.map(|(_, span)| SpanId(span.to_be_bytes())),
+        }
+    }
+
+    /// Identity for the span of something that has been caused.
+    #[must_use]
+    pub fn of_child(parents: &Parents<'_>) -> Self {
+        let Parents { said, traceparent, served } = *parents;
+        let span = SpanId(random());
+        if let Some(said) = said {
+            let (trace, parent) = (TraceId(said.trace_id.to_be_bytes()), SpanId(said.span_id.to_be_bytes()));
+            return Self { trace, span, parent: Some(parent) };
+        }
+        if let Some((trace, parent)) = traceparent.and_then(parse_traceparent) {
+            let (trace, parent) = (TraceId(trace.to_be_bytes()), SpanId(parent.to_be_bytes()));
+            // A header that is handed on as it came in names the span before the request that handed it on.
+            let handed_on = served.filter(|served| served.trace == trace && served.parent == Some(parent));
+            return Self { trace, span, parent: Some(handed_on.map_or(parent, |served| served.span)) };
+        }
+        match served {
+            Some(served) => Self { trace: served.trace, span, parent: Some(served.span) },
+            None => Self { trace: TraceId(random()), span, parent: None },
         }
     }
 }
@@ -116,41 +166,6 @@ fn random<const N: usize>() -> [u8; N] {
     bytes
 }
 
-/// Trace and span of a `traceparent` (W3C Trace Context section 3.2.2). `None` when it is not valid.
-fn parse_traceparent(value: &str) -> Option<(TraceId, SpanId)> {
-    let mut fields = value.trim().split('-');
-    let version: [u8; 1] = hex(fields.next()?)?;
-    let trace: [u8; 16] = hex(fields.next()?)?;
-    let span: [u8; 8] = hex(fields.next()?)?;
-    let _flags: [u8; 1] = hex(fields.next()?)?;
-    // Version 0 has exactly four fields; a later one may add fields; 255 is forbidden.
-    let version_ok = match version {
-        [0] => fields.next().is_none(),
-        [v] => v != 0xff,
-    };
-    (version_ok && trace != [0; 16] && span != [0; 8]).then_some((TraceId(trace), SpanId(span)))
-}
-
-/// Lower-case hex of exactly `N` bytes.
-fn hex<const N: usize>(text: &str) -> Option<[u8; N]> {
-    let text = text.as_bytes();
-    if text.len() != 2 * N {
-        return None;
-    }
-    let digit = |b: u8| match b {
-        b'0'..=b'9' => Some(b - b'0'),
-        b'a'..=b'f' => Some(b - b'a' + 10),
-        _ => None,
-    };
-    let mut out = [0; N];
-    for (slot, pair) in out.iter_mut().zip(text.chunks_exact(2)) {
-        if let [high, low] = *pair {
-            *slot = digit(high)? << 4 | digit(low)?;
-        }
-    }
-    Some(out)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -203,6 +218,31 @@ mod tests {
         assert_eq!(spans.0.len(), RETRIES);
         assert_eq!(spans.link(&retry(ExchangeId { no: 0, ..failed.id }), of(None)), None);
         assert_eq!(spans.link(&retry(ExchangeId { no: 1, ..failed.id }), of(None)), Some(first));
+    }
+
+    #[test]
+    fn a_served_request_has_one_identity_and_its_calls_are_below_it() {
+        let id = |no| ExchangeId { conn: nexent_observer_core::event::ConnId(5), no };
+        let served = |no, traceparent: Option<&str>| Served {
+            id: id(no),
+            endpoint: None,
+            peer: None,
+            start: nexent_observer_core::event::MonoNs(1),
+            traceparent: traceparent.map(Box::from),
+        };
+        let one = SpanIds::of_served(&served(1, None));
+        assert_eq!(one, SpanIds::of_served(&served(1, None)));
+        assert_ne!(one.trace, SpanIds::of_served(&served(2, None)).trace);
+        assert_eq!(one.parent, None);
+        let header = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let traced = SpanIds::of_served(&served(1, Some(header)));
+        assert_eq!((traced.trace.to_string(), traced.span), ("4bf92f3577b34da6a3ce929d0e0e4736".into(), one.span));
+        assert_eq!(traced.parent.unwrap().to_string(), "00f067aa0ba902b7");
+        let child = |served, traceparent| SpanIds::of_child(&Parents { said: None, traceparent, served });
+        assert_eq!(child(Some(one), None).parent, Some(one.span));
+        let own = "00-4bf92f3577b34da6a3ce929d0e0e4736-00000000000000aa-01";
+        assert_eq!(child(Some(traced), Some(own)).parent.unwrap().to_string(), "00000000000000aa");
+        assert_eq!(child(Some(traced), Some(header)).parent, Some(traced.span), "handed on as it came in");
     }
 
     #[test]

@@ -277,6 +277,7 @@ struct Record<'a> {
     trace_id: String,
     span_id: String,
     parent_rule: Option<&'a str>,
+    parent_span_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     output_text: Option<&'a str>,
 }
@@ -311,7 +312,7 @@ impl Serialize for Chunks<'_> {
 
 impl<'a> Record<'a> {
     fn new(observed: &'a Observed, ids: &SpanIds) -> Self {
-        let Observed { exchange, service, endpoint } = observed;
+        let Observed { exchange, service, endpoint, served: _ } = observed;
         // Taken apart completely: a new field must be given a place here or be left out on purpose.
         let Exchange {
             id,
@@ -357,7 +358,8 @@ impl<'a> Record<'a> {
             end_to_end_rate,
             bytes_lost,
             output_text,
-            said,
+            said: _,
+            cause,
         } = exchange;
         let ns = |at: &Option<MonoNs>| at.map(|MonoNs(ns)| ns);
         // A joined exchange has no request, and with it none of these: unknown is null.
@@ -420,7 +422,8 @@ impl<'a> Record<'a> {
             timeline_truncated: chunks.truncated(),
             trace_id: ids.trace.to_string(),
             span_id: ids.span.to_string(),
-            parent_rule: said.as_ref().map(|_| "hook"),
+            parent_rule: cause.as_ref().map(|cause| cause.rule.as_str()),
+            parent_span_id: ids.parent.map(|parent| parent.to_string()),
             output_text: output_text.as_deref(),
         }
     }
@@ -512,7 +515,7 @@ mod tests {
             request_start_ns, request_written_ns, request_sent_ns, first_byte_ns, first_chunk_ns, first_token_ns, last_token_ns, end_ns, \
             ttft_s, duration_s, decode_tokens_per_s, end_to_end_tokens_per_s, usage, chunks, stalls, stall_causes, \
             first_token_cause, late_reads, read_delay_max_ns, read_delay_ns, retransmits, socket_source, bytes_lost, \
-            timeline_truncated, trace_id, span_id, parent_rule";
+            timeline_truncated, trace_id, span_id, parent_rule, parent_span_id";
         let line = text(fixture::completed());
         let mut from = 0;
         for key in keys.split(", ") {

@@ -68,6 +68,7 @@ struct Admitted {
     provider: Values,
     model: Values,
     endpoint: Values,
+    route: Values,
     error_type: Values,
     cap: usize,
     calls: HashSet<CallLabels>,
@@ -90,6 +91,7 @@ impl Labels {
             provider: values("provider", provider),
             model: values("model", model),
             endpoint: values("endpoint", endpoint),
+            route: values("route", endpoint),
             error_type: values("error_type", error_type),
             cap: series,
             calls: HashSet::new(),
@@ -132,6 +134,13 @@ impl Labels {
         // Counted among the combinations of finished calls: a stream becomes one when it ends.
         let [service, provider, model, _] = self.call(service, provider, model, None);
         [service, provider, model]
+    }
+
+    /// A route of a served request, which is no label: as many are shown as of `endpoint`. `None`: one too many.
+    pub(super) fn route(&self, route: &str) -> Option<Value> {
+        let mut admitted = self.admitted.lock().unwrap_or_else(PoisonError::into_inner);
+        let value = admitted.route.admit(Some(route), &self.health);
+        (*value != *OTHER).then_some(value)
     }
 
     /// Value of `error_type` for a call with these labels.
@@ -210,6 +219,15 @@ mod tests {
         // One that was admitted stays itself.
         assert_eq!(labels.call("s", Some("p"), Some("m7"), None)[2].as_ref(), "m7");
         assert_eq!(labels.call("s", Some("p"), Some("m9999"), None)[2].as_ref(), "other");
+    }
+
+    #[test]
+    fn only_so_many_routes_are_shown_and_they_take_no_room_from_endpoints() {
+        let health = Arc::new(Health::new(&Register::default()).unwrap());
+        let labels = Labels::new(Caps { endpoint: 10, ..Caps::default() }, health);
+        let shown = (0..100).filter(|i| labels.route(&format!("/r{i}")).is_some()).count();
+        assert_eq!(shown, 10);
+        assert_eq!(labels.call("s", None, None, Some("POST /agent/run"))[3].as_ref(), "POST /agent/run");
     }
 
     #[test]

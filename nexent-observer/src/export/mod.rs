@@ -13,7 +13,8 @@ pub mod breakdown;
 pub mod clock;
 pub mod env;
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
+pub mod history;
 pub mod ids;
 pub mod jsonl;
 mod labels;
@@ -23,6 +24,7 @@ pub mod policy;
 pub mod prometheus;
 mod queue;
 mod view;
+pub mod work;
 
 pub use labels::Caps;
 
@@ -35,6 +37,8 @@ pub struct Observed {
     pub service: Arc<Service>,
     /// Inbound endpoint of the service that caused the call, as a route (`POST /agent/run`), where known.
     pub endpoint: Option<Arc<str>>,
+    /// The span of the request that caused the call, where it is known.
+    pub served: Option<ids::SpanIds>,
 }
 
 /// An observed service: becomes the label `service`, and one OTLP resource. Two exchanges with an equal `Service`
@@ -73,6 +77,8 @@ pub struct Exports {
     pub live: Arc<live::Live>,
     /// Spans of calls that may be tried again.
     pub failed: ids::FailedSpans,
+    /// The last exchanges, for the page and the terminal.
+    pub history: Arc<history::History>,
     /// JSON lines, where asked for.
     pub jsonl: Option<jsonl::Jsonl>,
     /// OTLP, where an endpoint is configured.
@@ -86,33 +92,65 @@ pub struct Exports {
 impl Exports {
     /// Gives one exchange to every exporter; returns the identity of its span, which is made whether or not the span is
     /// exported, so that a line and a span can be found from each other.
-    pub fn export(&mut self, mut observed: Observed) -> ids::SpanIds {
-        let Self { policy, prometheus, live: _, failed, jsonl, otlp, health, clock } = self;
-        let ids = ids::SpanIds::of_exchange(&observed.exchange);
-        let retry_of = failed.link(&observed.exchange, ids);
-        let slow = policy.slow(&observed.exchange);
-        prometheus.record(&observed, slow);
-        if let Some(jsonl) = jsonl {
-            jsonl.write(&observed, &ids);
-        }
-        if let Some(otlp) = otlp {
-            otlp.measure(&observed);
-            let kept = policy.kept(&observed.exchange, slow);
-            health.kept(kept.reasons());
-            if policy.samples(kept, &ids) {
-                // Text goes to the line only: a queue of spans must not hold megabytes of answers.
-                observed.exchange.output_text = None;
-                otlp.span(otlp::Finished { observed, ids, retry_of, kept, offset: clock.offset() });
-            } else {
-                health.sampled_out.inc();
-            }
+    pub fn export(&mut self, observed: Observed) -> ids::SpanIds {
+        let (ids, finished) = self.record(observed);
+        if let Some(finished) = finished {
+            self.span(finished);
         }
         ids
     }
 
+    /// The same but for the span, which is given back, if it is to be exported.
+    pub fn record(&mut self, mut observed: Observed) -> (ids::SpanIds, Option<Box<otlp::Finished>>) {
+        let Self { policy, prometheus, live: _, failed, history, jsonl, otlp, health, clock } = self;
+        let ids = ids::SpanIds::of_exchange(&observed.exchange, observed.served);
+        let retry_of = failed.link(&observed.exchange, ids);
+        let slow = policy.slow(&observed.exchange);
+        prometheus.record(&observed, slow);
+        history.add(&observed, slow, &ids, clock.offset());
+        if let Some(jsonl) = jsonl {
+            jsonl.write(&observed, &ids);
+        }
+        let Some(otlp) = otlp else { return (ids, None) };
+        otlp.measure(&observed);
+        let kept = policy.kept(&observed.exchange, slow);
+        health.kept(kept.reasons());
+        if !policy.samples(kept, &ids) {
+            health.sampled_out.inc();
+            return (ids, None);
+        }
+        // Text goes to the line only: a queue of spans must not hold megabytes of answers.
+        observed.exchange.output_text = None;
+        let offset = clock.offset();
+        (ids, Some(Box::new(otlp::Finished { observed, ids, retry_of, kept, offset, named: None })))
+    }
+
+    /// Exports the span of an exchange.
+    pub fn span(&self, finished: Box<otlp::Finished>) {
+        if let Some(otlp) = &self.otlp {
+            otlp.span(otlp::Item::Call(finished));
+        }
+    }
+
+    /// Exports another span, if its trace is sampled or it failed.
+    pub fn work(&mut self, work: work::Work) {
+        let Some(otlp) = &self.otlp else { return };
+        if work.failed || work.ids.trace.fraction() < self.policy.sample_rate {
+            otlp.span(otlp::Item::Work(Box::new(work), self.clock.offset()));
+        } else {
+            self.health.sampled_out.inc();
+        }
+    }
+
+    /// What may be shown of a route, which comes from the network: a fixed number of values.
+    #[must_use]
+    pub fn route(&self, route: &str) -> Option<Arc<str>> {
+        self.prometheus.route(route)
+    }
+
     /// Delivers what is queued, for at most `deadline` in all; what is left then is counted as dropped.
     pub async fn shutdown(self, deadline: Duration) {
-        let Self { policy: _, prometheus: _, live: _, failed: _, jsonl, otlp, health: _, clock: _ } = self;
+        let Self { policy: _, prometheus: _, live: _, failed: _, history: _, jsonl, otlp, health: _, clock: _ } = self;
         let lines = async {
             if let Some(jsonl) = jsonl {
                 jsonl.shutdown(deadline).await;
@@ -143,6 +181,7 @@ mod tests {
             prometheus: Arc::new(prometheus.unwrap()),
             live,
             failed: ids::FailedSpans::default(),
+            history: Arc::default(),
             jsonl,
             otlp,
             health,

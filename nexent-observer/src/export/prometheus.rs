@@ -90,9 +90,14 @@ impl Prometheus {
         })
     }
 
+    /// What may be shown of a route; `None`: it is one too many.
+    pub(super) fn route(&self, route: &str) -> Option<Arc<str>> {
+        self.labels.route(route)
+    }
+
     /// Counts one exchange.
     pub fn record(&self, observed: &Observed, slow: Slow) {
-        let Observed { exchange, service, endpoint } = observed;
+        let Observed { exchange, service, endpoint, served: _ } = observed;
         let labels =
             self.labels.call(&service.name, view::provider(exchange), view::model(exchange), endpoint.as_deref());
         self.requests.with_label_values(&labels).inc();
@@ -168,7 +173,7 @@ impl LiveGauges {
         for sums in self.sums.values_mut() {
             *sums = (0, 0.0);
         }
-        for stream in live.get().iter() {
+        for stream in &live.get().streams {
             let key = labels.stream(&stream.service.name, stream.provider, stream.model.as_deref());
             let sums = self.sums.entry(key).or_default();
             sums.0 += 1;
@@ -192,7 +197,11 @@ mod tests {
 
     use super::*;
     use crate::{
-        export::{fixture, live::LiveStream, policy::Policy},
+        export::{
+            fixture,
+            live::{LiveStream, Snapshot},
+            policy::Policy,
+        },
         telemetry::{DropCause, Exporter, KernelCounts, Kind, Signal},
     };
 
@@ -224,6 +233,7 @@ mod tests {
 
     fn stream(model: Option<&str>, rate: Option<f64>) -> LiveStream {
         LiveStream {
+            id: fixture::completed().id,
             service: fixture::service(),
             provider: Some("openai"),
             model: model.map(str::to_owned),
@@ -234,6 +244,7 @@ mod tests {
             chunks: 0,
             tokens: None,
             tokens_per_second: rate,
+            ticks: Vec::new(),
         }
     }
 
@@ -299,7 +310,10 @@ mod tests {
     #[test]
     fn gauges_are_those_of_the_last_snapshot_and_fall_to_zero() {
         let bench = bench(Caps::default());
-        bench.live.set(vec![stream(Some("a"), Some(30.0)), stream(Some("a"), Some(12.5)), stream(None, None)]);
+        bench.live.set(Snapshot {
+            streams: vec![stream(Some("a"), Some(30.0)), stream(Some("a"), Some(12.5)), stream(None, None)],
+            ..Snapshot::default()
+        });
         let text = bench.prometheus.render().unwrap();
         let line = |name: &str, model: &str| {
             format!("{name}{{model=\"{model}\",provider=\"openai\",service=\"nexent-backend\"}}")
@@ -307,7 +321,7 @@ mod tests {
         assert!(text.contains(&(line("llm_active_streams", "a") + " 2\n")));
         assert!(text.contains(&(line("llm_live_tokens_per_second", "a") + " 42.5\n")));
         assert!(text.contains(&(line("llm_active_streams", "unknown") + " 1\n")));
-        bench.live.set(Vec::new());
+        bench.live.set(Snapshot { streams: Vec::new(), ..Snapshot::default() });
         let text = bench.prometheus.render().unwrap();
         assert!(text.contains(&(line("llm_active_streams", "a") + " 0\n")));
         assert!(text.contains(&(line("llm_live_tokens_per_second", "a") + " 0\n")));
@@ -340,9 +354,10 @@ mod tests {
         let mut other = fixture::failed();
         other.request.model = Some("another".into());
         record(&bench, other);
-        bench.live.set(vec![stream(None, None)]);
+        bench.live.set(Snapshot { streams: vec![stream(None, None)], ..Snapshot::default() });
         bench.health.core(&Stats::default());
         bench.health.kernel(KernelCounts::default());
+        bench.health.census(crate::probe::targets::Census::default());
         bench.health.held_capabilities(&[("CAP_SYS_ADMIN".to_owned(), "attaching")]);
         bench.health.channel(Exporter::Otlp, Signal::Spans).dropped(DropCause::QueueFull, 1);
         let text = bench.prometheus.render().unwrap();

@@ -1,13 +1,15 @@
-//! What in-process hooks say (docs/hooks.md): which endpoint the next write of a thread is for.
+//! What in-process hooks say (docs/hooks.md): which endpoint the next write of a thread is for, and what spans there are.
 
 pub mod message;
+pub mod spans;
 
 use std::sync::Arc;
 
-use nexent_observer_core::event;
+use nexent_observer_core::{event, pipeline::Pipeline};
 
 use crate::ring::Announcement;
 use message::{Kind, Message};
+use spans::Spans;
 
 /// To what the next write of a thread belongs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,11 +27,13 @@ pub struct Hooks {
     pub heard: u64,
     /// Announcements that were not: too long, unreadable, no JSON, or of another version.
     pub not_understood: u64,
+    /// The spans that hooks begin and end.
+    pub spans: Spans,
 }
 
 impl Hooks {
     /// Takes in one announcement; gives what the core has to know of it.
-    pub fn take(&mut self, announcement: &Announcement<'_>) -> Option<Said> {
+    pub fn take(&mut self, announcement: &Announcement<'_>, pipeline: &Pipeline) -> Option<Said> {
         let Some(message) = message::parse(announcement.text) else {
             self.not_understood += 1;
             return None;
@@ -37,7 +41,10 @@ impl Hooks {
         self.heard += 1;
         match message.k {
             Kind::Write => Some(Said { tid: announcement.tid, said: said(&message) }),
-            Kind::Begin | Kind::Set | Kind::Event | Kind::End => None,
+            Kind::Begin | Kind::Set | Kind::Event | Kind::End => {
+                self.spans.hear(announcement, &message, pipeline);
+                None
+            }
         }
     }
 }
@@ -51,12 +58,13 @@ fn said(message: &Message<'_>) -> Option<Arc<event::Said>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nexent_observer_core::event::MonoNs;
+    use nexent_observer_core::{event::MonoNs, limits::Limits, timing::Options};
 
     fn take(text: &str) -> (Option<Said>, u64, u64) {
         let mut hooks = Hooks::default();
         let announcement = Announcement { at: MonoNs(5), pid: 7, tid: 8, text: text.as_bytes() };
-        let said = hooks.take(&announcement);
+        let pipeline = Pipeline::new(Limits::default(), Options::default());
+        let said = hooks.take(&announcement, &pipeline);
         (said, hooks.heard, hooks.not_understood)
     }
 

@@ -4,20 +4,20 @@ use std::{
     collections::{HashMap, HashSet},
     io,
     path::{Path, PathBuf},
-    sync::mpsc,
-    thread,
     time::Duration,
 };
 
 use nexent_observer_common::{cookie::Scope, state::Conn};
 
 use super::{
+    cache::Cache,
     hookpoint::Cost,
-    kernel::{Attached, KernelError, KernelHalf, Turn},
+    kernel::{Attached, KernelError, KernelHalf, Sockets, Turn},
     library::{Libraries, Library},
-    plain::{PATIENCE, PlainHttp, PlainLinks},
+    plain::{Listeners, PATIENCE, PlainHttp, PlainLinks},
     plan::{FamilyPlan, Hook},
     process::{FileId, MappedFile, Process},
+    undertaker::Undertaker,
 };
 use crate::privileges;
 
@@ -43,8 +43,8 @@ pub enum AttachError {
     /// Nothing to hook.
     #[error(
         "process {pid} ({exe}) has no TLS library that can be hooked: none of its {files} mapped files has SSL_read and \
-         SSL_write; if it loads one later, attach again then (Go, rustls and Java are not supported by this version). With \
-         plain_http auto or on it can be observed all the same"
+         SSL_write, GnuTLS, Go's crypto/tls or rustls with aws-lc{why}; if it loads one later, attach again then. With plain_http auto or \
+         on it can be observed all the same"
     )]
     NoTls {
         /// Which.
@@ -53,6 +53,14 @@ pub enum AttachError {
         exe: String,
         /// Files looked into.
         files: usize,
+        /// What was found and is not hooked, as the end of a half-sentence.
+        why: String,
+    },
+    /// It is being looked into.
+    #[error("the files that process {pid} has mapped are still being searched for TLS; try again")]
+    Searching {
+        /// Which.
+        pid: u32,
     },
     /// The kernel would kill the target.
     #[error(
@@ -90,6 +98,17 @@ pub struct Hooked {
     pub plan: FamilyPlan,
 }
 
+/// How a process is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    /// With probes of its own, as long as there is room for them.
+    Own,
+    /// With probes that it shares with others: then its children are observed from their first instruction.
+    Shared,
+    /// Likewise, and nobody asked for this very process: without TLS it is left alone unless it listens.
+    Found,
+}
+
 /// What was attached to a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AttachReport {
@@ -114,8 +133,8 @@ struct Observed {
     libraries: HashMap<FileId, Vec<Attached>>,
     /// Number of files that were mapped executable when it was last looked at.
     files: usize,
-    /// Whether its sockets are looked at for plain HTTP.
-    plain: bool,
+    /// What its sockets are looked at for.
+    sockets: Sockets,
 }
 
 /// Probes of a scope that a process has left; kept until no call that began in it is in flight.
@@ -135,7 +154,8 @@ pub struct Attacher {
     leaving: Vec<Leaving>,
     per_process_limit: usize,
     plain_http: PlainHttp,
-    /// Tracepoints of plain HTTP, while a process needs them.
+    listeners: Listeners,
+    /// Tracepoints of sockets, while a process needs them.
     plain: Option<PlainLinks>,
     /// They stay, because a process that comes may need them at once.
     kept_plain: bool,
@@ -144,15 +164,8 @@ pub struct Attacher {
     phases: Option<PlainLinks>,
     /// Processes of an executable may be observed at any time.
     expecting: bool,
-    undertaker: mpsc::Sender<Buried>,
+    undertaker: Undertaker,
 }
-
-/// What is detached in the background.
-#[derive(Debug)]
-struct Buried(
-    #[expect(dead_code, reason = "held for their Drop")] Vec<Attached>,
-    #[expect(dead_code, reason = "likewise")] Option<PlainLinks>,
-);
 
 impl Attacher {
     /// Takes over the kernel half. Up to `per_process_limit` processes of one library get attachments of their own: other
@@ -161,28 +174,21 @@ impl Attacher {
     /// # Errors
     /// When no thread can be started.
     pub fn new(kernel: KernelHalf, per_process_limit: usize) -> io::Result<Self> {
-        let (undertaker, dead) = mpsc::channel::<Buried>();
-        // Detaching one probe waits for the kernel up to 250 ms: not in the loop that drains the rings.
-        thread::Builder::new().name("detach".to_owned()).spawn(move || {
-            privileges::shed();
-            while let Ok(probes) = dead.recv() {
-                drop(probes);
-            }
-        })?;
         Ok(Self {
             kernel,
-            libraries: Libraries::default(),
+            libraries: Libraries::start()?,
             observed: HashMap::new(),
             filtered: HashMap::new(),
             leaving: Vec::new(),
             per_process_limit,
             plain_http: PlainHttp::Off,
+            listeners: Listeners::default(),
             plain: None,
             kept_plain: false,
             phases_wanted: false,
             phases: None,
             expecting: false,
-            undertaker,
+            undertaker: Undertaker::start()?,
         })
     }
 
@@ -199,6 +205,18 @@ impl Attacher {
     pub fn with_plain_http(mut self, plain_http: PlainHttp) -> Self {
         self.plain_http = plain_http;
         self
+    }
+
+    /// Keeps in this directory what was found by searching through files.
+    #[must_use]
+    pub fn with_cache(mut self, cache: Cache) -> Self {
+        self.libraries.keep_in(cache);
+        self
+    }
+
+    /// The loop begins: from now on a file that takes long to search is waited for no longer than the rings can bear.
+    pub fn hurry(&mut self) {
+        self.libraries.hurry();
     }
 
     /// The kernel half.
@@ -233,12 +251,12 @@ impl Attacher {
 
     /// Attaches to a process, or adds what it has loaded since. Reads are hooked before writes and the process is armed last,
     /// so that no request is seen without its response. Libraries of `sibling`, a process that runs the same program, are
-    /// hooked before this one has mapped them: the kernel puts the probes in when it does. With `share` its libraries get one
-    /// attachment for all processes at once: then its children are observed from their first instruction.
+    /// hooked before this one has mapped them: the kernel puts the probes in when it does.
     ///
     /// # Errors
     /// [`AttachError`]; the process is left as it was.
-    pub fn attach(&mut self, pid: u32, share: bool, sibling: Option<u32>) -> Result<AttachReport, AttachError> {
+    pub fn attach(&mut self, pid: u32, manner: Manner, sibling: Option<u32>) -> Result<AttachReport, AttachError> {
+        let share = manner != Manner::Own;
         if pid == std::process::id() {
             return Err(AttachError::Itself { pid });
         }
@@ -256,25 +274,37 @@ impl Attacher {
         if let Some(sibling) = sibling {
             files.extend(self.expected(sibling, &files));
         }
-        let hookable = self.libraries.hookable(&files);
+        let (hookable, complete) = self.libraries.hookable(&files);
         let known = self.observed.get(&pid);
         let has_tls = hookable.iter().any(|library| library.plan.has_tls())
             || known.is_some_and(|observed| !observed.libraries.is_empty());
+        let known_join = known.is_some_and(|observed| observed.sockets.join);
         // A process that is watched since its birth, and is not known yet, may load a TLS library within its first second.
         let patience = if share && known.is_none() { PATIENCE } else { Duration::ZERO };
-        let plain = self.plain_http.wanted(process, has_tls, patience);
+        let spared = has_tls || !complete || manner == Manner::Found;
+        let plain = self.plain_http.wanted(process, spared, patience, &mut self.listeners);
         if !has_tls && known.is_none() && !plain {
             if share && !self.filtered.is_empty() {
                 // It has mapped none yet; those that are known already are covered from now on.
-                self.kernel.arm(pid, Scope::Filtered, false).map_err(|source| AttachError::Kernel { pid, source })?;
+                let armed = self.kernel.arm(pid, Scope::Filtered, Sockets::default());
+                armed.map_err(|source| AttachError::Kernel { pid, source })?;
+            }
+            if !complete {
+                return Err(AttachError::Searching { pid });
             }
             let exe = Process::executable_path(pid).map_or_else(|| "?".to_owned(), |path| path.display().to_string());
-            return Err(AttachError::NoTls { pid, exe, files: mapped });
+            let why = self.libraries.refused(&files);
+            return Err(AttachError::NoTls { pid, exe, files: mapped, why });
         }
         self.attach_phases();
         let filtered = share || self.wants_filtered(pid, &hookable);
         let kernel_error = |source| AttachError::Kernel { pid, source };
         let plain = plain && self.attach_plain(has_tls).map_err(kernel_error)?;
+        let join = known_join || hookable.iter().any(|library| library.plan.needs_sockets());
+        if join {
+            self.attach_sockets().map_err(kernel_error)?;
+        }
+        let sockets = Sockets { plain, join };
         if filtered {
             self.share(&hookable, &files).map_err(kernel_error)?;
         }
@@ -289,17 +319,18 @@ impl Attacher {
                 if filtered { Vec::new() } else { self.hook(library, &files, Some(pid)).map_err(kernel_error)? };
             fresh.insert(library.id, probes);
         }
-        self.kernel.arm(pid, scope, plain).map_err(kernel_error)?;
-        let news = !fresh.is_empty() || self.observed.get(&pid).is_none_or(|observed| observed.plain != plain);
+        self.kernel.arm(pid, scope, sockets).map_err(kernel_error)?;
+        let news = !fresh.is_empty() || self.observed.get(&pid).is_none_or(|observed| observed.sockets != sockets);
         let observed = self.observed.entry(pid).or_insert_with(|| Observed {
             process,
             scope,
             libraries: HashMap::new(),
             files: 0,
-            plain,
+            sockets,
         });
-        observed.files = mapped;
-        observed.plain = plain;
+        // What is not searched yet is looked at again.
+        observed.files = if complete { mapped } else { usize::MAX };
+        observed.sockets = sockets;
         observed.libraries.extend(fresh);
         if filtered {
             self.move_to_filtered(&hookable).map_err(kernel_error)?;
@@ -321,16 +352,13 @@ impl Attacher {
         self.kept_plain |= plain;
         self.expecting = true;
         self.attach_phases();
-        self.kernel.arm_executable(file, plain)
+        self.kernel.arm_executable(file, Sockets { plain, join: false })
     }
 
     /// Attaches the tracepoints of plain HTTP if they are not. `false`: they cannot be, and the process has TLS to observe.
     fn attach_plain(&mut self, has_tls: bool) -> Result<bool, KernelError> {
-        if self.plain.is_some() {
-            return Ok(true);
-        }
-        match self.kernel.attach_plain() {
-            Ok(links) => self.plain = Some(links),
+        match self.attach_sockets() {
+            Ok(()) => {}
             Err(error) if has_tls => {
                 tracing::warn!(%error, "Plain HTTP cannot be observed here.");
                 self.plain_http = PlainHttp::Off; // it would fail again with every process
@@ -338,8 +366,16 @@ impl Attacher {
             }
             Err(error) => return Err(error),
         }
-        tracing::info!("Plain HTTP is observed from now on.");
         Ok(true)
+    }
+
+    /// Attaches the tracepoints of sockets if they are not.
+    fn attach_sockets(&mut self) -> Result<(), KernelError> {
+        if self.plain.is_none() {
+            self.plain = Some(self.kernel.attach_plain()?);
+            tracing::info!("The sockets of processes that need it are looked at from now on.");
+        }
+        Ok(())
     }
 
     /// Attaches the tracepoints of phases if they are wanted and are not. A process is observed without them all the same.
@@ -365,13 +401,13 @@ impl Attacher {
         }
         let Ok(process) = Process::find(child) else { return true };
         // The kernel half gave the child the scope that its parent had then, and that may have been the other one.
-        if let Err(error) = self.kernel.arm(child, Scope::Filtered, observed.plain) {
+        if let Err(error) = self.kernel.arm(child, Scope::Filtered, observed.sockets) {
             tracing::debug!(child, %error, "A forked process could not be armed.");
             return false;
         }
         let libraries = observed.libraries.keys().map(|id| (*id, Vec::new())).collect();
         let child_of =
-            Observed { process, scope: Scope::Filtered, libraries, files: observed.files, plain: observed.plain };
+            Observed { process, scope: Scope::Filtered, libraries, files: observed.files, sockets: observed.sockets };
         self.observed.insert(child, child_of);
         true
     }
@@ -417,12 +453,27 @@ impl Attacher {
 
     /// Observed processes whose sockets are to be looked at from now on: they have begun to listen.
     #[must_use]
-    pub fn wanting_plain(&self) -> Vec<u32> {
-        let spared = self.observed.iter().filter(|(_, observed)| !observed.plain);
+    pub fn wanting_plain(&mut self) -> Vec<u32> {
+        let Self { observed, plain_http, listeners, .. } = self;
+        let spared = observed.iter().filter(|(_, observed)| !observed.sockets.plain);
         spared
-            .filter(|(_, it)| self.plain_http.wanted(it.process, !it.libraries.is_empty(), Duration::ZERO))
+            .filter(|(_, it)| plain_http.wanted(it.process, !it.libraries.is_empty(), Duration::ZERO, listeners))
             .map(|(pid, _)| *pid)
             .collect()
+    }
+
+    /// Libraries with shared probes that no observed process uses any more.
+    #[must_use]
+    pub fn unused_shared(&self) -> Vec<FileId> {
+        let used = |id| self.observed.values().any(|observed| observed.libraries.contains_key(id));
+        self.filtered.keys().filter(|id| !used(id)).copied().collect()
+    }
+
+    /// Removes the shared probes of a library.
+    pub fn release_shared(&mut self, library: FileId) {
+        if let Some(probes) = self.filtered.remove(&library) {
+            self.bury(probes);
+        }
     }
 
     /// Hooked libraries of another process that are not among `files`.
@@ -446,19 +497,18 @@ impl Attacher {
         for leaving in done {
             self.bury(leaving.probes);
         }
-        let needed = self.kept_plain || self.observed.values().any(|observed| observed.plain);
+        let needed = self.kept_plain || self.observed.values().any(|observed| observed.sockets.any());
         if self.plain.is_some() && !needed {
-            let links = self.plain.take();
-            if self.undertaker.send(Buried(Vec::new(), links)).is_err() {
-                tracing::warn!("The thread that removes probes is gone; they were removed in place.");
+            if let Some(links) = self.plain.take() {
+                self.undertaker.bury(links);
             }
-            tracing::info!("No process needs plain HTTP any more: its tracepoints are removed.");
+            tracing::info!("No process needs its sockets looked at any more: the tracepoints are removed.");
         }
-        if self.phases.is_some() && !self.expecting && self.observed.is_empty() {
-            let links = self.phases.take();
-            if self.undertaker.send(Buried(Vec::new(), links)).is_err() {
-                tracing::warn!("The thread that removes probes is gone; they were removed in place.");
-            }
+        if !self.expecting
+            && self.observed.is_empty()
+            && let Some(links) = self.phases.take()
+        {
+            self.undertaker.bury(links);
         }
         for pid in self.kernel.armed() {
             if !self.observed.contains_key(&pid) && Process::find(pid).is_err() {
@@ -468,8 +518,8 @@ impl Attacher {
     }
 
     fn bury(&self, probes: Vec<Attached>) {
-        if !probes.is_empty() && self.undertaker.send(Buried(probes, None)).is_err() {
-            tracing::warn!("The thread that removes probes is gone; they were removed in place.");
+        for probe in probes {
+            self.undertaker.bury(probe);
         }
     }
 
@@ -513,10 +563,10 @@ impl Attacher {
             .collect();
         for pid in movers {
             let Ok(files) = Process::mapped_files(pid) else { continue };
-            let all = self.libraries.hookable(&files);
+            let (all, _) = self.libraries.hookable(&files);
             self.share(&all, &files)?;
             let Some(observed) = self.observed.get_mut(&pid) else { continue };
-            self.kernel.arm(pid, Scope::Filtered, observed.plain)?;
+            self.kernel.arm(pid, Scope::Filtered, observed.sockets)?;
             observed.scope = Scope::Filtered;
             let probes = observed.libraries.values_mut().flat_map(std::mem::take).collect();
             self.leaving.push(Leaving { pid, probes });
@@ -576,6 +626,18 @@ impl Attacher {
     }
 }
 
+impl Drop for Attacher {
+    /// Takes all probes away, side by side.
+    fn drop(&mut self) {
+        let own = self.observed.drain().flat_map(|(_, observed)| observed.libraries.into_values());
+        let leaving = self.leaving.drain(..).map(|leaving| leaving.probes);
+        let probes: Vec<Attached> =
+            own.chain(self.filtered.drain().map(|(_, probes)| probes)).chain(leaving).flatten().collect();
+        self.bury(probes);
+        self.undertaker.finish();
+    }
+}
+
 /// Kernels from 6.11 up to the fix in 6.14 kill a process under seccomp at a return probe (the uretprobe system call is not in
 /// its filter).
 fn check_seccomp(pid: u32) -> Result<(), AttachError> {
@@ -586,7 +648,7 @@ fn check_seccomp(pid: u32) -> Result<(), AttachError> {
     if kills_under_seccomp(&kernel) { Err(AttachError::Seccomp { pid, kernel }) } else { Ok(()) }
 }
 
-fn kills_under_seccomp(release: &str) -> bool {
+pub(crate) fn kills_under_seccomp(release: &str) -> bool {
     let mut parts = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse::<u32>().unwrap_or(0));
     let version = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
     ((6, 11)..(6, 14)).contains(&version)

@@ -10,7 +10,7 @@ use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic
 use nexent_observer_common::cookie::Length;
 
 /// What a hit costs the target.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Cost {
     /// The instruction is emulated: about 0.5 us, 0.85 us with a return probe.
     Emulated,

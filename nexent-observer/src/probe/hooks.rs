@@ -25,5 +25,5 @@ pub fn plan(elf: &Elf<'_>) -> Result<Option<FamilyPlan>, WhyNot> {
     let Place { delta, cost } = hookpoint::place(code, function.address).map_err(|why| unproven(&why.to_string()))?;
     let offset = elf.offset_of(function.address + delta).ok_or_else(|| unproven("it lies outside the code"))?;
     let hook = Hook { program: Program::Announce, function: function.name, offset, length: Length::Returned, cost };
-    Ok(Some(FamilyPlan { family: Family::Hooks, hooks: vec![hook], notes: Vec::new() }))
+    Ok(Some(FamilyPlan { family: Family::Hooks, hooks: vec![hook], notes: Vec::new(), proof: Vec::new() }))
 }

@@ -14,8 +14,8 @@ use nexent_observer_common::{
     cookie::{Cookie, Scope},
     counters::Counter,
     state::{
-        Call, CallKey, Conn, ConnKey, FileKey, Flow, SockCall, Socket, Target, socket_key, socket_state, verdict_slot,
-        verdict_value,
+        Call, CallKey, Conn, ConnKey, FileKey, Flow, SockCall, Socket, Target, socket_key, socket_state, sockets,
+        verdict_slot, verdict_value,
     },
 };
 
@@ -155,12 +155,18 @@ const PROGRAMS: &[Row] = &[
     row(Program::New, Turn::Second, &["tls_new_return"]),
     row(Program::Free, Turn::Second, &["tls_free_enter"]),
     row(Program::Clear, Turn::Second, &["tls_clear_enter"]),
+    row(Program::GnuTlsInit, Turn::Second, &["gnutls_init_return", "gnutls_init_enter"]),
+    row(Program::GnuTlsUncork, Turn::Last, &["gnutls_uncork_return", "gnutls_uncork_enter"]),
+    row(Program::GnuTlsWrite, Turn::Last, &["gnutls_write_return", "gnutls_write_enter"]),
     row(Program::GoReadReturn, Turn::First, &["go_read_return"]),
     row(Program::GoReadEnter, Turn::First, &["go_read_enter"]),
     row(Program::GoBegin, Turn::Second, &["go_begin_enter"]),
     row(Program::GoClose, Turn::Second, &["go_close_enter"]),
     row(Program::GoWriteReturn, Turn::Last, &["go_write_return"]),
     row(Program::GoWriteEnter, Turn::Last, &["go_write_enter"]),
+    row(Program::AeadOpen, Turn::First, &["aead_open_return", "aead_open_enter"]),
+    row(Program::AeadSeal, Turn::Last, &["aead_seal_enter"]),
+    row(Program::AeadSealScatter, Turn::Last, &["aead_seal_scatter_enter"]),
     row(Program::Announce, Turn::First, &["hook_announce_enter"]),
 ];
 
@@ -171,8 +177,35 @@ impl Program {
         PROGRAMS.iter().find(|row| row.program == self).map_or(Turn::Second, |row| row.turn)
     }
 
+    /// Whether a return probe goes with it. Go has none: its returns are probed as places of their own.
+    #[must_use]
+    pub fn has_return_probe(self) -> bool {
+        self.names().iter().any(|name| name.ends_with("_return") && !name.starts_with("go_"))
+    }
+
     fn names(self) -> &'static [&'static str] {
         PROGRAMS.iter().find(|row| row.program == self).map_or(&[], |row| row.names)
+    }
+}
+
+/// What the sockets of a process are looked at for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Sockets {
+    /// Plain HTTP.
+    pub plain: bool,
+    /// Which socket the records of a TLS key travel on (rustls).
+    pub join: bool,
+}
+
+impl Sockets {
+    const fn bits(self) -> u32 {
+        (if self.plain { sockets::PLAIN } else { 0 }) | (if self.join { sockets::JOIN } else { 0 })
+    }
+
+    /// Whether they are looked at at all.
+    #[must_use]
+    pub const fn any(self) -> bool {
+        self.plain || self.join
     }
 }
 
@@ -320,7 +353,7 @@ impl KernelHalf {
         Ok(attached)
     }
 
-    /// Attaches the tracepoints of plain HTTP. Every system call of the host pays for them while the result lives.
+    /// Attaches the tracepoints of sockets. Every system call of the host pays for them while the result lives.
     ///
     /// # Errors
     /// [`KernelError`]; nothing stays attached then.
@@ -342,13 +375,36 @@ impl KernelHalf {
     }
 
     /// Arms the probes of a process, or moves it to another scope. Its children are observed from their first instruction where
-    /// the scope allows it. With `plain` its sockets are looked at.
+    /// the scope allows it.
     ///
     /// # Errors
     /// [`KernelError::MapUse`] when the table of targets is full.
-    pub fn arm(&mut self, pid: u32, scope: Scope, plain: bool) -> Result<(), KernelError> {
-        let target = Target { scope: scope as u32, follow_forks: 1, plain: u32::from(plain), zero: 0 };
+    pub fn arm(&mut self, pid: u32, scope: Scope, sockets: Sockets) -> Result<(), KernelError> {
+        let target = Target { scope: scope as u32, follow_forks: 1, sockets: sockets.bits(), zero: 0 };
         Ok(self.targets.insert(pid, Plain(target), 0)?)
+    }
+
+    /// Hears of the forks and the end of a process whose probes do nothing.
+    ///
+    /// # Errors
+    /// [`KernelError::MapUse`] when the table of targets is full.
+    pub fn park(&mut self, pid: u32) -> Result<(), KernelError> {
+        // No attachment has the scope 0.
+        Ok(self.targets.insert(pid, Plain(Target { scope: 0, follow_forks: 1, sockets: 0, zero: 0 }), 0)?)
+    }
+
+    /// Disarms the probes of a process of which nothing else is kept: it was armed and never observed, or is gone. Gives whether it
+    /// was armed.
+    ///
+    /// # Errors
+    /// [`KernelError::MapUse`].
+    pub fn unarm(&mut self, pid: u32) -> Result<bool, KernelError> {
+        match self.targets.remove(&pid) {
+            Ok(()) => Ok(true),
+            Err(MapError::KeyNotFound) => Ok(false),
+            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Arms every process that executes this file from its first instruction, in the filtered scope. Where the file system gives
@@ -356,9 +412,9 @@ impl KernelHalf {
     ///
     /// # Errors
     /// [`KernelError::MapUse`] when there are too many.
-    pub fn arm_executable(&mut self, file: FileId, plain: bool) -> Result<(), KernelError> {
+    pub fn arm_executable(&mut self, file: FileId, sockets: Sockets) -> Result<(), KernelError> {
         let device = (u64::from(libc::major(file.device)) << 20) | u64::from(libc::minor(file.device));
-        let target = Target { scope: Scope::Filtered as u32, follow_forks: 1, plain: u32::from(plain), zero: 0 };
+        let target = Target { scope: Scope::Filtered as u32, follow_forks: 1, sockets: sockets.bits(), zero: 0 };
         Ok(self.executables.insert(Plain(FileKey { inode: file.inode, device }), Plain(target), 0)?)
     }
 
@@ -368,10 +424,7 @@ impl KernelHalf {
     /// # Errors
     /// [`KernelError::MapUse`].
     pub fn disarm(&mut self, pid: u32) -> Result<Vec<Conn>, KernelError> {
-        match self.targets.remove(&pid) {
-            Ok(()) | Err(MapError::KeyNotFound) => {}
-            Err(error) => return Err(error.into()),
-        }
+        self.unarm(pid)?;
         let calls: Vec<_> = self.inflight.keys().flatten().filter(|key| tgid_of(key.0.pid_tgid) == pid).collect();
         for key in calls {
             drop(self.inflight.remove(&key));

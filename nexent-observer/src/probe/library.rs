@@ -1,19 +1,25 @@
-//! What is known of each file that a process may have mapped: once per inode and content, whatever processes use it.
+//! What is known of each file that a process may have mapped: once per inode and content, whatever processes use it. A thread of its own
+//! looks into files, which may take a second for the largest, so that the loop that drains the rings does not wait for it.
 
 use std::{
     collections::HashMap,
     fs::File,
+    io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, mpsc},
+    thread,
+    time::{Duration, Instant},
 };
 
 use object::ReadCache;
 
 use super::{
+    cache::Cache,
     elf::Elf,
     plan::Plan,
     process::{FileId, FileStamp, MappedFile},
 };
+use crate::privileges;
 
 /// A file with hook points.
 #[derive(Debug, Clone)]
@@ -26,54 +32,179 @@ pub struct Library {
     pub plan: Arc<Plan>,
 }
 
+/// What is known of a file.
+#[derive(Debug, Clone)]
+enum Knowledge {
+    /// The thread has it.
+    Searching,
+    /// What it holds, if it is an ELF file of this machine.
+    Known(Option<Arc<Plan>>),
+}
+
+/// What the thread is told.
+enum Job {
+    /// Look into a file. It was opened with the rights of the loop's thread; this one has none.
+    Look(FileId, FileStamp, File),
+    /// Keep what is found on disk from now on.
+    Keep(Cache),
+}
+
+type Answer = (FileId, FileStamp, Option<Plan>);
+
 /// Files looked into so far.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Libraries {
-    known: HashMap<FileId, (FileStamp, Option<Arc<Plan>>)>,
+    known: HashMap<FileId, (FileStamp, Knowledge)>,
+    jobs: mpsc::Sender<Job>,
+    answers: mpsc::Receiver<Answer>,
+    /// Files that the thread has now.
+    asked: usize,
+    patience: Duration,
 }
 
 /// Most files remembered; over it all are forgotten and looked into again when met.
 const KNOWN_FILES: usize = 65_536;
+/// Most files that the thread has at a time: each is an open file.
+const ASKED_FILES: usize = 64;
+/// How long a caller waits for answers before the loop has begun.
+const BEFORE_THE_LOOP: Duration = Duration::from_secs(30);
+/// And in the loop: most files take less.
+const IN_THE_LOOP: Duration = Duration::from_millis(5);
 
 impl Libraries {
-    /// Those of `files` that have hook points.
-    pub fn hookable(&mut self, files: &[MappedFile]) -> Vec<Library> {
-        files
-            .iter()
-            .filter_map(|file| {
-                let plan = self.plan_of(file).filter(|plan| plan.is_hookable())?;
-                Some(Library { id: file.id, path: file.path.clone(), plan })
-            })
-            .collect()
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn start() -> io::Result<Self> {
+        let (jobs, todo) = mpsc::channel();
+        let (done, answers) = mpsc::channel();
+        thread::Builder::new().name("search".to_owned()).spawn(move || {
+            privileges::shed();
+            let mut cache = None;
+            while let Ok(job) = todo.recv() {
+                match job {
+                    Job::Keep(kept) => cache = Some(kept),
+                    Job::Look(id, stamp, file) => {
+                        if done.send((id, stamp, look_into(file, cache.as_ref()))).is_err() {
+                            return;
+                        }
+                    }
+                }
+            }
+        })?;
+        Ok(Self { known: HashMap::new(), jobs, answers, asked: 0, patience: BEFORE_THE_LOOP })
     }
 
-    fn plan_of(&mut self, file: &MappedFile) -> Option<Arc<Plan>> {
-        let opened = File::open(&file.open).ok()?;
-        let stamp = FileStamp::of(&opened).ok()?;
-        if let Some((known, plan)) = self.known.get(&file.id)
-            && *known == stamp
-        {
-            return plan.clone();
+    /// Keeps what is found on disk from now on.
+    pub fn keep_in(&mut self, cache: Cache) {
+        self.tell(Job::Keep(cache));
+    }
+
+    /// From now on nobody waits longer for the thread than the loop can bear.
+    pub fn hurry(&mut self) {
+        self.patience = IN_THE_LOOP;
+    }
+
+    /// Those of `files` that have hook points, and whether that is known of all of them.
+    pub fn hookable(&mut self, files: &[MappedFile]) -> (Vec<Library>, bool) {
+        let until = Instant::now() + self.patience;
+        for file in files {
+            self.ask(file);
         }
-        let plan = look_into(opened).map(Arc::new);
+        while files.iter().any(|file| matches!(self.known.get(&file.id), Some((_, Knowledge::Searching)))) {
+            match self.answers.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(answer) => self.learn(answer),
+                Err(_) => break,
+            }
+            // There is room now for those that found none.
+            for file in files {
+                if self.known.get(&file.id).is_none_or(|(stamp, _)| *stamp == FileStamp::none()) {
+                    self.ask(file);
+                }
+            }
+        }
+        let complete = files.iter().all(|file| !matches!(self.known.get(&file.id), Some((_, Knowledge::Searching))));
+        let hookable = files.iter().filter_map(|file| match self.known.get(&file.id) {
+            Some((_, Knowledge::Known(Some(plan)))) if plan.is_hookable() => {
+                Some(Library { id: file.id, path: file.path.clone(), plan: Arc::clone(plan) })
+            }
+            _ => None,
+        });
+        (hookable.collect(), complete)
+    }
+
+    /// What was found in `files` and is not hooked, as the end of a half-sentence; empty: nothing.
+    #[must_use]
+    pub fn refused(&self, files: &[MappedFile]) -> String {
+        let mut said = String::new();
+        for file in files {
+            let Some((_, Knowledge::Known(Some(plan)))) = self.known.get(&file.id) else { continue };
+            for (family, why) in &plan.refused {
+                said.push_str(&format!("; {} in {}: {why}", family, file.path.display()));
+            }
+        }
+        said
+    }
+
+    /// Asks the thread about a file, unless that was done before and the file is the same.
+    fn ask(&mut self, file: &MappedFile) {
+        while let Ok(answer) = self.answers.try_recv() {
+            self.learn(answer);
+        }
+        let Ok(opened) = File::open(&file.open) else { return };
+        let Ok(stamp) = FileStamp::of(&opened) else { return };
+        if self.known.get(&file.id).is_some_and(|(known, _)| *known == stamp) {
+            return;
+        }
         if self.known.len() >= KNOWN_FILES {
             self.known.clear();
         }
-        self.known.insert(file.id, (stamp, plan.clone()));
-        plan
+        if self.asked >= ASKED_FILES {
+            // No room: asked again with the next look at the process.
+            self.known.insert(file.id, (FileStamp::none(), Knowledge::Searching));
+            return;
+        }
+        self.known.insert(file.id, (stamp, Knowledge::Searching));
+        self.asked += 1;
+        self.tell(Job::Look(file.id, stamp, opened));
+    }
+
+    fn learn(&mut self, (id, stamp, plan): Answer) {
+        self.asked = self.asked.saturating_sub(1);
+        // A file that has changed meanwhile was asked about again.
+        if self.known.get(&id).is_none_or(|(known, _)| *known == stamp) {
+            self.known.insert(id, (stamp, Knowledge::Known(plan.map(Arc::new))));
+        }
+    }
+
+    fn tell(&mut self, job: Job) {
+        if let Err(mpsc::SendError(job)) = self.jobs.send(job) {
+            // The thread is gone, by a defect of this program. Nothing is hooked that was not known before.
+            tracing::error!("The thread that looks into files has ended.");
+            if let Job::Look(id, stamp, _) = job {
+                self.learn((id, stamp, None));
+            }
+        }
     }
 }
 
 /// What an opened file holds, if it is an ELF file.
-fn look_into(file: File) -> Option<Plan> {
-    let cache = ReadCache::new(file);
-    Some(Plan::of(&Elf::parse(&cache).ok()?))
+fn look_into(file: File, cache: Option<&Cache>) -> Option<Plan> {
+    let raw = file.try_clone().ok()?;
+    let size = file.metadata().ok()?.len();
+    let reads = ReadCache::new(file);
+    let elf = Elf::parse(&reads).ok()?.with_raw(raw);
+    Some(match cache {
+        Some(cache) => cache.plan(&elf, size),
+        None => Plan::of(&elf),
+    })
 }
 
-/// What a file by path holds; `None` if it is no ELF file of this machine.
+/// What a file by path holds, with what is known on disk; `None` if it is no ELF file of this machine.
 ///
 /// # Errors
 /// As opening the file gives them.
-pub fn plan_of_path(path: &Path) -> std::io::Result<Option<Plan>> {
-    Ok(look_into(File::open(path)?))
+pub fn plan_of_path(path: &Path, cache: Option<&Cache>) -> io::Result<Option<Plan>> {
+    Ok(look_into(File::open(path)?, cache))
 }

@@ -6,6 +6,7 @@ use super::{
     elf::{Elf, Function},
     hookpoint::{self, Cost, Place},
     plan::{Family, FamilyPlan, Hook, Program, WhyNot},
+    static_openssl,
 };
 
 /// Bytes of a public function looked at.
@@ -23,7 +24,7 @@ pub fn plan(elf: &Elf<'_>) -> Result<Option<FamilyPlan>, WhyNot> {
     if get("SSL_read").is_none() && get("SSL_write").is_none() {
         return Ok(None);
     }
-    let mut plan = FamilyPlan { family: Family::OpenSsl, hooks: Vec::new(), notes: Vec::new() };
+    let mut plan = FamilyPlan { family: Family::OpenSsl, hooks: Vec::new(), notes: Vec::new(), proof: Vec::new() };
     for (program, plain, extended) in
         [(Program::Read, "SSL_read", "SSL_read_ex"), (Program::Write, "SSL_write", "SSL_write_ex")]
     {
@@ -57,10 +58,17 @@ fn direction(
                 plan.hooks.push(Hook { program, ..hook });
                 return Ok(());
             }
-            Err(why) => plan.notes.push(format!(
-                "{} is hooked at its public entry, which costs about 9 us a call instead of 1: {why}",
-                plain.name
-            )),
+            Err(_) => match static_openssl::inner_of(elf, &plain.name, plain.address) {
+                Ok((hook, address)) => {
+                    let function = format!("{} -> inner function at {address:#x}", plain.name);
+                    plan.hooks.push(Hook { program, function, ..hook });
+                    return Ok(());
+                }
+                Err(why) => plan.notes.push(format!(
+                    "{} is hooked at its public entry, which costs about 9 us a call instead of 1: {why}",
+                    plain.name
+                )),
+            },
         }
     }
     let mut public = |function: &Function, length| {

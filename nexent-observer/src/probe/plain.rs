@@ -1,6 +1,12 @@
 //! Plain HTTP: which processes need it, and its tracepoints, which are attached only while one does.
 
-use std::{collections::HashSet, fs, io, path::Path, thread, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    fs, io,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
@@ -31,9 +37,9 @@ pub enum PlainHttp {
 impl PlainHttp {
     /// Whether a process needs it. One that has only begun is given `patience` to load a TLS library.
     #[must_use]
-    pub fn wanted(self, process: Process, has_tls: bool, patience: Duration) -> bool {
+    pub fn wanted(self, process: Process, has_tls: bool, patience: Duration, listeners: &mut Listeners) -> bool {
         match self {
-            Self::Auto if has_tls => listens(process.pid),
+            Self::Auto if has_tls => listeners.listens(process.pid),
             Self::Auto => process.age() >= patience,
             Self::On => true,
             Self::Off => false,
@@ -196,19 +202,31 @@ fn show_tracefs() -> io::Result<()> {
     })
 }
 
-/// Whether a process has a TCP socket that listens.
-fn listens(pid: u32) -> bool {
-    let listening: HashSet<u64> =
-        ["tcp", "tcp6"].iter().flat_map(|table| listening_inodes(&format!("/proc/{pid}/net/{table}"))).collect();
-    if listening.is_empty() {
-        return false;
+/// Sockets that listen, by network namespace, for a moment: the tables of a busy host are megabytes long, and the same for all of
+/// its processes.
+#[derive(Debug, Default)]
+pub struct Listeners(HashMap<PathBuf, (Instant, HashSet<u64>)>);
+
+/// How long a table of sockets is good.
+const TABLE_IS_FRESH: Duration = Duration::from_secs(2);
+
+impl Listeners {
+    /// Whether a process has a TCP socket that listens.
+    pub fn listens(&mut self, pid: u32) -> bool {
+        self.0.retain(|_, (read, _)| read.elapsed() < TABLE_IS_FRESH);
+        let tables = || ["tcp", "tcp6"].iter().flat_map(|table| listening_inodes(&format!("/proc/{pid}/net/{table}")));
+        let Ok(namespace) = fs::read_link(format!("/proc/{pid}/ns/net")) else { return false };
+        let (_, listening) = self.0.entry(namespace).or_insert_with(|| (Instant::now(), tables().collect()));
+        if listening.is_empty() {
+            return false;
+        }
+        let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+        descriptors.flatten().any(|entry| {
+            let link = fs::read_link(entry.path()).unwrap_or_default();
+            let inode = link.to_str().and_then(|name| name.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
+            inode.is_some_and(|inode| listening.contains(&inode))
+        })
     }
-    let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
-    descriptors.flatten().any(|entry| {
-        let link = fs::read_link(entry.path()).unwrap_or_default();
-        let inode = link.to_str().and_then(|name| name.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
-        inode.is_some_and(|inode| listening.contains(&inode))
-    })
 }
 
 /// Inodes of the sockets in state LISTEN (0A) of a table of sockets (proc_net_tcp in Documentation/networking).
@@ -245,7 +263,7 @@ mod tests {
         let talking = std::net::TcpStream::connect(four.local_addr().expect("bound")).expect("it listens");
         assert!(listening_inodes("/proc/self/net/tcp").contains(&inode(&four)));
         assert!(listening_inodes("/proc/self/net/tcp6").contains(&inode(&six)));
-        assert!(listens(std::process::id()));
+        assert!(Listeners::default().listens(std::process::id()));
         let gone = inode(&four);
         drop((four, talking));
         assert!(!listening_inodes("/proc/self/net/tcp").contains(&gone));
@@ -254,7 +272,11 @@ mod tests {
     #[test]
     fn a_client_with_tls_is_spared_unless_it_is_asked_for() {
         let me = Process::find(std::process::id()).expect("this process lives");
-        assert!(!PlainHttp::Auto.wanted(me, false, Duration::from_hours(1)), "it may load a TLS library yet");
+        let mut fresh = Listeners::default();
+        assert!(
+            !PlainHttp::Auto.wanted(me, false, Duration::from_hours(1), &mut fresh),
+            "it may load a TLS library yet"
+        );
         let table = [
             (PlainHttp::Auto, true, false),
             (PlainHttp::Auto, false, true),
@@ -263,7 +285,8 @@ mod tests {
         ];
         for (mode, has_tls, wanted) in table {
             // Other tests of this process may listen just now.
-            assert!(mode.wanted(me, has_tls, Duration::ZERO) == wanted || listens(me.pid), "{mode:?} {has_tls}");
+            let found = mode.wanted(me, has_tls, Duration::ZERO, &mut Listeners::default());
+            assert!(found == wanted || Listeners::default().listens(me.pid), "{mode:?} {has_tls}");
         }
     }
 }

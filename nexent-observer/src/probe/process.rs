@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    hash::{DefaultHasher, Hash, Hasher},
     io::{self, Read},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -28,6 +29,11 @@ pub struct FileStamp {
 }
 
 impl FileStamp {
+    /// That of no file.
+    pub(super) const fn none() -> Self {
+        Self { size: u64::MAX, changed: (i64::MIN, i64::MIN) }
+    }
+
     /// Stamp of an open file.
     ///
     /// # Errors
@@ -137,6 +143,14 @@ impl Process {
         FileId::of(&proc_path(pid, "exe"))
     }
 
+    /// Whether it is a thread of the kernel: it has no command line and no executable, as no program and every zombie has.
+    #[must_use]
+    pub fn is_kernel_thread(pid: u32) -> bool {
+        // Readable by everyone, other than what `exe` leads to.
+        let no_words = read_bounded(&proc_path(pid, "cmdline")).is_ok_and(|words| words.is_empty());
+        no_words && Self::status(pid, "VmSize:").is_none()
+    }
+
     /// Path of its executable as the process sees it, for people.
     #[must_use]
     pub fn executable_path(pid: u32) -> Option<PathBuf> {
@@ -160,11 +174,36 @@ impl Process {
     /// Mode of seccomp: 0 none, 1 strict, 2 filter (proc(5), `Seccomp`).
     #[must_use]
     pub fn seccomp(pid: u32) -> u32 {
-        let status = read_bounded(&proc_path(pid, "status")).unwrap_or_default();
-        String::from_utf8_lossy(&status)
-            .lines()
-            .find_map(|line| line.strip_prefix("Seccomp:")?.trim().parse().ok())
-            .unwrap_or(0)
+        Self::status(pid, "Seccomp:").and_then(|mode| mode.trim().parse().ok()).unwrap_or(0)
+    }
+
+    /// Pid of its parent.
+    #[must_use]
+    pub fn parent(pid: u32) -> Option<u32> {
+        Self::status(pid, "PPid:")?.trim().parse().ok()
+    }
+
+    /// Number of the user with whose rights it runs.
+    #[must_use]
+    pub fn user(pid: u32) -> Option<u32> {
+        // Real, effective, saved, file system.
+        Self::status(pid, "Uid:")?.split_ascii_whitespace().nth(1)?.parse().ok()
+    }
+
+    /// A line of its status (proc(5)) without its name.
+    fn status(pid: u32, name: &str) -> Option<String> {
+        let status = read_bounded(&proc_path(pid, "status")).ok()?;
+        String::from_utf8_lossy(&status).lines().find_map(|line| line.strip_prefix(name).map(str::to_owned))
+    }
+
+    /// Tells one set of executable mappings from another.
+    #[must_use]
+    pub fn mapped_hash(pid: u32) -> Option<u64> {
+        let mut ids: Vec<FileId> = Self::mapped_files(pid).ok()?.into_iter().map(|file| file.id).collect();
+        ids.sort();
+        let mut hasher = DefaultHasher::new();
+        ids.hash(&mut hasher);
+        Some(hasher.finish())
     }
 
     /// Files that it has mapped executable, each once.
@@ -225,6 +264,11 @@ mod tests {
         let exe = FileId::of(Path::new("/proc/self/exe")).expect("own executable");
         assert!(files.iter().any(|file| file.id == exe), "{files:?}");
         assert!(Process::all().contains(&me.pid));
+        assert!(!Process::is_kernel_thread(me.pid));
+        assert_eq!(Process::parent(me.pid), Some(std::os::unix::process::parent_id()));
+        // SAFETY: no memory is involved.
+        assert_eq!(Process::user(me.pid), Some(unsafe { libc::geteuid() }));
+        assert_eq!((Process::parent(u32::MAX), Process::user(u32::MAX)), (None, None));
     }
 
     #[test]

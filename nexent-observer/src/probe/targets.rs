@@ -1,26 +1,40 @@
-//! Which processes are observed: those named by pid, and all present and future ones of an executable. Follows forks, execs
-//! and exits, and tries again where a TLS library is loaded late.
+//! Which processes are observed: those named by pid, all present and future ones of an executable, or all that talk to an LLM.
+//! Follows forks, execs and exits, and tries again where a TLS library is loaded late.
 
 use std::{
     collections::{HashMap, HashSet},
     io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use nexent_observer_core::event::{ConnId, MonoNs, Record, RecordFlags, RecordKind, Stamp};
 
 use super::{
-    attach::{AttachError, AttachReport, Attacher},
+    attach::{AttachError, AttachReport, Attacher, Manner},
+    candidates::{Candidate, Candidates, Reason},
     plan::Family,
     process::{FileId, Process},
+    trial::Trials,
 };
-use crate::ring::{ProcessEvent, ProcessEventKind};
+use crate::{
+    enrich::{
+        filter::{Filter, Verdict},
+        names::Names,
+    },
+    ring::{ProcessEvent, ProcessEventKind},
+};
 
 /// What changed.
 #[derive(Debug)]
 pub enum Change {
     /// A process is observed from now on, or more of it is.
-    Attached(AttachReport),
+    Attached {
+        /// What was attached.
+        report: AttachReport,
+        /// How long after its exec, in ns, where that was seen.
+        after_exec: Option<u64>,
+    },
     /// A child of an observed process is observed since its first instruction.
     Adopted {
         /// The child.
@@ -30,6 +44,8 @@ pub enum Change {
     },
     /// A process is not observed any more: it ended or became another program.
     Gone(Ended),
+    /// A process that was found among all is not observed any more: it talks busily, and not to an LLM. It is looked at again.
+    LetGo(Ended),
     /// A process that should be observed cannot be.
     Refused(AttachError),
     /// A process asked to be left alone (`ENABLE_TELEMETRY=false` in its environment).
@@ -68,41 +84,56 @@ impl OpenEnd {
     }
 }
 
-/// Why a process is to be observed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Reason {
-    /// Named by pid: whatever it runs.
-    Pid,
-    /// A child of one that was named by pid, as long as it runs what its parent runs.
-    Child,
-    /// It runs this executable.
-    Executable(FileId),
-}
-
-/// A process that may become observable.
-#[derive(Debug, Clone, Copy)]
-struct Candidate {
-    reason: Reason,
-    since: MonoNs,
-    next: MonoNs,
-    /// A process that ran the same program and was observed, for the libraries to expect.
-    sibling: Option<u32>,
-    warned: bool,
+/// Which processes are wanted.
+#[derive(Debug)]
+pub struct Selection {
+    /// All present and future processes of these.
+    pub executables: Vec<PathBuf>,
+    /// All that talk to an LLM.
+    pub all: bool,
+    /// Of those that these two find.
+    pub filter: Filter,
+    /// Of these only the ones that ask for it.
+    pub opt_in: bool,
+    /// How long one that `all` found may talk without a call of an LLM.
+    pub trial: Duration,
+    /// Where the filter learns the names of containers and pods.
+    pub names: Names,
 }
 
 /// Chooses and follows targets.
 pub struct Targets {
     attacher: Attacher,
     executables: Vec<(PathBuf, FileId)>,
+    selection: Selection,
     reasons: HashMap<u32, Reason>,
-    candidates: HashMap<u32, Candidate>,
+    candidates: Candidates,
+    trials: Trials,
+    /// Executables that were found to call LLMs: their next processes are armed at their exec.
+    learned: HashSet<FileId>,
+    /// Libraries with probes that nobody uses, and since when.
+    unused: HashMap<FileId, MonoNs>,
     suspects: HashMap<u32, MonoNs>,
-    opted_out: HashSet<Process>,
+    /// Processes that are not wanted, or do not want.
+    left_alone: HashMap<u32, Process>,
     changes: Vec<Change>,
     next_sweep: MonoNs,
     sweeps: u32,
     /// Sweep after which a process was attached to last.
     attached_in: u32,
+}
+
+/// How many processes are in which state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Census {
+    /// Observed on trial.
+    pub on_trial: usize,
+    /// Let go, and looked at again later.
+    pub let_go: usize,
+    /// Not observed, and looked at now and then.
+    pub candidates: usize,
+    /// Opted out, not opted in, not wanted by a filter, or refused by the kernel.
+    pub left_alone: usize,
 }
 
 const MS: u64 = 1_000_000;
@@ -117,33 +148,50 @@ const LOOK_FOR_PLAIN: u32 = 4;
 const LOOK_FOR_PLAIN_LATER: u32 = 32;
 /// For so many sweeps the last process that was attached to may be about to listen.
 const YOUNG: u32 = 60;
+/// How soon a process is looked at again of which a file is being searched.
+const SEARCHED_AGAIN: u64 = 20 * MS;
 /// A Unix socket silent for so long is forgotten, as a connection of the core is by default.
 const UNIX_IDLE: u64 = 900_000 * MS;
 /// How long after its leader's exit a process is looked at closely.
 const SUSPECT_FOR: u64 = 500 * MS;
 /// A candidate without TLS after this long is worth a line in the log.
 const WARN_AFTER: u64 = 30_000 * MS;
+/// Between two looks at what is found unchanged, a process is attached to anew all the same after this age.
+const UNCHANGED_UNTIL: u64 = 4_000 * MS;
+/// How soon a filter is asked again whose names are not known yet.
+const NAMES_COME: u64 = 50 * MS;
+/// Most executables that are armed in the kernel because they were found to call LLMs.
+const LEARNED: usize = 256;
+/// Shared probes that nobody uses go after this long, where they were put in only because all processes are looked at.
+const UNUSED_FOR: u64 = 60_000 * MS;
+/// Every how many sweeps what ended unnoticed is forgotten.
+const FORGET: u32 = 8;
 
 impl Targets {
     /// Takes over the attacher. Executables are compared by file, so links and venvs of one interpreter count as one.
     ///
     /// # Errors
     /// When an executable does not exist.
-    pub fn new(mut attacher: Attacher, executables: &[PathBuf]) -> io::Result<Self> {
-        let executables =
-            executables.iter().map(|path| Ok((path.clone(), FileId::of(path)?))).collect::<io::Result<Vec<_>>>()?;
+    pub fn new(mut attacher: Attacher, selection: Selection) -> io::Result<Self> {
+        let paths = selection.executables.iter();
+        let executables = paths.map(|path| Ok((path.clone(), FileId::of(path)?))).collect::<io::Result<Vec<_>>>()?;
         for (path, file) in &executables {
             if let Err(error) = attacher.expect_executable(*file) {
                 tracing::warn!(path = %path.display(), %error, "Its processes are observed only from some milliseconds on.");
             }
         }
+        let trials = Trials::new(u64::try_from(selection.trial.as_nanos()).unwrap_or(u64::MAX));
         Ok(Self {
             attacher,
             executables,
+            selection,
             reasons: HashMap::new(),
-            candidates: HashMap::new(),
+            candidates: Candidates::default(),
+            trials,
+            learned: HashSet::new(),
+            unused: HashMap::new(),
             suspects: HashMap::new(),
-            opted_out: HashSet::new(),
+            left_alone: HashMap::new(),
             changes: Vec::new(),
             next_sweep: MonoNs(0),
             sweeps: 0,
@@ -162,19 +210,44 @@ impl Targets {
         self.attacher.pids().count()
     }
 
+    /// How many are in which state.
+    #[must_use]
+    pub fn census(&self) -> Census {
+        let (on_trial, let_go) = self.trials.counts();
+        Census { on_trial, let_go, candidates: self.candidates.len(), left_alone: self.left_alone.len() }
+    }
+
     /// Attaches to a process named by pid.
     ///
     /// # Errors
     /// [`AttachError`]; nothing is attached then.
     pub fn add_pid(&mut self, pid: u32) -> Result<(), AttachError> {
-        if self.opts_out(pid) {
+        if self.judge(pid, Reason::Pid) == Verdict::Unwanted {
             self.changes.push(Change::OptedOut { pid });
             return Ok(());
         }
-        let report = self.attacher.attach(pid, false, None)?;
+        let report = self.attacher.attach(pid, Manner::Own, None)?;
         self.reasons.insert(pid, Reason::Pid);
-        self.changes.push(Change::Attached(report));
+        self.changes.push(Change::Attached { report, after_exec: None });
         Ok(())
+    }
+
+    /// A process said something: counts for those on trial.
+    pub fn heard(&mut self, record: &Record<'_>) {
+        self.trials.heard(record.pid, record.conn.0, record.at.ret);
+    }
+
+    /// A process makes a call of an LLM: it is kept, and so are the next ones of its executable from their first instruction.
+    pub fn calls_llm(&mut self, pid: u32) {
+        if !self.trials.keep(pid) || self.learned.len() >= LEARNED {
+            return;
+        }
+        let Ok(file) = Process::executable(pid) else { return };
+        if self.learned.insert(file)
+            && let Err(error) = self.attacher.expect_executable(file)
+        {
+            tracing::debug!(pid, %error, "Further processes of its executable are observed only from some milliseconds on.");
+        }
     }
 
     /// Takes in what the kernel half saw of a process.
@@ -182,13 +255,21 @@ impl Targets {
         let ProcessEvent { at, pid, kind } = event;
         match kind {
             ProcessEventKind::Fork { child } => {
-                let Some(reason) = self.reasons.get(&pid).copied() else { return };
-                let reason = if reason == Reason::Pid { Reason::Child } else { reason };
+                let reason = match self.reasons.get(&pid) {
+                    Some(Reason::Pid) => Reason::Child,
+                    Some(reason) => *reason,
+                    None if self.selection.all => Reason::All,
+                    None => return,
+                };
                 if self.attacher.adopt(pid, child) {
                     self.reasons.insert(child, reason);
+                    if self.trials.tries(pid) {
+                        self.trials.begin(child);
+                    }
                     self.changes.push(Change::Adopted { pid: child, parent: pid });
                 } else {
-                    self.consider(child, reason, at, FORK_SETTLES, Some(pid));
+                    let sibling = self.reasons.contains_key(&pid).then_some(pid);
+                    self.candidates.add(child, Candidate { sibling, ..Candidate::new(reason, at, FORK_SETTLES) });
                 }
             }
             ProcessEventKind::Exec => self.executed(pid, at),
@@ -217,19 +298,32 @@ impl Targets {
         let reason = match (before, matching) {
             (_, Some(file)) => Some(Reason::Executable(file)),
             (Some(Reason::Pid), None) => Some(Reason::Pid),
-            _ => None,
+            _ => (self.selection.all && !is_ours(pid)).then_some(Reason::All),
         };
         if self.attacher.observes(pid) {
             self.release(pid, true);
         }
-        self.candidates.remove(&pid);
+        self.candidates.remove(pid);
+        self.trials.forget(pid);
+        self.left_alone.remove(&pid);
         if let Some(reason) = reason {
-            if self.opts_out(pid) {
+            if self.judge(pid, reason) == Verdict::Unwanted {
                 return self.leave_alone(pid);
             }
             let sibling = self.sibling(reason);
-            self.consider(pid, reason, at, 0, sibling);
+            self.candidates.add(pid, Candidate { sibling, executed: true, ..Candidate::new(reason, at, 0) });
         }
+    }
+
+    /// Whether a process is wanted, and wants. Its environment is what it was at exec.
+    fn judge(&self, pid: u32, reason: Reason) -> Verdict {
+        let says = telemetry(pid);
+        let Selection { opt_in, filter, names, .. } = &self.selection;
+        let found = matches!(reason, Reason::Executable(_) | Reason::All);
+        if says == Some(false) || (found && *opt_in && says.is_none()) {
+            return Verdict::Unwanted;
+        }
+        if found { filter.judge(pid, names) } else { Verdict::Wanted }
     }
 
     /// An observed process that runs the same executable.
@@ -237,21 +331,23 @@ impl Targets {
         if !matches!(reason, Reason::Executable(_)) {
             return None;
         }
-        self.reasons.iter().find(|(pid, other)| **other == reason && self.attacher.observes(**pid)).map(|(pid, _)| *pid)
+        let fits = |pid: &u32| self.attacher.observes(*pid) && !self.suspects.contains_key(pid);
+        self.reasons.iter().find(|(pid, other)| **other == reason && fits(pid)).map(|(pid, _)| *pid)
     }
 
-    fn consider(&mut self, pid: u32, reason: Reason, at: MonoNs, delay: u64, sibling: Option<u32>) {
-        let candidate = Candidate { reason, since: at, next: MonoNs(at.0 + delay), sibling, warned: false };
-        self.candidates.entry(pid).or_insert(candidate);
-    }
-
-    /// Whether a process is to be looked at again before `until`: then [`Self::poll`] should not wait longer.
+    /// Whether a process is to be looked at again before `until`: then [`Self::poll`] should not wait longer. Old ones among all
+    /// are looked at when there is time.
     #[must_use]
     pub fn is_due(&self, until: MonoNs) -> bool {
-        !self.suspects.is_empty() || self.candidates.values().any(|candidate| candidate.next < until)
+        !self.suspects.is_empty() || self.candidates.is_urgent(until)
     }
 
     fn release(&mut self, pid: u32, replaced: bool) {
+        let ended = self.detach(pid, replaced);
+        self.changes.push(Change::Gone(ended));
+    }
+
+    fn detach(&mut self, pid: u32, replaced: bool) -> Ended {
         let open = self.attacher.detach(pid);
         self.reasons.remove(&pid);
         let open = open
@@ -259,7 +355,26 @@ impl Targets {
             .filter(|conn| conn.read_offset > 0 || conn.write_offset > 0)
             .map(|conn| OpenEnd { conn: ConnId(conn.id), read_end: conn.read_offset, write_end: conn.write_offset })
             .collect();
-        self.changes.push(Change::Gone(Ended { pid, open, replaced }));
+        Ended { pid, open, replaced }
+    }
+
+    /// Lets go of those that talk busily and not to an LLM.
+    fn let_go(&mut self, now: MonoNs) {
+        for pid in self.trials.convicted(now) {
+            let Ok(process) = Process::find(pid) else { continue };
+            let ended = self.detach(pid, false);
+            self.trials.park(process, now);
+            // Its workers may be others than it.
+            if let Err(error) = self.attacher.kernel().park(pid) {
+                tracing::debug!(pid, %error, "The forks of a process that was let go are found only later.");
+            }
+            self.changes.push(Change::LetGo(ended));
+        }
+        for pid in self.trials.due(now) {
+            if !self.attacher.observes(pid) {
+                self.candidates.add(pid, Candidate::new(Reason::All, now, 0));
+            }
+        }
     }
 
     fn bury_suspects(&mut self, now: MonoNs) {
@@ -272,65 +387,114 @@ impl Targets {
             if ended && self.attacher.observes(pid) {
                 self.release(pid, false);
             }
+            if ended {
+                self.forget(pid);
+            }
             if ended || now.since(at) > SUSPECT_FOR {
                 self.suspects.remove(&pid);
             }
         }
     }
 
+    /// Forgets what is known of a process that ended.
+    fn forget(&mut self, pid: u32) {
+        self.trials.forget(pid);
+        self.candidates.remove(pid);
+        self.left_alone.remove(&pid);
+        if !self.attacher.observes(pid) {
+            self.unarm(pid);
+        }
+    }
+
     fn try_candidates(&mut self, now: MonoNs) {
-        let due: Vec<(u32, Candidate)> =
-            self.candidates.iter().filter(|(_, c)| c.next <= now).map(|(pid, c)| (*pid, *c)).collect();
-        for (pid, mut candidate) in due {
-            if self.opts_out(pid) {
-                self.leave_alone(pid);
-                continue;
-            }
-            // Workers and processes of an executable share their probes: attaching to and detaching from each of them by itself
-            // was seen to hold up forks for seconds.
-            let share = candidate.reason != Reason::Pid;
-            match self.attacher.attach(pid, share, candidate.sibling) {
-                Ok(report) => {
-                    let age = now.since(candidate.since);
-                    if report.hooked.iter().all(|hooked| hooked.plan.family == Family::Hooks) && age < WARN_AFTER {
-                        // It may load a TLS library yet: an interpreter does so within its first second.
-                        candidate.next = MonoNs(now.0 + retry_after(age));
-                        self.candidates.insert(pid, candidate);
-                    } else {
-                        self.candidates.remove(&pid);
-                    }
-                    self.reasons.insert(pid, candidate.reason);
-                    if report.news {
-                        self.attached_in = self.sweeps;
-                        self.changes.push(Change::Attached(report));
-                    }
-                }
-                Err(AttachError::NoProcess { .. } | AttachError::Itself { .. }) => {
-                    self.candidates.remove(&pid);
-                }
-                Err(error @ AttachError::NoTls { .. }) => {
-                    let age = now.since(candidate.since);
-                    candidate.next = MonoNs(now.0 + retry_after(age));
-                    if age > WARN_AFTER && !candidate.warned {
-                        candidate.warned = true;
-                        self.changes.push(Change::Refused(error));
-                    }
-                    self.candidates.insert(pid, candidate);
-                }
-                Err(error) => {
-                    self.candidates.remove(&pid);
-                    self.changes.push(Change::Refused(error));
+        for (pid, candidate) in self.candidates.due(now) {
+            match self.judge(pid, candidate.reason) {
+                Verdict::Wanted => self.try_one(pid, candidate, now),
+                Verdict::Unwanted if Process::find(pid).is_err() => self.forget(pid),
+                Verdict::Unwanted => self.leave_alone(pid),
+                Verdict::NotYet => {
+                    // The kernel half may have armed it at its exec.
+                    self.unarm(pid);
+                    self.candidates.put(pid, Candidate { next: MonoNs(now.0 + NAMES_COME), ..candidate });
                 }
             }
         }
     }
 
-    /// Finds what no event told: processes of the executables that run already, ends that were missed, late libraries.
+    fn try_one(&mut self, pid: u32, mut candidate: Candidate, now: MonoNs) {
+        let reason = candidate.reason;
+        let age = now.since(candidate.since);
+        candidate.next = MonoNs(now.0.saturating_add(self.candidates.retry_after(reason, age)));
+        if reason == Reason::All {
+            // A look at what has not changed is the cheap case, and the common one.
+            let mapped = Process::mapped_hash(pid);
+            if candidate.mapped.is_some() && candidate.mapped == mapped && age < UNCHANGED_UNTIL {
+                return self.candidates.put(pid, candidate);
+            }
+            candidate.mapped = mapped;
+        }
+        // Workers and processes of an executable share their probes: attaching to and detaching from each of them by itself
+        // was seen to hold up forks for seconds.
+        let manner = match reason {
+            Reason::Pid => Manner::Own,
+            Reason::Child | Reason::Executable(_) => Manner::Shared,
+            Reason::All => Manner::Found,
+        };
+        // One that has ended since has no libraries any more.
+        let lives = |sibling: &u32| self.attacher.observes(*sibling) && !self.suspects.contains_key(sibling);
+        candidate.sibling = candidate.sibling.filter(lives).or_else(|| self.sibling(reason));
+        match self.attacher.attach(pid, manner, candidate.sibling) {
+            Ok(report) => {
+                if report.hooked.iter().all(|hooked| hooked.plan.family == Family::Hooks) && age < WARN_AFTER {
+                    // It may load a TLS library yet: an interpreter does so within its first second.
+                    self.candidates.put(pid, candidate);
+                } else {
+                    self.candidates.remove(pid);
+                }
+                if reason == Reason::All && !self.reasons.contains_key(&pid) {
+                    self.trials.begin(pid);
+                }
+                self.reasons.insert(pid, reason);
+                if report.news {
+                    self.attached_in = self.sweeps;
+                    let after_exec = candidate.executed.then_some(age);
+                    self.changes.push(Change::Attached { report, after_exec });
+                }
+            }
+            Err(AttachError::NoProcess { .. } | AttachError::Itself { .. }) => self.forget(pid),
+            Err(AttachError::Searching { .. }) => {
+                // What it has mapped was not looked into yet, so the next look is none at something unchanged.
+                candidate.mapped = None;
+                candidate.next = MonoNs(now.0.saturating_add(SEARCHED_AGAIN));
+                self.candidates.put(pid, candidate);
+            }
+            Err(error @ AttachError::NoTls { .. }) => {
+                if age > WARN_AFTER && !candidate.warned && reason != Reason::All {
+                    candidate.warned = true;
+                    self.changes.push(Change::Refused(error));
+                }
+                if age > WARN_AFTER && reason == Reason::All {
+                    self.unarm(pid); // an old process without TLS: most of a host
+                }
+                self.candidates.put(pid, candidate);
+            }
+            Err(error) => {
+                self.candidates.remove(pid);
+                // One line, not one with every sweep.
+                self.remember_left_alone(pid);
+                self.changes.push(Change::Refused(error));
+            }
+        }
+    }
+
+    /// Finds what no event told: processes that run already, ends that were missed, late libraries.
     fn sweep(&mut self, now: MonoNs) {
         for pid in self.attacher.ended() {
             self.release(pid, false);
+            self.forget(pid);
         }
         self.attacher.tidy();
+        self.let_go(now);
         let mut changed = self.attacher.outgrown();
         self.sweeps = self.sweeps.wrapping_add(1);
         let young = self.sweeps.wrapping_sub(self.attached_in) < YOUNG;
@@ -339,57 +503,94 @@ impl Targets {
             self.attacher.kernel().forget_idle_unix(now.0.saturating_sub(UNIX_IDLE));
         }
         for pid in changed {
-            match self.attacher.attach(pid, false, None) {
-                Ok(report) if report.news => self.changes.push(Change::Attached(report)),
+            let manner = if self.reasons.get(&pid) == Some(&Reason::All) { Manner::Found } else { Manner::Own };
+            match self.attacher.attach(pid, manner, None) {
+                Ok(report) if report.news => self.changes.push(Change::Attached { report, after_exec: None }),
                 Ok(_) => {}
                 Err(error) => self.changes.push(Change::Refused(error)),
             }
         }
-        if self.executables.is_empty() {
+        if self.executables.is_empty() && !self.selection.all {
             return;
         }
-        self.opted_out.retain(|process| process.is_alive());
+        if self.sweeps.is_multiple_of(FORGET) {
+            self.left_alone.retain(|_, process| process.is_alive());
+            self.trials.tidy();
+        }
         for pid in Process::all() {
-            if self.attacher.observes(pid) || self.candidates.contains_key(&pid) || pid == std::process::id() {
+            let known = self.attacher.observes(pid) || self.candidates.contains(pid) || self.trials.is_parked(pid);
+            if known || self.is_left_alone(pid) {
                 continue;
             }
+            // Threads of the kernel have none.
             let Ok(file) = Process::executable(pid) else { continue };
-            if !self.executables.iter().any(|(_, wanted)| *wanted == file) {
+            let reason = if self.executables.iter().any(|(_, wanted)| *wanted == file) {
+                Reason::Executable(file)
+            } else if self.selection.all {
+                Reason::All
+            } else {
+                continue;
+            };
+            if is_ours(pid) {
                 continue;
             }
-            if Process::find(pid).is_ok_and(|process| self.opted_out.contains(&process)) {
-                continue;
-            }
-            let reason = Reason::Executable(file);
+            let Ok(process) = Process::find(pid) else { continue };
+            let age = u64::try_from(process.age().as_nanos()).unwrap_or(u64::MAX);
+            // An old process among all has loaded what it loads.
+            let since = if reason == Reason::All { MonoNs(now.0.saturating_sub(age)) } else { now };
             let sibling = self.sibling(reason);
-            self.consider(pid, reason, now, 0, sibling);
+            self.candidates.add(pid, Candidate { sibling, next: now, ..Candidate::new(reason, since, 0) });
+        }
+        self.release_unused(now);
+    }
+
+    /// Takes out shared probes that nobody needs any more: they cost whoever uses the library.
+    fn release_unused(&mut self, now: MonoNs) {
+        if !self.executables.is_empty() {
+            return; // they are there for the next process of these, from its first byte on
+        }
+        let unused = self.attacher.unused_shared();
+        self.unused.retain(|library, _| unused.contains(library));
+        for library in unused {
+            let since = *self.unused.entry(library).or_insert(now);
+            if now.since(since) > UNUSED_FOR {
+                self.unused.remove(&library);
+                self.attacher.release_shared(library);
+            }
         }
     }
 
-    /// Lets go of a process that does not want to be observed; the kernel half may have armed it at its exec.
+    /// Lets go of a process that is not wanted or does not want; the kernel half may have armed it at its exec.
     fn leave_alone(&mut self, pid: u32) {
-        self.candidates.remove(&pid);
-        if let Err(error) = self.attacher.kernel().disarm(pid) {
-            tracing::warn!(pid, %error, "A process could not be disarmed.");
-        }
-        if let Ok(process) = Process::find(pid)
-            && self.opted_out.insert(process)
+        self.candidates.remove(pid);
+        if self.unarm(pid)
+            && let Err(error) = self.attacher.kernel().disarm(pid)
         {
+            tracing::warn!(pid, %error, "What is known of a process could not be forgotten.");
+        }
+        let says_no = telemetry(pid) == Some(false);
+        if self.remember_left_alone(pid) && says_no {
             self.changes.push(Change::OptedOut { pid });
         }
     }
 
-    /// Whether a process has said that it does not want to be observed: what is in the rings of it is to be thrown away.
-    #[must_use]
-    pub fn is_left_alone(&self, pid: u32) -> bool {
-        !self.opted_out.is_empty() && self.opted_out.iter().any(|process| process.pid == pid)
+    /// Whether it was armed.
+    fn unarm(&mut self, pid: u32) -> bool {
+        self.attacher.kernel().unarm(pid).unwrap_or_else(|error| {
+            tracing::warn!(pid, %error, "A process could not be disarmed.");
+            true
+        })
     }
 
-    /// Whether a process says that it does not want to be observed. Its environment is what it was at exec.
-    fn opts_out(&self, pid: u32) -> bool {
-        Process::environment(pid)
-            .iter()
-            .any(|(name, value)| name == "ENABLE_TELEMETRY" && value.trim().eq_ignore_ascii_case("false"))
+    /// Whether that is new.
+    fn remember_left_alone(&mut self, pid: u32) -> bool {
+        Process::find(pid).is_ok_and(|process| self.left_alone.insert(pid, process) != Some(process))
+    }
+
+    /// Whether a process is not wanted, or does not want: what is in the rings of it is to be thrown away.
+    #[must_use]
+    pub fn is_left_alone(&self, pid: u32) -> bool {
+        self.left_alone.contains_key(&pid)
     }
 
     /// Executables that are looked for, for messages.
@@ -399,12 +600,20 @@ impl Targets {
     }
 }
 
-/// How long to wait before looking again whether a process has loaded a TLS library, by how long it has been looked at: an
-/// interpreter loads one within its first second, or late.
-fn retry_after(age: u64) -> u64 {
-    match age / MS {
-        0..2_000 => 10 * MS,
-        2_000..30_000 => 100 * MS,
-        _ => 1_000 * MS,
+/// What a process says in its environment of being observed (`ENABLE_TELEMETRY`).
+#[must_use]
+pub fn telemetry(pid: u32) -> Option<bool> {
+    let environment = Process::environment(pid);
+    let (_, value) = environment.iter().find(|(name, _)| name == "ENABLE_TELEMETRY")?;
+    match value.trim().to_ascii_lowercase().as_str() {
+        "true" => Some(true),
+        "false" => Some(false),
+        _ => None,
     }
+}
+
+/// Whether a process is this one, or a child of it.
+fn is_ours(pid: u32) -> bool {
+    let me = std::process::id();
+    pid == me || Process::parent(pid) == Some(me)
 }

@@ -18,6 +18,9 @@ pub struct Info {
     pub began_unix_ns: u64,
     /// Limits that influence numbers.
     pub limits: RecordedLimits,
+    /// Calls were joined to what caused them by their content, too.
+    #[serde(default)]
+    pub join_by_content: bool,
 }
 
 /// The limits of the core while it was recorded.

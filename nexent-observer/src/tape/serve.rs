@@ -13,7 +13,7 @@ use nexent_observer_core::{
     event::{ConnId, MonoNs},
     http::{Head, HttpEventKind, Side},
     limits::Limits,
-    pipeline::{Tap, Tapped},
+    pipeline::{Output, Tap, Tapped},
     tape::entry::Entry,
     timing::{self, Exchange, ExchangeId},
 };
@@ -160,7 +160,8 @@ fn through(file: &Path, mut pick: Option<Pick>, each: &mut dyn FnMut(&Exchange))
         if let Entry::Info(json) = entry {
             let limits =
                 serde_json::from_slice::<Info>(json).map_or_else(|_| Limits::default(), |info| info.limits.limits());
-            core = Core::new(kind, limits, timing::Options::default());
+            // What caused a call does not matter here.
+            core = Core::new(kind, limits, timing::Options::default(), false);
             if let (Core::Pipeline(pipeline), Some(pick)) = (&mut core, &pick) {
                 pipeline.set_tap(Box::new(pick.clone()));
             }
@@ -169,7 +170,8 @@ fn through(file: &Path, mut pick: Option<Pick>, each: &mut dyn FnMut(&Exchange))
             pick.take(*conn, *tapped);
         }
         core.take(&entry);
-        while let Some(exchange) = core.next() {
+        while let Some(output) = core.next() {
+            let Output::Exchange(exchange) = output else { continue };
             each(&exchange);
         }
         true

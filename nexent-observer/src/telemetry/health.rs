@@ -7,9 +7,10 @@ use std::{
 };
 
 use nexent_observer_core::stats::{DropReason, Stats};
-use prometheus::{Counter, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
+use prometheus::{Counter, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, core::Collector};
 
 use super::{Metric, Register, process};
+use crate::probe::targets::Census;
 
 /// The event loop is taken for stuck when it has not ticked for so long.
 const LOOP_SILENCE: Duration = Duration::from_secs(10);
@@ -31,6 +32,10 @@ pub struct KernelCounts {
     pub plain_unseen: u64,
     /// Entries of the rings that could not be decoded.
     pub malformed_records: u64,
+    /// TLS records that belong to no known socket.
+    pub aead_unjoined: u64,
+    /// Connections of rustls that were joined late.
+    pub aead_rejoined: u64,
     /// Probes attached now.
     pub attached_probes: u64,
     /// Processes observed now.
@@ -169,6 +174,37 @@ impl fmt::Display for Readiness {
     }
 }
 
+/// What a person wants to know of the observer at a glance. Counts are since its start.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct HealthSummary {
+    /// `ready`, `not_attached`, `losing` or `stuck`.
+    pub state: &'static str,
+    /// Seconds since the start.
+    pub uptime_s: f64,
+    /// Processes observed now.
+    pub processes: u64,
+    /// Probes attached now.
+    pub probes: u64,
+    /// Records of the kernel half taken in.
+    pub records: u64,
+    /// Records lost because a ring was full.
+    pub lost_records: u64,
+    /// Bytes known to be lost.
+    pub lost_bytes: u64,
+    /// Holes in byte streams.
+    pub gaps: u64,
+    /// HTTP exchanges seen, LLM calls or not.
+    pub http_exchanges: u64,
+    /// LLM calls that ended.
+    pub llm_exchanges: u64,
+    /// Of them, those not seen whole.
+    pub incomplete: u64,
+    /// Items that exporters gave up.
+    pub export_dropped: u64,
+    /// What was dropped in the core, by reason; only reasons that occurred.
+    pub drops: Vec<(&'static str, u64)>,
+}
+
 /// The observer's own metrics. Shared by all parts through an `Arc`; every method is cheap and takes no lock that the
 /// event loop could wait for.
 #[derive(Debug)]
@@ -187,6 +223,8 @@ pub struct Health {
     plain_other_bytes: IntCounter,
     plain_unseen: IntCounter,
     malformed: IntCounter,
+    aead_unjoined: IntCounter,
+    aead_rejoined: IntCounter,
     understood: IntCounter,
     not_understood: IntCounter,
     gaps: IntCounter,
@@ -200,6 +238,7 @@ pub struct Health {
     open_exchanges: IntGauge,
     attached_probes: IntGauge,
     attached_processes: IntGauge,
+    found_processes: IntGaugeVec,
     /// Spans left out by sampling.
     pub(crate) sampled_out: IntCounter,
     /// Spans kept for a reason, by reason.
@@ -241,6 +280,8 @@ impl Health {
             plain_other_bytes: counter(Metric::PlainOtherBytes)?,
             plain_unseen: counter(Metric::PlainUnseen)?,
             malformed: counter(Metric::MalformedRecords)?,
+            aead_unjoined: counter(Metric::AeadUnjoined)?,
+            aead_rejoined: counter(Metric::AeadRejoined)?,
             understood: announcements.with_label_values(&["true"]),
             not_understood: announcements.with_label_values(&["false"]),
             gaps: counter(Metric::Gaps)?,
@@ -253,6 +294,7 @@ impl Health {
             open_exchanges: gauge(Metric::OpenExchanges)?,
             attached_probes: gauge(Metric::AttachedProbes)?,
             attached_processes: gauge(Metric::AttachedProcesses)?,
+            found_processes: register.gauge(Metric::FoundProcesses)?,
             sampled_out: counter(Metric::SampledOut)?,
             kept_spans,
             label_overflow: register.counter(Metric::LabelOverflow)?,
@@ -314,6 +356,8 @@ impl Health {
             plain_other_bytes,
             plain_unseen,
             malformed_records,
+            aead_unjoined,
+            aead_rejoined,
             attached_probes,
             attached_processes,
         } = counts;
@@ -325,8 +369,19 @@ impl Health {
         advance(&self.skipped_bytes, skipped_bytes);
         advance(&self.plain_other_bytes, plain_other_bytes);
         advance(&self.plain_unseen, plain_unseen);
+        advance(&self.aead_unjoined, aead_unjoined);
+        advance(&self.aead_rejoined, aead_rejoined);
         self.attached_probes.set(signed(attached_probes));
         self.attached_processes.set(signed(attached_processes));
+    }
+
+    /// Processes that were found, by state.
+    pub fn census(&self, census: Census) {
+        let Census { on_trial, let_go, candidates, left_alone } = census;
+        let states = [("trial", on_trial), ("let_go", let_go), ("candidate", candidates), ("left_alone", left_alone)];
+        for (state, count) in states {
+            self.found_processes.with_label_values(&[state]).set(signed(count as u64));
+        }
     }
 
     /// The event loop is alive. To be called at least every few seconds.
@@ -354,6 +409,35 @@ impl Health {
             Readiness::Losing
         } else {
             Readiness::Ready
+        }
+    }
+
+    /// The state in words and numbers.
+    #[must_use]
+    pub fn summary(&self) -> HealthSummary {
+        let state = match self.readiness() {
+            Readiness::Stuck => "stuck",
+            Readiness::Ready => "ready",
+            Readiness::NotAttached => "not_attached",
+            Readiness::Losing => "losing",
+        };
+        let drops = self.drops.iter().map(|(reason, count)| (reason.as_str(), count.get()));
+        let given_up = self.dropped.collect().into_iter().flat_map(|family| family.get_metric().to_vec());
+        let unsigned = |gauge: &IntGauge| u64::try_from(gauge.get()).unwrap_or(0);
+        HealthSummary {
+            state,
+            uptime_s: self.began.elapsed().as_secs_f64(),
+            processes: unsigned(&self.attached_processes),
+            probes: unsigned(&self.attached_probes),
+            records: self.records.get(),
+            lost_records: self.lost_read.get().saturating_add(self.lost_write.get()),
+            lost_bytes: self.lost_bytes.get(),
+            gaps: self.gaps.get(),
+            http_exchanges: self.http_exchanges.get(),
+            llm_exchanges: self.llm_exchanges.get(),
+            incomplete: self.incomplete.get(),
+            export_dropped: given_up.map(|metric| metric.get_counter().get_value() as u64).sum(),
+            drops: drops.filter(|(_, count)| *count > 0).collect(),
         }
     }
 
@@ -491,6 +575,21 @@ mod tests {
         assert_eq!(health.readiness(), Readiness::Stuck);
         health.tick();
         assert_eq!((health.stuck_for(), health.readiness()), (None, Readiness::Ready));
+    }
+
+    #[test]
+    fn the_summary_names_what_occurred_and_nothing_else() {
+        let health = health();
+        let mut stats = Stats::default();
+        stats.count(DropReason::Joined);
+        health.core(&stats);
+        health.kernel(KernelCounts { attached_processes: 2, lost_write_records: 3, ..KernelCounts::default() });
+        health.channel(Exporter::Jsonl, Signal::Lines).dropped(DropCause::QueueFull, 4);
+        health.channel(Exporter::Otlp, Signal::Spans).dropped(DropCause::Timeout, 5);
+        let summary = health.summary();
+        assert_eq!((summary.state, summary.processes, summary.lost_records), ("losing", 2, 3));
+        assert_eq!(summary.export_dropped, 9);
+        assert_eq!(summary.drops, [(DropReason::Joined.as_str(), 1)]);
     }
 
     #[test]

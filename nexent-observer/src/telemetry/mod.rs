@@ -7,6 +7,6 @@ mod names;
 mod process;
 mod register;
 
-pub use health::{Channel, DropCause, Exporter, Health, KernelCounts, Readiness, Signal};
+pub use health::{Channel, DropCause, Exporter, Health, HealthSummary, KernelCounts, Readiness, Signal};
 pub use names::{CHUNK_SECONDS, Def, Kind, Metric, SECONDS, TOKENS_PER_SECOND};
 pub use register::Register;

@@ -136,6 +136,10 @@ metrics! {
         "Operations on sockets with plain HTTP whose bytes cannot be seen (splice, sendfile, io_uring). Each is a gap in its connection.";
     MalformedRecords = "nexent_observer_malformed_records_total", Counter, &[], &[],
         "Entries of the rings that could not be decoded: the two halves of the observer do not fit. A loss.";
+    AeadUnjoined = "nexent_observer_aead_unjoined_total", Counter, &[], &[],
+        "TLS records that rustls opened and that belong to no socket that is known: their bytes are not seen.";
+    AeadRejoined = "nexent_observer_aead_rejoined_total", Counter, &[], &[],
+        "Connections of rustls whose socket turned out to carry another one: what came before stands apart from what follows.";
     Announcements = "nexent_observer_announcements_total", Counter, &["understood"], &[],
         "Announcements of in-process hooks, by whether they were understood: true, or false (too long, unreadable, no JSON, or of another version).";
     Drops = "nexent_observer_drops_total", Counter, &["reason"], &[],
@@ -156,6 +160,8 @@ metrics! {
         "Probes that are attached now.";
     AttachedProcesses = "nexent_observer_attached_processes", Gauge, &[], &[],
         "Processes that are observed now.";
+    FoundProcesses = "nexent_observer_found_processes", Gauge, &["state"], &[],
+        "Processes that exe and all have found, by state: trial (observed, no call of an LLM so far), let_go (busy without one; looked at again later), candidate (nothing to observe in it yet), left_alone (opted out, not opted in, not wanted by a filter, or refused by the kernel).";
     QueueDepth = "nexent_observer_queue_depth", Gauge, &["exporter", "signal"], &[],
         "Items that wait in an export queue.";
     Exported = "nexent_observer_exported_total", Counter, &["exporter", "signal"], &[],

@@ -99,7 +99,8 @@ impl Encoding {
             && let Some(bpe) = (self.make)()
         {
             let words = words_of(&bpe);
-            let _ = self.ready.set(Ready { bpe, words });
+            // Should another thread have been faster, its own is as good.
+            self.ready.get_or_init(|| Ready { bpe, words });
         }
         self.ready.get().is_some()
     }

@@ -202,8 +202,7 @@ fn small(pre_tokenizer: &str, normalizer: &str) -> String {
     vocab.extend(["Ġ", "Ċ", "▁", "he", "ll", "hell", "hello", "Ġw", "Ġwo", "▁w", "▁wo", "s.", "▁h"].map(str::to_owned));
     let vocab: serde_json::Map<String, serde_json::Value> =
         vocab.into_iter().enumerate().map(|(id, token)| (token, id.into())).collect();
-    let merges =
-        ["h e", "l l", "he ll", "hell o", "Ġ w", "Ġw o", "▁ w", "▁w o", "s .", "▁ h"].map(|merge| merge.to_owned());
+    let merges = ["h e", "l l", "he ll", "hell o", "Ġ w", "Ġw o", "▁ w", "▁w o", "s .", "▁ h"].map(str::to_owned);
     let text = serde_json::json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
         "normalizer": serde_json::from_str::<serde_json::Value>(normalizer).unwrap(),
@@ -237,7 +236,7 @@ impl Dir {
 
 impl Drop for Dir {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+        drop(fs::remove_dir_all(&self.0));
     }
 }
 

@@ -1,24 +1,37 @@
-//! The HTTP endpoint: `/metrics`, `/healthz`, `/readyz`, and a page of links.
+//! The HTTP endpoint: the live page with its API, `/metrics`, `/healthz`, `/readyz`.
 //!
-//! It listens on loopback unless told otherwise: service names and model names are nobody else's business.
+//! It listens on loopback unless told otherwise: service names and model names are nobody else's business ([`access`]).
+
+mod access;
+mod api;
+mod assets;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    extract::State,
-    http::{StatusCode, header::CONTENT_TYPE},
-    response::{Html, IntoResponse, Response},
+    extract::{Form, State},
+    http::{
+        StatusCode,
+        header::{CONTENT_TYPE, SET_COOKIE},
+    },
+    middleware,
+    response::{Html, IntoResponse, Redirect, Response},
     routing::get,
 };
 use tokio::{
     net::TcpListener,
-    sync::{Semaphore, oneshot},
+    sync::{Semaphore, watch},
     task::JoinHandle,
 };
 
 use crate::{
-    export::prometheus::{CONTENT_TYPE as METRICS_TYPE, Prometheus},
+    config::Secret,
+    export::{
+        history::History,
+        live::Live,
+        prometheus::{CONTENT_TYPE as METRICS_TYPE, Prometheus},
+    },
     telemetry::{Health, Readiness},
 };
 
@@ -29,7 +42,9 @@ const RENDERS: usize = 2;
 /// Open requests have so long to end at shutdown.
 const GRACE: Duration = Duration::from_secs(1);
 
+/// Where there is no page.
 const INDEX: &str = "<!doctype html><html lang=en><meta charset=utf-8><title>nexent-observer</title><h1>nexent-observer</h1>\
+<p>The live page is not served here: set web_token_file to see it.\
 <ul><li><a href=/metrics>/metrics</a> for Prometheus<li><a href=/healthz>/healthz</a> whether it runs\
 <li><a href=/readyz>/readyz</a> whether it is attached and loses nothing</ul></html>\n";
 
@@ -47,30 +62,75 @@ pub struct BindError {
 #[derive(Debug)]
 pub struct Server {
     addr: SocketAddr,
-    stop: oneshot::Sender<()>,
+    shared: Arc<Shared>,
     task: JoinHandle<io::Result<()>>,
+}
+
+/// What is served.
+#[derive(Debug, Clone)]
+pub struct Parts {
+    /// Metrics.
+    pub prometheus: Arc<Prometheus>,
+    /// The observer's state.
+    pub health: Arc<Health>,
+    /// Open streams.
+    pub live: Arc<Live>,
+    /// Ended ones.
+    pub history: Arc<History>,
+}
+
+/// Whether there is a page, and for whom.
+#[derive(Debug, Clone)]
+pub enum Page {
+    /// None, and no API.
+    Off,
+    /// For whoever reaches the address, which has to be a loopback one.
+    Open,
+    /// For who has the token.
+    Token(Secret),
 }
 
 #[derive(Debug)]
 struct Shared {
     prometheus: Arc<Prometheus>,
     health: Arc<Health>,
+    live: Arc<Live>,
+    history: Arc<History>,
+    access: access::Access,
     renders: Semaphore,
+    followers: Arc<Semaphore>,
+    stop: watch::Sender<bool>,
 }
 
 impl Server {
     /// Binds the address and serves until [`Self::shutdown`].
-    pub async fn start(addr: SocketAddr, prometheus: Arc<Prometheus>, health: Arc<Health>) -> Result<Self, BindError> {
+    pub async fn start(addr: SocketAddr, parts: Parts, page: Page) -> Result<Self, BindError> {
         let failed = |source: io::Error| BindError { addr, advice: advice(&source), source };
         let listener = TcpListener::bind(addr).await.map_err(failed)?;
         let addr = listener.local_addr().map_err(failed)?;
-        let (stop, stopped) = oneshot::channel::<()>();
-        let shared = Arc::new(Shared { prometheus, health, renders: Semaphore::new(RENDERS) });
-        let serve = axum::serve(listener, router(shared)).with_graceful_shutdown(async move {
-            // An error says that the server handle was dropped: a stop too.
-            stopped.await.unwrap_or_default();
+        let Parts { prometheus, health, live, history } = parts;
+        let (served, token) = match page {
+            Page::Off => (false, None),
+            // The configuration does not let it come to this; should it all the same, there is no page.
+            Page::Open => (addr.ip().is_loopback(), None),
+            Page::Token(token) => (true, Some(token)),
+        };
+        let shared = Arc::new(Shared {
+            prometheus,
+            health,
+            live,
+            history,
+            access: access::Access::new(addr, token),
+            renders: Semaphore::new(RENDERS),
+            followers: Arc::new(Semaphore::new(api::FOLLOWERS)),
+            stop: watch::Sender::new(false),
         });
-        Ok(Self { addr, stop, task: tokio::spawn(async move { serve.await }) })
+        let mut stop = shared.stop.subscribe();
+        let serve = axum::serve(listener, router(&shared, served)).with_graceful_shutdown(async move {
+            // An error says that the server handle was dropped: a stop too.
+            stop.wait_for(|stop| *stop).await.map(drop).unwrap_or_default();
+        });
+        Ok(Self { addr, shared, task: tokio::spawn(async move { serve.await }) })
     }
 
     /// Where it listens; the port is the real one when 0 was asked for.
@@ -81,21 +141,51 @@ impl Server {
 
     /// Takes no new connections and lets open requests end, for a second at most.
     pub async fn shutdown(self) {
-        let Self { addr: _, stop, mut task } = self;
-        drop(stop);
+        let Self { addr: _, shared, mut task } = self;
+        shared.stop.send_replace(true);
         if tokio::time::timeout(GRACE, &mut task).await.is_err() {
             task.abort();
         }
     }
 }
 
-fn router(shared: Arc<Shared>) -> Router {
-    Router::new()
-        .route("/", get(|| async { Html(INDEX) }))
-        .route("/metrics", get(metrics))
-        .route("/healthz", get(healthz))
-        .route("/readyz", get(readyz))
-        .with_state(shared)
+fn router(shared: &Arc<Shared>, page: bool) -> Router {
+    let guarded = |router: Router<Arc<Shared>>| {
+        router.route_layer(middleware::from_fn_with_state(Arc::clone(shared), access::guard_host))
+    };
+    let mut router = Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz));
+    router = router.merge(guarded(Router::new().route("/metrics", get(metrics))));
+    if page {
+        let api = Router::new()
+            .route("/", get(|| async { assets::page() }))
+            .route("/api/live", get(api::follow))
+            .route("/api/snapshot", get(api::snapshot))
+            .route("/api/exchanges", get(api::exchanges))
+            .route("/api/exchanges/{seq}", get(api::exchange))
+            .route_layer(middleware::from_fn_with_state(Arc::clone(shared), access::guard));
+        // The form needs its style before there is a session; assets are the same for everybody.
+        let open = Router::new().route("/assets/{name}", get(assets::asset)).route("/login", get(form).post(login));
+        router = router.merge(api).merge(guarded(open));
+    } else {
+        router = router.merge(guarded(Router::new().route("/", get(|| async { Html(INDEX) }))));
+    }
+    router.layer(middleware::from_fn(access::harden)).with_state(Arc::clone(shared))
+}
+
+async fn form(State(shared): State<Arc<Shared>>) -> Response {
+    if shared.access.has_token() { assets::login(false) } else { Redirect::to("/").into_response() }
+}
+
+#[derive(serde::Deserialize)]
+struct Login {
+    token: String,
+}
+
+async fn login(State(shared): State<Arc<Shared>>, Form(Login { token }): Form<Login>) -> Response {
+    match shared.access.login(token.trim()).await {
+        Some(cookie) => ([(SET_COOKIE, cookie)], Redirect::to("/")).into_response(),
+        None => (StatusCode::UNAUTHORIZED, assets::login(true)).into_response(),
+    }
 }
 
 async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
@@ -137,86 +227,4 @@ fn advice(error: &io::Error) -> &'static str {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        export::{Caps, live::Live},
-        telemetry::{KernelCounts, Register},
-    };
-
-    const ANY: SocketAddr = SocketAddr::new(DEFAULT_LISTEN.ip(), 0);
-
-    async fn start(addr: SocketAddr) -> (Result<Server, BindError>, Arc<Health>) {
-        let register = Register::default();
-        let health = Arc::new(Health::new(&register).unwrap());
-        let prometheus = Prometheus::new(&register, Arc::clone(&health), Arc::new(Live::default()), Caps::default());
-        (Server::start(addr, Arc::new(prometheus.unwrap()), Arc::clone(&health)).await, health)
-    }
-
-    async fn fetch(server: &Server, path: &str) -> (u16, String, String) {
-        crate::export::otlp::ensure_tls_provider();
-        let client = reqwest::Client::builder().no_proxy().build().unwrap();
-        let request = client.get(format!("http://{}{path}", server.local_addr()));
-        let response = request.header("accept", "application/openmetrics-text; version=1.0.0").send().await.unwrap();
-        let kind = response.headers().get(CONTENT_TYPE).map(|v| v.to_str().unwrap().to_owned()).unwrap_or_default();
-        (response.status().as_u16(), kind, response.text().await.unwrap())
-    }
-
-    #[tokio::test]
-    async fn metrics_are_text_0_0_4_also_for_a_scraper_that_prefers_openmetrics() {
-        let (server, _) = start(ANY).await;
-        let server = server.unwrap();
-        let (status, kind, text) = fetch(&server, "/metrics").await;
-        assert_eq!((status, kind.as_str()), (200, "text/plain; version=0.0.4; charset=utf-8"));
-        assert!(text.contains("nexent_observer_build_info{version=\""));
-        assert!(!text.contains("# EOF"));
-        let (status, _, text) = fetch(&server, "/").await;
-        assert!(status == 200 && text.contains("href=/metrics"));
-        assert_eq!(fetch(&server, "/nothing").await.0, 404);
-        server.shutdown().await;
-    }
-
-    #[tokio::test]
-    async fn ready_follows_the_health() {
-        let (server, health) = start(ANY).await;
-        let server = server.unwrap();
-        assert_eq!(fetch(&server, "/healthz").await.0, 200);
-        let (status, _, text) = fetch(&server, "/readyz").await;
-        assert_eq!((status, text.as_str()), (503, "not ready: no process is attached\n"));
-        health.kernel(KernelCounts { attached_processes: 1, ..KernelCounts::default() });
-        let (status, _, text) = fetch(&server, "/readyz").await;
-        assert_eq!((status, text.as_str()), (200, "ready\n"));
-        let losing = KernelCounts { attached_processes: 1, lost_write_records: 1, ..KernelCounts::default() };
-        health.kernel(losing);
-        let (status, _, text) = fetch(&server, "/readyz").await;
-        assert_eq!(status, 503);
-        assert!(text.starts_with("not ready: records or exchanges were lost"), "{text}");
-        assert_eq!(fetch(&server, "/healthz").await.0, 200, "a loss is no reason to be started anew");
-        server.shutdown().await;
-    }
-
-    #[tokio::test]
-    async fn a_busy_port_is_a_clear_error() {
-        let (first, _) = start(ANY).await;
-        let first = first.unwrap();
-        let (second, _) = start(first.local_addr()).await;
-        let text = second.unwrap_err().to_string();
-        assert!(text.contains(&first.local_addr().to_string()) && text.contains("--listen"), "{text}");
-        assert!(text.contains("another process"), "{text}");
-        first.shutdown().await;
-    }
-
-    #[tokio::test]
-    async fn after_shutdown_the_port_is_free_even_when_a_client_stays_connected() {
-        let (server, _) = start(ANY).await;
-        let server = server.unwrap();
-        let addr = server.local_addr();
-        let idle = tokio::net::TcpStream::connect(addr).await.unwrap();
-        fetch(&server, "/metrics").await;
-        let began = std::time::Instant::now();
-        server.shutdown().await;
-        assert!(began.elapsed() < Duration::from_secs(3));
-        assert!(start(addr).await.0.is_ok());
-        drop(idle);
-    }
-}
+mod tests;

@@ -8,6 +8,7 @@ import pytest
 
 import nexent_observer
 from nexent_observer import MonitoringConfig, _channel, monitoring_manager
+from nexent_observer._asgi import TraceMiddleware
 from nexent_observer._spans import current
 
 
@@ -259,3 +260,23 @@ def test_odd_settings_in_the_environment_do_no_harm(monkeypatch):
     monkeypatch.setenv("ENABLE_TELEMETRY", " TRUE ")
     config = MonitoringConfig.from_environment()
     assert (config.enable_telemetry, config.prometheus_port) == (True, 8000)
+
+
+def test_each_request_of_a_connection_is_a_trace_of_its_own_and_has_one_span(heard):
+    async def app(_scope, _receive, _send):
+        assert current.get() is not None
+
+    served = TraceMiddleware(TraceMiddleware(app))
+
+    async def connection():
+        await served({"type": "http", "method": "GET", "client": ("10.0.0.7", 41234)}, None, None)
+        # The next one begins inside of the task that answers this one.
+        with nexent_observer._spans.Span("GET request", "server"):
+            await served({"type": "http", "method": "GET", "client": ("10.0.0.7", 41234)}, None, None)
+
+    asyncio.run(connection())
+    begun = [message for message in heard if message["k"] == "begin"]
+    assert len(begun) == 3
+    assert len({message["t"] for message in begun}) == 3
+    assert not any("p" in message for message in begun)
+    assert begun[0]["peer"] == "10.0.0.7:41234"

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use nexent_observer::probe::{
-    attach::Attacher,
+    attach::{Attacher, Manner},
     kernel::{KernelHalf, KernelOptions},
     plain::PlainHttp,
 };
@@ -100,7 +100,7 @@ fn main() -> Result<()> {
     let mut figures: [Vec<f64>; 4] = Default::default();
     for _ in 0..ROUNDS {
         let (call_off, socket_off) = (unrelated()?, socket(&mut pair)?);
-        let report = attacher.attach(idle.0.id(), false, None)?;
+        let report = attacher.attach(idle.0.id(), Manner::Own, None)?;
         ensure!(report.plain, "the tracepoints were not attached: nothing would be measured");
         let (call_on, socket_on) = (unrelated()?, socket(&mut pair)?);
         attacher.detach(idle.0.id());

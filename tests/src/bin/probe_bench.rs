@@ -22,7 +22,7 @@ use aya::programs::{
 };
 use nexent_observer::{
     probe::{
-        attach::Attacher,
+        attach::{Attacher, Manner},
         kernel::{KernelHalf, KernelOptions, OBJECT},
         library,
         plan::Program,
@@ -124,7 +124,7 @@ impl Drop for Probed {
 
 /// Attaches the empty pair to the read function of one process; detached when the result is dropped.
 fn empty_pair(path: &Path, pid: u32) -> Result<aya::Ebpf> {
-    let plan = library::plan_of_path(path)?.context("no hook points")?;
+    let plan = library::plan_of_path(path, None)?.context("no hook points")?;
     let hooks = plan.implementations.iter().flat_map(|implementation| &implementation.hooks);
     let hook = hooks.clone().find(|hook| hook.program == Program::Read).context("no read")?;
     let mut ebpf = aya::EbpfLoader::new().load(OBJECT)?;
@@ -167,9 +167,9 @@ fn main() -> Result<()> {
 
     let _empty_probes = empty_pair(&empty_path, empty.pid())?;
     let mut probed = Probed::start(8)?;
-    probed.attacher.attach(one.pid(), false, None)?;
+    probed.attacher.attach(one.pid(), Manner::Own, None)?;
     for worker in &workers {
-        probed.attacher.attach(worker.pid(), false, None)?;
+        probed.attacher.attach(worker.pid(), Manner::Own, None)?;
     }
     probed.attacher.tidy();
     thread::sleep(Duration::from_secs(12)); // the probes of the scope that was left are removed in the background

@@ -10,6 +10,8 @@
 mod attach;
 mod bad_start;
 mod death;
+mod discovery;
+mod doctor;
 mod executables;
 mod exports;
 mod harness;
@@ -19,3 +21,4 @@ mod phases;
 mod plain;
 mod privileges;
 mod record;
+mod rustls;

@@ -1,10 +1,6 @@
 //! Rules that cargo and its tools answer: `dependencies`, `format`, `prebuilt`, `deny`, `clippy`.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use xtask::sh;
@@ -13,7 +9,7 @@ use super::{
     report::{Outcome, Problem},
     tree::Tree,
 };
-use crate::build;
+use crate::{build, tool::Tool};
 
 /// Crates whose dependencies are closed: (crate, what it may depend on). Dependencies of their tests are free.
 const CLOSED: [(&str, &[&str]); 2] = [
@@ -106,49 +102,18 @@ pub(super) fn clippy(tree: &Tree) -> Result<Outcome> {
     Ok(Outcome::Checked(failure("workspace", command, "mend what clippy names")?.into_iter().collect()))
 }
 
-/// The cargo-deny that `--ci` installs.
-const CARGO_DENY: &str = "0.20.2";
-
-/// Installs cargo-deny (crates.io) into the cache where neither PATH nor the cache has it: 270 s of processor time.
-pub(super) fn install_deny(root: &Path) -> Result<()> {
-    if cargo_deny(root)?.is_some() {
-        return Ok(());
-    }
-    let dir = deny_dir()?;
-    sh::say(&format!("installing cargo-deny {CARGO_DENY} (crates.io) into {}", dir.display()));
-    let target = dir.join("target");
-    let mut install = sh::cargo(root);
-    install.args(["install", "cargo-deny", "--locked", "--version", CARGO_DENY, "--quiet", "--root"]).arg(&dir);
-    sh::run(install.env("CARGO_TARGET_DIR", &target)).context("cannot install cargo-deny; is crates.io reachable?")?;
-    fs::remove_dir_all(&target).with_context(|| format!("cannot remove {}", target.display()))
-}
-
-fn deny_dir() -> Result<PathBuf> {
-    Ok(sh::cache_dir()?.join(format!("cargo-deny-{CARGO_DENY}")))
-}
-
-/// How cargo-deny is called: by cargo where it is on PATH, else from the cache.
-fn cargo_deny(root: &Path) -> Result<Option<Command>> {
-    if sh::succeeds(sh::cargo(root).args(["deny", "--version"])) {
-        let mut command = sh::cargo(root);
-        command.arg("deny");
-        return Ok(Some(command));
-    }
-    let program = deny_dir()?.join("bin/cargo-deny");
-    let mut command = Command::new(&program);
-    command.current_dir(root);
-    Ok(program.exists().then_some(command))
-}
+/// The cargo-deny that `--ci` installs: 270 s of processor time.
+pub(super) const CARGO_DENY: Tool = Tool { name: "cargo-deny", version: "0.20.2" };
 
 /// Rule `deny`: licenses, sources and bans, none of which needs a network. Advisories do: `cargo deny check advisories`.
 pub(super) fn deny(tree: &Tree) -> Result<Outcome> {
-    if cargo_deny(tree.root())?.is_none() {
+    if CARGO_DENY.command(tree.root())?.is_none() {
         let how = "`cargo xtask lint --ci` installs it, so does `cargo install cargo-deny --locked`";
         return Ok(Outcome::NotRun(format!("cargo-deny is not installed: {how}")));
     }
     let mut problems = Vec::new();
     for manifest in ["Cargo.toml", "nexent-observer-ebpf/Cargo.toml"] {
-        let mut command = cargo_deny(tree.root())?.context("cargo-deny is gone")?;
+        let mut command = CARGO_DENY.command(tree.root())?.context("cargo-deny is gone")?;
         command.args(["--locked", "--manifest-path", manifest, "--log-level", "error"]);
         command.args(["check", "bans", "licenses", "sources"]);
         problems.extend(failure(manifest, command, "mend it, or argue for it in deny.toml")?);

@@ -61,7 +61,7 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
         bail!("there is no rule {unknown}; the rules are {}", known.join(", "));
     }
     if options.ci {
-        cargo::install_deny(root)?;
+        cargo::CARGO_DENY.install(root)?;
     }
     let tree = Tree::of_checkout(root)?;
     let mut failed = Vec::new();

@@ -11,7 +11,7 @@ use super::{
 /// Sources of the core.
 const CORE: &str = "nexent-observer-core/src/";
 /// The modules of the core in the order in which a byte travels, as `lib.rs` lists them.
-const ORDER: [&str; 9] = ["event", "limits", "stats", "conn", "http", "llm", "timing", "pipeline", "tape"];
+const ORDER: [&str; 10] = ["event", "limits", "stats", "conn", "http", "llm", "timing", "chain", "pipeline", "tape"];
 /// Modules that every later one may use whole.
 const GROUND: [&str; 3] = ["event", "limits", "stats"];
 /// The modules that may use all: what joins the stages, and what writes down what goes through them.
@@ -19,7 +19,7 @@ const JOINTS: [&str; 2] = ["pipeline", "tape"];
 
 /// What else a stage may use: (stage, earlier stage, its border types). Beyond the output of the stage right before it,
 /// only the causes of gaps and ends, which travel downstream unchanged.
-const BORDERS: [(&str, &str, &[&str]); 6] = [
+const BORDERS: [(&str, &str, &[&str]); 8] = [
     ("http", "conn", &["StreamEvent", "GapCause", "CloseCause"]),
     ("llm", "conn", &["GapCause", "CloseCause"]),
     (
@@ -45,6 +45,8 @@ const BORDERS: [(&str, &str, &[&str]); 6] = [
         "llm",
         &["LlmEvent", "LlmEventKind", "Call", "RequestFacts", "ResponseFacts", "Payload", "Usage", "ErrorFacts"],
     ),
+    ("chain", "http", &["HttpEvent", "HttpEventKind", "Side", "Head", "RequestHead"]),
+    ("chain", "timing", &["CausedBy", "ExchangeId", "Rule", "Served"]),
 ];
 
 /// The rule over the checkout.
@@ -194,7 +196,7 @@ mod tests {
 
     #[test]
     fn lib_lists_the_modules_in_the_order_in_which_a_byte_travels() {
-        let good = "pub mod event; pub mod limits; pub mod stats; pub mod conn; pub mod http; pub mod llm; pub mod timing; pub mod pipeline;";
+        let good = "pub mod event; pub mod limits; pub mod stats; pub mod conn; pub mod http; pub mod llm; pub mod timing; pub mod chain; pub mod pipeline;";
         assert!(breaches("lib.rs", good).is_empty());
         assert_eq!(breaches("lib.rs", &good.replace("conn", "x").replace("http", "conn")).len(), 1);
         assert_eq!(breaches("lib.rs", &format!("{good} mod util;")).len(), 1);

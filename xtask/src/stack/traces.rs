@@ -99,7 +99,7 @@ pub fn compare(dir: &Path, backend: Backend, spans: &Path) -> Result<String> {
 
 /// A running backend.
 #[derive(Debug)]
-struct Receiver {
+pub struct Receiver {
     backend: Backend,
     address: SocketAddr,
     /// Environment of the observer that sends to it.
@@ -109,7 +109,31 @@ struct Receiver {
 }
 
 impl Receiver {
+    /// rotel where the variables of old deployments say it is.
     fn rotel(dir: &Path) -> Result<Self> {
+        let (http, grpc): (SocketAddr, SocketAddr) =
+            (format!("{OLD_COLLECTOR}:4318").parse()?, format!("{OLD_COLLECTOR}:4317").parse()?);
+        let variables = vec![
+            ("JAEGER_ENDPOINT", format!("http://{OLD_COLLECTOR}:14268/api/traces")),
+            ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", format!("http://{grpc}")),
+            ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "grpc".to_owned()),
+            ("OTEL_METRIC_EXPORT_INTERVAL", "1000".to_owned()),
+        ];
+        Self::rotel_at(dir, http, grpc, variables)
+    }
+
+    /// rotel on ports that are free, for spans only. The endpoint for `--otlp` comes with it.
+    pub fn collector(dir: &Path) -> Result<(Self, String)> {
+        let (http, grpc) = (truth::free_address()?, truth::free_address()?);
+        Ok((Self::rotel_at(dir, http, grpc, Vec::new())?, format!("http://{http}")))
+    }
+
+    fn rotel_at(
+        dir: &Path,
+        http: SocketAddr,
+        grpc: SocketAddr,
+        variables: Vec<(&'static str, String)>,
+    ) -> Result<Self> {
         let python = python::stack()?;
         let log = dir.join("spans.jsonl");
         let sink = Guarded::talking(
@@ -122,8 +146,6 @@ impl Receiver {
         )?;
         let listening = sink.event("listening", Duration::from_secs(30))?;
         let port = listening["port"].as_u64().context("the reader did not say its port")?;
-        let (http, grpc): (SocketAddr, SocketAddr) =
-            (format!("{OLD_COLLECTOR}:4318").parse()?, format!("{OLD_COLLECTOR}:4317").parse()?);
         let said = checked(Command::new(&python).args(["-c", "import rotel; print(rotel.__path__[0])"]))?;
         let mut command = Command::new(Path::new(said.trim()).join("rotel-agent"));
         command.arg("start").args([
@@ -140,12 +162,6 @@ impl Receiver {
             command.stdin(Stdio::null()).stdout(errors(dir, "rotel")?).stderr(errors(dir, "rotel")?),
         )?;
         wait_for(http, &mut rotel, Duration::from_secs(30))?;
-        let variables = vec![
-            ("JAEGER_ENDPOINT", format!("http://{OLD_COLLECTOR}:14268/api/traces")),
-            ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", format!("http://{grpc}")),
-            ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "grpc".to_owned()),
-            ("OTEL_METRIC_EXPORT_INTERVAL", "1000".to_owned()),
-        ];
         Ok(Self { backend: Backend::Rotel, address: http, variables, _processes: vec![rotel, sink] })
     }
 
@@ -167,8 +183,12 @@ impl Receiver {
         Ok(Self { backend: Backend::Phoenix, address, variables, _processes: vec![phoenix] })
     }
 
-    /// What it has received, once it is all there: a file of one line a span.
     fn spans(&self, dir: &Path) -> Result<PathBuf> {
+        self.spans_from(dir, SPANS)
+    }
+
+    /// What it has received, once at least `wanted` spans are there: a file of one line a span.
+    pub fn spans_from(&self, dir: &Path, wanted: usize) -> Result<PathBuf> {
         let path = dir.join("spans.jsonl");
         let until = Instant::now() + Duration::from_secs(20);
         loop {
@@ -178,14 +198,14 @@ impl Receiver {
                 fs::write(&path, said).with_context(|| format!("cannot write {}", path.display()))?;
             }
             let count = fs::read_to_string(&path).unwrap_or_default().matches("\"t\": \"span\"").count();
-            if count >= SPANS {
+            if count >= wanted {
                 // What should not come has its chance to.
                 thread::sleep(Duration::from_secs(1));
                 return Ok(path);
             }
             ensure!(
                 Instant::now() < until,
-                "{:?} has {count} spans, not {SPANS}; logs: {}",
+                "{:?} has {count} spans, not {wanted}; logs: {}",
                 self.backend,
                 dir.display()
             );

@@ -60,13 +60,14 @@ impl Calls {
 
     /// Shows the tap what goes for all calls of the connection: what is new of it, and what its socket told before there was a call.
     fn tap_connection(&mut self, shared: &mut SharedCalls) {
-        let about = self.about();
+        // Which thread reads is nobody's business but that of what causes a call, which is joined to none in a replay.
+        let about = About { reader: None, ..self.about() };
         let Some(tap) = shared.tap.as_deref_mut() else { return };
         if self.tapped == Some(about) {
             return;
         }
         let before = self.tapped.replace(about);
-        let About { role, peer, watched_since } = about;
+        let About { role, peer, watched_since, .. } = about;
         tap.take(self.id, Tapped::Connection { pid: self.pid, role, peer, watched_since });
         if before.is_none() {
             for &at in &self.sent_again {

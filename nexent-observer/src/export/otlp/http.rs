@@ -153,7 +153,7 @@ mod tests {
     use crate::export::{
         clock, fixture,
         ids::{SpanId, SpanIds, TraceId},
-        otlp::{Finished, OtlpConfig, span},
+        otlp::{Finished, Item, OtlpConfig, span},
         policy::Kept,
     };
 
@@ -166,8 +166,9 @@ mod tests {
             retry_of: None,
             kept: Kept::default(),
             offset: clock::Offset(1_700_000_000_000_000_000),
+            named: None,
         };
-        let request = span::request(&[finished], &OtlpConfig::default());
+        let request = span::request(&[Item::Call(Box::new(finished))], &OtlpConfig::default());
         let json = serde_json::to_value(&request).unwrap();
         let span = &json["resourceSpans"][0]["scopeSpans"][0]["spans"][0];
         assert_eq!((&span["traceId"], &span["spanId"]), (&"ab".repeat(16).into(), &"cd".repeat(8).into()));

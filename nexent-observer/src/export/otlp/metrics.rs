@@ -80,7 +80,7 @@ impl Aggregates {
 
     /// Adds one exchange. `now` is wall-clock time in ns since the epoch.
     pub(super) fn add(&mut self, observed: &Observed, now_unix_ns: u64) {
-        let Observed { exchange, service, endpoint: _ } = observed;
+        let Observed { exchange, service, endpoint: _, served: _ } = observed;
         self.clock += 1;
         if !self.services.contains_key(service) && self.services.len() >= SERVICES {
             self.evict();

@@ -27,6 +27,7 @@ use super::{
     ids::SpanIds,
     policy::Kept,
     queue::{ByteBudget, Held},
+    work::{Attribute, Event, Named, Work},
 };
 use crate::telemetry::{Channel, DropCause, Exporter, Health, Signal};
 
@@ -47,7 +48,6 @@ mod tests;
 mod transport;
 
 pub use config::{Aggregation, Batch, Loaded, Names, OtlpConfig, Protocol, SpanLimits, Target, Temporality, load};
-#[cfg(test)]
 pub(crate) use http::ensure_tls_provider;
 pub use transport::OtlpError;
 
@@ -67,12 +67,23 @@ pub struct Finished {
     pub kept: Kept,
     /// From its clock to wall-clock time: one offset for all times of the span.
     pub offset: clock::Offset,
+    /// What a hook says of it, where its span is one with the hook's.
+    pub named: Option<Box<Named>>,
+}
+
+/// A span to be exported.
+#[derive(Debug)]
+pub enum Item {
+    /// Of an exchange.
+    Call(Box<Finished>),
+    /// Of something else, and from its clock to wall-clock time.
+    Work(Box<Work>, clock::Offset),
 }
 
 /// A span that waits and its share of the queue.
 #[derive(Debug)]
 struct Queued {
-    finished: Finished,
+    item: Item,
     held: Held,
 }
 
@@ -138,18 +149,20 @@ impl Otlp {
     }
 
     /// Queues one span; never blocks. What does not fit is dropped and counted.
-    pub fn span(&self, finished: Finished) {
+    pub fn span(&self, item: Item) {
         let Some(Spans { queue, budget, channel, task: _ }) = &self.spans else { return };
-        if !span::has_time(&finished.observed.exchange) {
+        if let Item::Call(finished) = &item
+            && !span::has_time(&finished.observed.exchange)
+        {
             channel.dropped(DropCause::NoTime, 1);
             return;
         }
-        let Some(held) = budget.take(heap_bytes(&finished)) else {
+        let Some(held) = budget.take(heap_bytes(&item)) else {
             channel.dropped(DropCause::QueueFull, 1);
             return;
         };
         channel.depth.inc();
-        match queue.try_send(Queued { finished, held }) {
+        match queue.try_send(Queued { item, held }) {
             Ok(()) => {}
             Err(TrySendError::Full(_) | TrySendError::Closed(_)) => {
                 channel.depth.dec();
@@ -192,14 +205,24 @@ async fn finish(mut task: JoinHandle<()>, deadline: Instant) {
     }
 }
 
-/// What an exchange holds, roughly: its long parts, and a lump for the short ones.
-fn heap_bytes(finished: &Finished) -> usize {
-    let exchange = &finished.observed.exchange;
-    size_of::<Queued>()
-        + 1024
-        + exchange.chunks.heap_bytes()
-        + exchange.stalls.len() * size_of::<(u64, u64)>()
-        + exchange.output_text.as_ref().map_or(0, String::len)
+/// What a span holds, roughly: its long parts, and a lump for the short ones.
+fn heap_bytes(item: &Item) -> usize {
+    let attributes = |list: &[(String, Attribute)]| -> usize {
+        let text = |value: &Attribute| if let Attribute::Text(text) = value { text.len() } else { 0 };
+        list.iter().map(|(key, value)| size_of::<(String, Attribute)>() + key.len() + text(value)).sum()
+    };
+    let events = |list: &[Event]| -> usize { list.iter().map(|event| 64 + attributes(&event.attributes)).sum() };
+    let (exchange, named) = match item {
+        Item::Call(finished) => (Some(&finished.observed.exchange), finished.named.as_deref()),
+        Item::Work(work, _) => return size_of::<Work>() + 256 + attributes(&work.attributes) + events(&work.events),
+    };
+    let long = exchange.map_or(0, |exchange| {
+        exchange.chunks.heap_bytes()
+            + exchange.stalls.len() * size_of::<(u64, u64)>()
+            + exchange.output_text.as_ref().map_or(0, String::len)
+    });
+    let hook = named.map_or(0, |named| attributes(&named.attributes) + events(&named.events));
+    size_of::<Finished>() + 1024 + long + hook
 }
 
 fn unix_now() -> u64 {

@@ -8,7 +8,7 @@ use tokio::{
 };
 
 use super::{
-    Finished, Queued,
+    Item, Queued,
     config::OtlpConfig,
     metrics::Aggregates,
     retry::Delivery,
@@ -46,7 +46,7 @@ impl Spans {
                 }
             }
             // The memory of a batch in flight stays in the budget until it is gone.
-            let (finished, held): (Vec<Finished>, Vec<_>) = batch.drain(..).map(|q| (q.finished, q.held)).unzip();
+            let (finished, held): (Vec<Item>, Vec<_>) = batch.drain(..).map(|q| (q.item, q.held)).unzip();
             let spans = finished.len();
             let request = Request::Spans(span::request(&finished, &config));
             drop(finished);

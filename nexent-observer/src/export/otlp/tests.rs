@@ -197,7 +197,15 @@ fn send(otlp: &Otlp, n: usize) {
         let observed = fixture::observed(fixture::completed());
         otlp.measure(&observed);
         let ids = SpanIds::of_call(&observed.exchange.call);
-        otlp.span(Finished { observed, ids, retry_of: None, kept: Kept::default(), offset: clock::Offset(0) });
+        let named = None;
+        otlp.span(Item::Call(Box::new(Finished {
+            observed,
+            ids,
+            retry_of: None,
+            kept: Kept::default(),
+            offset: clock::Offset(0),
+            named,
+        })));
     }
 }
 
@@ -374,7 +382,15 @@ async fn huge_exchanges_are_bounded_by_bytes_not_only_by_number() {
         let mut observed = fixture::observed(fixture::completed());
         observed.exchange.output_text = Some("x".repeat(1 << 20));
         let ids = SpanIds::of_call(&observed.exchange.call);
-        otlp.span(Finished { observed, ids, retry_of: None, kept: Kept::default(), offset: clock::Offset(0) });
+        let named = None;
+        otlp.span(Item::Call(Box::new(Finished {
+            observed,
+            ids,
+            retry_of: None,
+            kept: Kept::default(),
+            offset: clock::Offset(0),
+            named,
+        })));
     }
     assert!(spans.depth.get() < 32, "{}", spans.depth.get());
     assert!(spans.dropped_so_far(DropCause::QueueFull) > 68);

@@ -141,7 +141,7 @@ fn prove(elf: &Elf<'_>, text_start: u64, ranges: &[Option<Range>]) -> Result<Fam
         "its {returns} returns are single-stepped, about {} us each: Go has no cheaper safe place",
         RETURN_COST.as_micros()
     ));
-    Ok(FamilyPlan { family: Family::Go, hooks, notes })
+    Ok(FamilyPlan { family: Family::Go, hooks, notes, proof: Vec::new() })
 }
 
 fn places(elf: &Elf<'_>, name: &str, text_start: u64, range: Range) -> Result<(u64, Places), WhyNot> {

@@ -7,6 +7,9 @@ from typing import Any, Callable
 from nexent_observer import _channel
 from nexent_observer._spans import Span
 
+_TRACED = "nexent_observer.traced"
+"""In the scope of a request that has its span: an application inside of another may have the middleware, too."""
+
 
 class TraceMiddleware:
     """ASGI middleware (asgi.readthedocs.io, HTTP connection scope)."""
@@ -17,9 +20,10 @@ class TraceMiddleware:
 
     async def __call__(self, scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]) -> None:
         """Runs one request."""
-        if scope.get("type") != "http" or not _channel.is_listening():
+        if scope.get("type") != "http" or _TRACED in scope or not _channel.is_listening():
             await self.app(scope, receive, send)
             return
+        scope[_TRACED] = True
         client = scope.get("client")
         peer = f"{client[0]}:{client[1]}" if client else None
         with Span(f"{scope.get('method', '')} request", "server", peer=peer) as span:

@@ -41,7 +41,9 @@ class Span:
     __slots__ = ("trace_id", "span_id", "parent_id", "name", "kind", "endpoint", "note", "_ended", "_token")
 
     def __init__(self, name: str, kind: str, attributes: Optional[dict[str, Any]] = None, **fields: Any) -> None:
-        parent = current.get()
+        # A request belongs to nobody. The task that serves it may all the same begin in the context of the one before it: a server that
+        # paused a connection goes on reading from inside the task that answered last.
+        parent = None if kind == "server" else current.get()
         self.name = name[:MAX_NAME]
         self.kind = kind
         self.trace_id = parent.trace_id if parent else f"{_ids.getrandbits(128):032x}"
