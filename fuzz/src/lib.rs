@@ -22,6 +22,8 @@ pub mod llm;
 
 pub mod pipeline;
 
+pub mod tape;
+
 #[cfg(feature = "planted")]
 mod planted;
 mod script;

@@ -7,9 +7,11 @@ use nexent_observer_common::record::Malformed;
 use nexent_observer_core::{
     conn::{Reassembly, StreamEvent},
     event::{ConnId, Record, RecordFlags, RecordKind},
-    http::{Message, MessageKind},
+    http::{HttpEvent, HttpEventKind, Message, MessageKind},
     llm::{LlmEvent, LlmEventKind},
+    pipeline::Tapped,
     stats::Stats,
+    tape::entry,
 };
 
 use crate::{
@@ -134,4 +136,14 @@ pub(crate) fn short_message(cuts: Cuts, mut message: Message<'_>) -> Message<'_>
         message.len -= 1;
     }
     message
+}
+
+/// `tape`: a gap of more than 255 bytes is written as one of unknown size.
+pub(crate) fn tapped(conn: ConnId, tapped: &Tapped<'_>) -> Vec<u8> {
+    if let Tapped::Http(HttpEvent { kind: HttpEventKind::Gap { len: Some(256..), cause }, .. }) = tapped {
+        let Tapped::Http(event) = tapped else { return Vec::new() };
+        let event = HttpEvent { kind: HttpEventKind::Gap { len: None, cause: *cause }, ..**event };
+        return entry::tapped(conn, &Tapped::Http(&event));
+    }
+    entry::tapped(conn, tapped)
 }

@@ -19,3 +19,5 @@ pub mod timing;
 pub mod chain;
 
 pub mod pipeline;
+
+pub mod tape;

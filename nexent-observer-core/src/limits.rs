@@ -70,6 +70,14 @@ pub const RETRIES: usize = 1024;
 pub const RETRY_WINDOW_NS: u64 = 120_000_000_000;
 /// Most exchanges open on one connection.
 pub const OPEN_EXCHANGES: usize = 256;
+/// Longest entry of a recording, in bytes: a WebSocket message, and what stands before it.
+pub const TAPE_ENTRY_BYTES: usize = MESSAGE_BYTES + 128 * 1024;
+/// Longest block of a recording, compressed or not, in bytes.
+pub const TAPE_BLOCK_BYTES: usize = 8 * 1024 * 1024;
+/// Most events of one connection that wait for a name to end while a recording is redacted.
+pub const REDACT_EVENTS: usize = 4096;
+/// Bytes of such events. A frame of an AWS event stream is taken whole.
+pub const REDACT_BYTES: usize = 2 * EVENT_BYTES;
 /// Most processes whose served requests are followed.
 pub const SERVING_PROCESSES: usize = 4096;
 /// Most requests that one process is seen serving at once; while there are more, only hooks and `traceparent` prove a parent.

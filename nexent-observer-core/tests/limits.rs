@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 /// Cap, file and name of the test that proves it.
-const PROVEN: [(&str, &str, &str); 44] = [
+const PROVEN: [(&str, &str, &str); 48] = [
     ("HEAD_BYTES", "src/http/http1/tests/mod.rs", "endless_heads_are_cut_off_and_the_next_exchange_is_right"),
     ("HEAD_FIELDS", "src/http/http1/head.rs", "too_many_fields_are_a_defect_of_their_own"),
     ("HPACK_TABLE_BYTES", "src/http/http2/hpack/tests.rs", "no_block_whatsoever_does_harm"),
@@ -36,6 +36,14 @@ const PROVEN: [(&str, &str, &str); 44] = [
     ("ZSTD_WINDOW_LOG", "src/http/coding/tests.rs", "a_zstd_window_over_the_cap_is_refused"),
     ("MESSAGE_BYTES", "src/http/websocket/tests.rs", "a_message_over_the_cap_is_cut_and_counted"),
     ("SOCKET_CALLS", "tests/pipeline_websocket.rs", "calls_that_are_never_answered_are_let_go_at_the_cap"),
+    ("TAPE_ENTRY_BYTES", "tests/tape/files.rs", "an_entry_that_no_block_has_room_for_is_left_out"),
+    (
+        "TAPE_BLOCK_BYTES",
+        "tests/tape/files.rs",
+        "a_block_that_claims_to_be_longer_than_any_is_refused_before_its_bytes_come",
+    ),
+    ("REDACT_EVENTS", "tests/tape/files.rs", "events_wait_for_a_name_that_does_not_end_only_up_to_a_cap"),
+    ("REDACT_BYTES", "tests/tape/files.rs", "events_wait_for_a_name_that_does_not_end_only_up_to_a_cap"),
     ("TOKENIZER_PENDING_BYTES", "src/timing/counting.rs", "a_text_without_borders_is_held_up_to_the_cap_only"),
     ("TOKENIZER_LANES", "src/timing/counting.rs", "lanes_are_capped_and_what_the_old_ones_hold_is_counted"),
     ("TOKENIZED_BYTES", "src/timing/counting.rs", "a_text_over_the_cap_has_no_count"),

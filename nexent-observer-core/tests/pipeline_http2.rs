@@ -1,5 +1,8 @@
 //! LLM calls over HTTP/2, through the whole core: streams that share a connection, joined late, cut short, with losses.
 
+#[path = "tape_support/mod.rs"]
+mod tape_support;
+
 use httlib_hpack::Encoder;
 use nexent_observer_core::{
     event::{
@@ -11,6 +14,7 @@ use nexent_observer_core::{
     pipeline::{Output, Pipeline},
     timing::{Exchange, Options, Outcome},
 };
+use tape_support::{Tape, assert_replays, counting};
 
 const MS: u64 = 1_000_000;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -58,12 +62,16 @@ struct Bench {
     offsets: [u64; 2],
     turn: u32,
     last_was_read: bool,
+    tape: Tape,
 }
 
 impl Bench {
     fn new() -> Self {
+        let (mut pipeline, tape) = (Pipeline::new(Limits::default(), counting("counted")), Tape::default());
+        pipeline.set_tap(tape.tap());
         let mut bench = Self {
-            pipeline: Pipeline::new(Limits::default(), Options { capture_content: true, ..Options::default() }),
+            pipeline,
+            tape,
             client: Encoder::with_dynamic_size(4096),
             server: Encoder::with_dynamic_size(4096),
             observed: true,
@@ -142,6 +150,9 @@ impl Bench {
             }
         }
         exchanges.sort_by_key(|x| x.id);
+        // A replay of what the tap was shown gives the same numbers.
+        self.pipeline = Pipeline::new(Limits::default(), Options::default());
+        assert_replays(&self.tape, &exchanges, Limits::default());
         exchanges
     }
 }

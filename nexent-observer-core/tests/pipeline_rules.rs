@@ -1,5 +1,8 @@
 //! What the pipeline promises to who drives it: verdicts, closes, exits, bounds.
 
+#[path = "tape_support/mod.rs"]
+mod tape_support;
+
 use std::sync::Arc;
 
 use nexent_observer_core::{
@@ -9,6 +12,7 @@ use nexent_observer_core::{
     stats::DropReason,
     timing::{Exchange, Options, Outcome},
 };
+use tape_support::{Tape, assert_replays, counting};
 
 const CHAT: &str = "POST /v1/chat/completions HTTP/1.1\r\nHost: api.openai.com\r\nContent-Length: 2\r\n\r\n{}";
 const STREAM: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
@@ -25,11 +29,27 @@ struct Bench {
     now: u64,
     /// Read and write offsets of connections 0 to 9.
     offsets: [[u64; 2]; 10],
+    tape: Tape,
+    /// All exchanges so far.
+    all: Vec<Exchange>,
+}
+
+/// However a test ends, a replay of what the tap was shown gives the same numbers.
+impl Drop for Bench {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.take();
+            self.pipeline = Pipeline::new(Limits::default(), Options::default());
+            assert_replays(&self.tape, &self.all, Limits::default());
+        }
+    }
 }
 
 impl Bench {
     fn new(limits: Limits) -> Self {
-        Self { pipeline: Pipeline::new(limits, Options::default()), now: 1_000_000, offsets: Default::default() }
+        let (mut pipeline, tape) = (Pipeline::new(limits, counting("counted")), Tape::default());
+        pipeline.set_tap(tape.tap());
+        Self { pipeline, now: 1_000_000, offsets: Default::default(), tape, all: Vec::new() }
     }
 
     fn record(&mut self, conn: u64, pid: u32, kind: RecordKind<'_>) {
@@ -77,6 +97,7 @@ impl Bench {
                 Output::NotLlm { conn, turn } => verdicts.push((conn.0, turn)),
             }
         }
+        self.all.extend_from_slice(&exchanges);
         (exchanges, verdicts)
     }
 

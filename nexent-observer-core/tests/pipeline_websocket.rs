@@ -1,6 +1,9 @@
 //! LLM calls over WebSockets, through the whole core: OpenAI's Realtime API and its Responses API.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[path = "tape_support/mod.rs"]
+mod tape_support;
+
 use flate2::{Compress, Compression, FlushCompress};
 use nexent_observer_core::{
     event::{
@@ -13,6 +16,7 @@ use nexent_observer_core::{
     stats::DropReason,
     timing::{Exchange, Options, Outcome, TokenSource},
 };
+use tape_support::{Tape, assert_replays, counting};
 
 const MS: u64 = 1_000_000;
 /// Of the masked frames of a client.
@@ -59,6 +63,20 @@ struct Bench {
     offsets: [u64; 2],
     turn: u32,
     last_was_read: bool,
+    tape: Tape,
+    /// All exchanges so far.
+    all: Vec<Exchange>,
+}
+
+/// However a test ends, a replay of what the tap was shown gives the same numbers.
+impl Drop for Bench {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.taken();
+            self.pipeline = Pipeline::new(Limits::default(), Options::default());
+            assert_replays(&self.tape, &self.all, Limits::default());
+        }
+    }
 }
 
 impl Bench {
@@ -66,14 +84,17 @@ impl Bench {
     fn asking(path: &str, cut: Cut, deflate: bool) -> Self {
         let compress = || Compress::new(Compression::default(), false);
         let mut b = Self {
-            pipeline: Pipeline::new(Limits::default(), Options { capture_content: true, ..Options::default() }),
+            pipeline: Pipeline::new(Limits::default(), counting("counted")),
             cut,
             deflate: deflate.then(|| [compress(), compress()]),
             now: 1000 * MS,
             offsets: [0, 0],
             turn: 0,
             last_was_read: true,
+            tape: Tape::default(),
+            all: Vec::new(),
         };
+        b.pipeline.set_tap(b.tape.tap());
         let ask = format!(
             "GET {path} HTTP/1.1\r\nHost: api.openai.com\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: x\r\nAuthorization: Bearer k\r\n\r\n"
         );
@@ -161,6 +182,7 @@ impl Bench {
                 exchanges.push(*x);
             }
         }
+        self.all.extend_from_slice(&exchanges);
         exchanges
     }
 
@@ -223,6 +245,21 @@ fn a_response_that_the_client_asked_for_is_a_call_of_its_own() {
     assert_eq!((x.usage_source, x.output_tokens), (TokenSource::Usage, Some(121)));
     assert_eq!(x.finish_reasons, ["completed"]);
     assert_eq!(b.closed().len(), 0);
+}
+
+#[test]
+fn tokens_of_calls_that_share_a_socket_are_counted_apart_and_replayed_as_they_were() {
+    let mut b = Bench::on("/v1/realtime?model=counted-rt", Cut::Nowhere, false);
+    b.c(CREATE)
+        .s(CREATED)
+        .s(&delta("output_text", "resp_1", "one two"))
+        .c(CREATE)
+        .s(&CREATED.replace("resp_1", "resp_2"));
+    b.s(&delta("output_text", "resp_2", "three four five")).s(&delta("output_text", "resp_1", " six"));
+    b.s(DONE).s(&DONE.replace("resp_1", "resp_2"));
+    let mut all = b.closed();
+    all.sort_by_key(|x| x.id);
+    assert_eq!(all.iter().map(|x| x.counted_tokens).collect::<Vec<_>>(), [Some(3), Some(3)]);
 }
 
 #[test]

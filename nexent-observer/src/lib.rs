@@ -10,6 +10,7 @@ pub mod export;
 pub mod hooks;
 pub mod serve;
 pub mod survey;
+pub mod tape;
 pub mod telemetry;
 pub mod tokens;
 pub mod top;

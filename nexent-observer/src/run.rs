@@ -1,6 +1,7 @@
 //! The observer at work: one loop over a closed set of inputs. Whatever may block (exports, the web, detaching) lives elsewhere.
 
 use std::{
+    collections::HashMap,
     io,
     sync::{
         Arc,
@@ -42,6 +43,7 @@ use crate::{
     },
     ring::{Drain, ProcessEvent, ProcessEventKind, RingEvent},
     serve::Outside,
+    tape::recorder::{self, Recorder},
     telemetry::KernelCounts,
     tokens::Known,
 };
@@ -50,7 +52,7 @@ use crate::{
 ///
 /// # Errors
 /// [`RunError`]; nothing stays attached.
-pub fn run(config: &Config) -> Result<(), RunError> {
+pub fn run(config: &Config, recording: Option<&recorder::Options>) -> Result<(), RunError> {
     let fault = std::env::var(crate::fault::VARIABLE).ok().map(|text| Fault::parse(&text)).transpose();
     let fault = fault.map_err(RunError::runtime)?;
     if let Some(fault) = fault {
@@ -59,13 +61,20 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     // What can fail without touching a process comes first.
     let known = config.tokenizer.then(|| Known::load(&config.tokenizer_files)).transpose();
     let known = known.map_err(|error| RunError::runtime(error.to_string()))?;
+    let counts_again = recording.is_some_and(|recording| recording.with_content);
+    let known = known.map(|known| if counts_again { known.ready() } else { known });
     let tokenizers = known.map(|known| Arc::new(known) as Arc<dyn Tokenizers>);
     let (outside, exports) = Outside::start(config)?;
-    let helpers = Helpers { names: outside.names(), tokenizers };
+    let start = |options| Recorder::start(options, &config.limits, config.join_by_content, &exports.health);
+    let recorder = recording.map(start).transpose()?;
+    let helpers = Helpers { names: outside.names(), tokenizers, recorder: recorder.clone() };
     let mut observer = Observer::attach(config, exports, helpers, fault)?;
     let done = observer.observe(&outside, config.drain_interval);
     let Observer { exports, targets, .. } = observer;
     drop(targets); // detaches
+    if let Some(recorder) = recorder {
+        recorder.finish();
+    }
     outside.stop(exports);
     done
 }
@@ -74,6 +83,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
 struct Helpers {
     names: Names,
     tokenizers: Option<Arc<dyn Tokenizers>>,
+    recorder: Option<Recorder>,
 }
 
 /// What the loop waits for.
@@ -107,7 +117,8 @@ struct Observer {
     exports: Exports,
     faulty: Faulty,
     hooks: Hooks,
-    services: Services,
+    services: Named,
+    recorder: Option<Recorder>,
     strips: Strips,
     processes: Arc<[Arc<Service>]>,
     /// Processes whose last exchanges are in the core: what hooks began in them ends after the next drain.
@@ -120,7 +131,7 @@ struct Observer {
 impl Observer {
     /// Loads the kernel half and attaches to the processes named by pid.
     fn attach(config: &Config, exports: Exports, helpers: Helpers, fault: Option<Fault>) -> Result<Self, RunError> {
-        let Helpers { names, tokenizers } = helpers;
+        let Helpers { names, tokenizers, recorder } = helpers;
         let filter = Filter::new(&config.only, &config.host_root).map_err(|user| {
             RunError::runtime(format!(
                 "only_user: the host has no user {user:?} (its /etc/passwd is sought under host_root)"
@@ -166,6 +177,9 @@ impl Observer {
         exports.health.held_capabilities(&held.names());
         let options = timing::Options { capture_content: config.capture_content, tokenizers };
         let mut pipeline = Pipeline::new(config.limits.clone(), options);
+        if let Some(tap) = recorder.as_ref().and_then(Recorder::tap) {
+            pipeline.set_tap(tap);
+        }
         if config.join_by_content {
             pipeline.join_by_content();
         }
@@ -176,7 +190,12 @@ impl Observer {
             exports,
             faulty: Faulty::new(fault),
             hooks: Hooks::default(),
-            services: Services::new(config.service_name.clone(), names),
+            services: Named {
+                services: Services::new(config.service_name.clone(), names),
+                recorder: recorder.clone(),
+                told: HashMap::new(),
+            },
+            recorder,
             strips: Strips::default(),
             processes: Arc::default(),
             ended: Vec::new(),
@@ -217,6 +236,9 @@ impl Observer {
                         next_housekeeping = Instant::now() + HOUSEKEEPING;
                         self.keep_house(now);
                         next_showing = Instant::now() + SHOWING;
+                        if self.recorder.as_ref().is_some_and(Recorder::keep_house) {
+                            return Ok(());
+                        }
                     } else if Instant::now() >= next_showing {
                         next_showing = Instant::now() + SHOWING;
                         let live = &self.exports.live;
@@ -253,7 +275,8 @@ impl Observer {
 
     /// Takes everything out of the rings and out of the core.
     fn drain(&mut self) {
-        let Self { drain, pipeline, targets, exports, faulty, hooks, services, .. } = self;
+        let Self { drain, pipeline, targets, exports, faulty, hooks, services, recorder, .. } = self;
+        let recorder = recorder.as_ref().filter(|recorder| recorder.with_content());
         let mut deliver = |output, targets: &mut Targets, hooks: &mut Hooks| {
             if let Output::NotLlm { conn, turn } = output {
                 if let Err(error) = targets.attacher().kernel().give_verdict(conn.0, turn) {
@@ -277,6 +300,9 @@ impl Observer {
                     return;
                 }
                 targets.heard(&record);
+                if let Some(recorder) = recorder {
+                    recorder.record(&record);
+                }
                 pipeline.handle_event(&record);
                 while let Some(output) = pipeline.poll_output() {
                     deliver(output, targets, hooks);
@@ -284,12 +310,18 @@ impl Observer {
             }
             RingEvent::Announcement(announcement) => {
                 if let Some(Said { tid, said }) = hooks.take(&announcement, pipeline) {
+                    if let Some(recorder) = recorder {
+                        recorder.said(tid, said.as_ref());
+                    }
                     pipeline.handle_said(tid, said);
                 }
             }
             RingEvent::Process(event) => {
                 if let ProcessEvent { at, pid, kind: ProcessEventKind::Exec } = event {
                     // What the process was is over at this point of the ring; what it is comes later in it.
+                    if let Some(recorder) = recorder {
+                        recorder.exit(pid, at);
+                    }
                     pipeline.process_exit(pid, at);
                     while let Some(output) = pipeline.poll_output() {
                         deliver(output, targets, hooks);
@@ -301,6 +333,9 @@ impl Observer {
         });
         let now = monotonic();
         if pipeline.poll_timeout().is_some_and(|due| due <= now) {
+            if let Some(recorder) = recorder {
+                recorder.timeout(now);
+            }
             pipeline.handle_timeout(now);
         }
         hooks.spans.drained(pipeline);
@@ -324,8 +359,16 @@ impl Observer {
     fn turn(&mut self, now: MonoNs) {
         for Ended { pid, open, replaced } in std::mem::take(&mut self.dying) {
             if !replaced {
+                let recorder = self.recorder.as_ref().filter(|recorder| recorder.with_content());
                 for end in open {
-                    self.pipeline.handle_event(&end.record(pid, now));
+                    let record = end.record(pid, now);
+                    if let Some(recorder) = recorder {
+                        recorder.record(&record);
+                    }
+                    self.pipeline.handle_event(&record);
+                }
+                if let Some(recorder) = recorder {
+                    recorder.exit(pid, now);
                 }
                 self.pipeline.process_exit(pid, now);
                 self.ended.push(pid);
@@ -382,6 +425,7 @@ impl Observer {
             skipped_bytes: counter(Counter::SkippedBytes),
             plain_other_bytes: counter(Counter::PlainOtherBytes),
             plain_unseen: counter(Counter::PlainUnseen),
+            malformed_records: self.drain.defects.malformed,
             aead_unjoined: counter(Counter::AeadUnjoined),
             aead_rejoined: counter(Counter::AeadRejoined),
             attached_probes,
@@ -450,8 +494,42 @@ fn monotonic() -> MonoNs {
     MonoNs((now.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(now.tv_nsec as u64))
 }
 
+/// Names processes, and tells a recorder each name.
+struct Named {
+    services: Services,
+    recorder: Option<Recorder>,
+    /// What the recorder was told last of each process that is observed.
+    told: HashMap<u32, Arc<Service>>,
+}
+
+impl Named {
+    fn of(&mut self, pid: u32) -> Arc<Service> {
+        let service = self.services.of(pid);
+        if let Some(recorder) = &self.recorder
+            && self.told.get(&pid).is_none_or(|told| !Arc::ptr_eq(told, &service))
+        {
+            recorder.service(&service);
+            self.told.insert(pid, Arc::clone(&service));
+        }
+        service
+    }
+
+    /// A forked process is what its parent was.
+    fn adopt(&mut self, pid: u32, parent: u32) {
+        self.services.adopt(pid, parent);
+        if self.recorder.is_some() {
+            self.of(pid);
+        }
+    }
+
+    fn forget(&mut self, pid: u32) {
+        self.services.forget(pid);
+        self.told.remove(&pid);
+    }
+}
+
 /// Takes what the core gives out.
-fn take_output(
+pub(crate) fn take_output(
     output: Output,
     exports: &mut Exports,
     hooks: &mut Hooks,
@@ -486,7 +564,7 @@ fn take_output(
 }
 
 /// Exports what is ready.
-fn export(done: Done, exports: &mut Exports, service: &mut impl FnMut(u32) -> Arc<Service>) {
+pub(crate) fn export(done: Done, exports: &mut Exports, service: &mut impl FnMut(u32) -> Arc<Service>) {
     match done {
         Done::Call(finished) => exports.span(finished),
         Done::Inbound(inbound, ids, named) => {
@@ -532,7 +610,7 @@ fn say_attached(report: &AttachReport, service: &Service, after_exec: Option<u64
 }
 
 /// An open stream as the gauges and views want it.
-fn live(stream: &timing::ActiveStream<'_>, service: Arc<Service>, now: MonoNs) -> LiveStream {
+pub(crate) fn live(stream: &timing::ActiveStream<'_>, service: Arc<Service>, now: MonoNs) -> LiveStream {
     let start = stream.request_start;
     let since_start = |at: MonoNs| start.map(|start| at.since(start));
     LiveStream {

@@ -36,6 +36,8 @@ Usage: nexent-observer <COMMAND>
 
 Commands:
   run          Observe processes until interrupted
+  record       Observe processes and record what is seen, without content unless asked for
+  replay       Give the exchanges of a recording again; needs no privileges
   top          Show the open streams of a running observer, live
   doctor       Say whether this host can run the observer, and what of which process could be seen
   targets      List the processes that could be observed
@@ -53,6 +55,8 @@ Examples:
   nexent-observer run --all --only-user www-data
   nexent-observer doctor --pid 4242
   nexent-observer targets --json
+  nexent-observer record seen.tape --pid 4242 --seconds 60
+  nexent-observer replay seen.tape
   nexent-observer config --json
 
 Exit codes:

@@ -1,5 +1,7 @@
 //! One connection through all stages.
 
+mod tapping;
+
 use std::{collections::VecDeque, sync::Arc};
 
 use smallvec::SmallVec;
@@ -8,6 +10,7 @@ use super::{
     Output, Parked, Shared, SharedCalls,
     beside::{Beside, Of},
     sockets::{Origin, Sockets},
+    tap::{Counted, SocketTold, Tap, Tapped},
 };
 use crate::{
     conn::{CloseCause, Reassembly, StreamEvent},
@@ -44,7 +47,7 @@ enum Step<'a> {
 
 /// Exchanges of the connection.
 #[derive(Debug)]
-struct Calls {
+pub(super) struct Calls {
     id: ConnId,
     pid: u32,
     /// Thread of the latest write, and of the latest read.
@@ -75,6 +78,10 @@ struct Calls {
     named: Named,
     /// Stamp of that write, once it came.
     named_write: Option<Stamp>,
+    /// What a tap was told of the connection itself; `None`: nothing.
+    tapped: Option<About>,
+    /// In a replay: what a tokenizer counted in the event that comes next.
+    counted: Vec<Counted>,
 }
 
 /// How many requests began in the write of which a hook spoke.
@@ -92,7 +99,7 @@ enum Named {
 }
 
 /// What is known of a connection and goes for every call on it, on a WebSocket too.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct About {
     role: Role,
     peer: Option<Peer>,
@@ -139,6 +146,13 @@ impl About {
     }
 }
 
+/// Gives a call what a tokenizer counted of it when it was recorded.
+pub(super) fn take_counted(counted: &mut Vec<Counted>, timing: &mut Timing) {
+    if let Some(at) = counted.iter().position(|counted| counted.no == timing.id().no) {
+        timing.counted_then(counted.swap_remove(at));
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 struct NotLlm {
     no: ExchangeNo,
@@ -157,6 +171,10 @@ struct Open {
     said: Option<Arc<Said>>,
     /// It began in the write of which the hook spoke, and that write is not over.
     named_now: bool,
+    /// A tap knows of it.
+    tapped: bool,
+    /// In a replay: what stands for the digest of its request body.
+    digest: Option<u64>,
     both: Box<(LlmExchange, Timing)>,
 }
 
@@ -166,26 +184,7 @@ impl Connection {
             reassembly: Reassembly::new(),
             http: HttpConnection::new(StartSeen::No),
             begun: false,
-            calls: Calls {
-                id,
-                pid,
-                writer: None,
-                reader: None,
-                dir: Direction::Read,
-                role: None,
-                peer: None,
-                watched_since: None,
-                sent_again: VecDeque::new(),
-                turn: 0,
-                open: SmallVec::new(),
-                next: 0,
-                not_llm: None,
-                said: None,
-                named: Named::Later,
-                named_write: None,
-                sockets: Sockets::default(),
-                beside: Beside::default(),
-            },
+            calls: Calls::new(id, pid),
             listed: false,
             verdict: None,
             verdict_listed: false,
@@ -207,7 +206,7 @@ impl Connection {
             }
         }
         self.run(Step::Record(record), shared);
-        self.calls.socket_tells(record);
+        self.calls.socket_tells(record, &mut shared.calls);
     }
 
     /// A hook spoke of the write that comes next.
@@ -242,6 +241,9 @@ impl Connection {
             Step::Record(record) => reassembly.feed(record, conn, &mut sink),
             Step::Timeout(now) => reassembly.handle_timeout(now, conn, &mut sink),
             Step::Close(at, cause) => reassembly.close(at, cause, conn, &mut sink),
+        }
+        if reassembly.is_closed() {
+            calls.tap_over(shared_calls);
         }
     }
 
@@ -289,38 +291,83 @@ impl Connection {
     }
 
     pub(super) fn active(&self) -> impl Iterator<Item = ActiveStream<'_>> {
-        let open = self.calls.open.iter().map(|open| &*open.both);
-        let exchanges = open.filter(|(llm, _)| llm.verdict() == Verdict::Llm).map(|(_, timing)| timing.active());
-        exchanges.chain(self.calls.sockets.active())
+        self.calls.active()
     }
 }
 
 impl Calls {
+    pub(super) fn new(id: ConnId, pid: u32) -> Self {
+        Self {
+            id,
+            pid,
+            writer: None,
+            reader: None,
+            dir: Direction::Read,
+            role: None,
+            peer: None,
+            watched_since: None,
+            sent_again: VecDeque::new(),
+            turn: 0,
+            open: SmallVec::new(),
+            next: 0,
+            not_llm: None,
+            said: None,
+            named: Named::Later,
+            named_write: None,
+            sockets: Sockets::default(),
+            beside: Beside::default(),
+            tapped: None,
+            counted: Vec::new(),
+        }
+    }
+
     /// Takes what a record says of the socket, after the bytes in it have been through.
-    fn socket_tells(&mut self, record: &Record<'_>) {
+    fn socket_tells(&mut self, record: &Record<'_>, shared: &mut SharedCalls) {
         let at = record.at.ret;
-        match record.kind {
+        let told = match record.kind {
             RecordKind::Peer(peer) => {
                 self.peer = Some(peer);
                 if peer.socket.is_some() {
-                    self.watched_since = Some(at);
-                    self.timings(|timing| timing.watched(at));
+                    self.watched(at);
                 }
+                return;
             }
-            RecordKind::Data { dir: Direction::Write, flags, .. } if flags.sent => {
-                self.timings(|timing| timing.sent(at, at));
-            }
-            RecordKind::Sent { until } => self.timings(|timing| timing.sent(until, at)),
-            RecordKind::Late { arrived } => self.timings(|timing| timing.late(arrived, at)),
-            RecordKind::Retransmit => {
+            RecordKind::Data { dir: Direction::Write, flags, .. } if flags.sent => SocketTold::Sent { until: at, at },
+            RecordKind::Sent { until } => SocketTold::Sent { until, at },
+            RecordKind::Late { arrived } => SocketTold::Late { arrived, at },
+            RecordKind::Retransmit => SocketTold::Retransmit { at },
+            RecordKind::Data { .. } | RecordKind::Close { .. } => return,
+        };
+        if self.socket_told(told) {
+            self.tap_socket_told(told, shared);
+        }
+    }
+
+    /// The socket is watched since then.
+    fn watched(&mut self, since: MonoNs) {
+        self.watched_since = Some(since);
+        self.timings(|timing| timing.watched(since));
+    }
+
+    /// Takes what the socket told; returns whether it means anything to a call, this one or a later one.
+    fn socket_told(&mut self, told: SocketTold) -> bool {
+        let mut counts = false;
+        match told {
+            SocketTold::Sent { until, at } => self.timings(|timing| counts |= timing.sent(until, at)),
+            SocketTold::Late { arrived, at } => self.timings(|timing| {
+                counts = true;
+                timing.late(arrived, at);
+            }),
+            SocketTold::Retransmit { at } => {
+                counts = true;
                 if self.sent_again.len() >= RETRANSMITS {
                     self.sent_again.pop_front();
                 }
                 self.sent_again.push_back(at);
                 self.timings(|timing| timing.retransmitted(Some(1)));
             }
-            RecordKind::Data { .. } | RecordKind::Close { .. } => {}
         }
+        counts
     }
 
     /// Number of retransmits since then, those that were told already.
@@ -356,7 +403,8 @@ impl Calls {
         Of { conn, pid, role: self.role.unwrap_or(Role::Client), peer, reader, writer }
     }
 
-    fn http_event_of(&mut self, event: &HttpEvent<'_>, shared: &mut SharedCalls) {
+    /// An event as the later stages see it.
+    pub(super) fn http_event_of(&mut self, event: &HttpEvent<'_>, shared: &mut SharedCalls) {
         if self.socket_event(event, shared) {
             return;
         }
@@ -377,12 +425,16 @@ impl Calls {
         }
         let (llm, timing) = &mut *open.both;
         let (mut progress, mut tool) = (Progress::Open, false);
+        take_counted(&mut self.counted, timing);
         llm.feed(event, &mut shared.llm, &mut |event| {
             tool |= event.kind == LlmEventKind::NotLlm(llm::NotLlm::Mcp);
             if progress == Progress::Open {
                 progress = timing.feed(&event);
             }
         });
+        if shared.tap.is_some() {
+            self.tap_event(at, event, progress, shared);
+        }
         match progress {
             Progress::Open => {}
             Progress::Finished => self.finish(at, shared),
@@ -403,6 +455,7 @@ impl Calls {
     /// Takes an event of a WebSocket that carries LLM calls, or may.
     fn socket_event(&mut self, event: &HttpEvent<'_>, shared: &mut SharedCalls) -> bool {
         if self.sockets.begin(event) {
+            self.tap_socket(event, shared);
             self.next = event.exchange.0.saturating_add(1);
             self.not_llm = None;
             self.beside.is_llm(ExchangeId { conn: self.id, no: event.exchange.0 });
@@ -411,9 +464,13 @@ impl Calls {
         if self.sockets.is_empty() {
             return false;
         }
+        let has = self.sockets.has(event.exchange);
         let (about, asker) = (self.about(), self.asker());
         let origin = Origin { conn: self.id, pid: self.pid, asker, about, said: self.said.as_ref() };
-        let state = self.sockets.feed(event, origin, shared);
+        let state = self.sockets.feed(event, origin, &mut self.counted, shared);
+        if shared.tap.is_some() && has {
+            self.tap_socket(event, shared);
+        }
         if state == Some(SocketState::Refused) {
             self.not_llm = Some(NotLlm { no: event.exchange, turn: self.turn, answered: true });
         }
@@ -441,20 +498,31 @@ impl Calls {
             timing.watched(since);
             timing.retransmitted(self.sent_again_since(event.at.entry));
         }
+        if shared.tap.is_some() {
+            timing.note_counts();
+        }
         let asked = matches!(event.kind, HttpEventKind::Head { head: Head::Request(_), .. });
         if let HttpEventKind::Head { first, head: Head::Request(head) } = &event.kind
             && self.role != Some(Role::Server)
         {
             shared.chain.call(self.pid, id, self.writer, first.entry, head.headers.get("traceparent"));
         }
-        let (said, named_now) = self.name_request();
-        self.open.push(Open { no, asked, said, named_now, both: Box::new((LlmExchange::new(), timing)) });
+        let (said, named_now) = self.name_request(&mut shared.tap);
+        self.open.push(Open {
+            no,
+            asked,
+            said,
+            named_now,
+            tapped: false,
+            digest: None,
+            both: Box::new((LlmExchange::new(), timing)),
+        });
         Some(self.open.len() - 1)
     }
 
     /// What a hook said of the request that begins. One write may carry the beginnings of several (HTTP/2 tasks that share a
     /// connection): then it spoke of one of them, and nobody knows of which.
-    fn name_request(&mut self) -> (Option<Arc<Said>>, bool) {
+    fn name_request(&mut self, tap: &mut Option<Box<dyn Tap>>) -> (Option<Arc<Said>>, bool) {
         match self.named {
             Named::Later => (self.said.clone(), false),
             Named::None => {
@@ -465,6 +533,9 @@ impl Calls {
                 self.named = Named::Several;
                 for open in self.open.iter_mut().filter(|open| open.named_now) {
                     open.said = None;
+                    if let Some(tap) = tap.as_deref_mut().filter(|_| open.tapped) {
+                        tap.take(self.id, Tapped::Unsaid { exchange: open.no });
+                    }
                 }
                 (None, true)
             }
@@ -484,24 +555,46 @@ impl Calls {
 
     fn evict_oldest(&mut self, event: &HttpEvent<'_>, shared: &mut SharedCalls) {
         let Some(open) = self.open.first_mut() else { return };
+        let event = HttpEvent {
+            exchange: open.no,
+            side: Side::Response,
+            at: event.at,
+            kind: HttpEventKind::Abort(AbortCause::Evicted),
+        };
         let (llm, timing) = &mut *open.both;
         if llm.verdict() != Verdict::Llm {
+            if open.tapped
+                && let Some(tap) = shared.tap.as_deref_mut()
+            {
+                tap.take(self.id, Tapped::Http(&event));
+            }
             let no = self.open.remove(0).no;
             shared.chain.forget(self.pid, ExchangeId { conn: self.id, no: no.0 });
             shared.timing.exchanges_open -= 1;
             return;
         }
         let abort = LlmEvent { at: event.at, kind: LlmEventKind::Abort(AbortCause::Evicted) };
-        if timing.feed(&abort) == Progress::Finished {
+        let progress = timing.feed(&abort);
+        if shared.tap.is_some() {
+            self.tap_event(0, &event, progress, shared);
+        }
+        if progress == Progress::Finished {
             self.finish(0, shared);
         }
     }
 
     fn finish(&mut self, at: usize, shared: &mut SharedCalls) {
-        let Open { no, both, said, .. } = self.open.remove(at);
+        let Open { no, both, said, digest, .. } = self.open.remove(at);
         self.beside.is_llm(ExchangeId { conn: self.id, no: no.0 });
         let (llm, timing) = *both;
-        self.about().finish(timing, said, llm.request_digest(), shared);
+        let digest = if shared.replays { digest } else { llm.request_digest() };
+        self.about().finish(timing, said, digest, shared);
+    }
+
+    pub(super) fn active(&self) -> impl Iterator<Item = ActiveStream<'_>> {
+        let open = self.open.iter().map(|open| &*open.both);
+        let exchanges = open.filter(|(llm, _)| llm.verdict() == Verdict::Llm).map(|(_, timing)| timing.active());
+        exchanges.chain(self.sockets.active())
     }
 
     fn about(&self) -> About {

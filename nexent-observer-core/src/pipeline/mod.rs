@@ -1,4 +1,4 @@
-//! Joins stages 3 to 7. The only module that knows them all.
+//! Joins stages 3 to 7. The only module that knows them all, but for the recordings behind it.
 //!
 //! [`Pipeline`] is driven from outside, without I/O (the manner of `quinn-proto`): records go in, outputs come out, and
 //! time is what the records and the caller say it is. The caller's loop is:
@@ -9,7 +9,12 @@
 
 mod beside;
 mod connection;
+mod replay;
 mod sockets;
+mod tap;
+
+pub use replay::Replay;
+pub use tap::{Counted, SocketTold, Tap, Tapped};
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -88,6 +93,11 @@ struct SharedCalls {
     /// What waits for both rings to be drained, to be joined to what caused it; with the thread that read its end.
     parked: Vec<(Parked, Option<u32>)>,
     outputs: VecDeque<Output>,
+    tap: Option<Box<dyn Tap>>,
+    /// For a tap: what was counted in the event of a WebSocket.
+    counted: Vec<Counted>,
+    /// What a tap was shown is given back: digests and counts are those of then.
+    replays: bool,
 }
 
 /// A call that the process made, and that is over.
@@ -103,25 +113,17 @@ impl Pipeline {
     pub fn new(limits: Limits, options: Options) -> Self {
         Self {
             table: Table::new(&limits),
-            shared: Shared {
-                conn: Stats::default(),
-                http: Stats::default(),
-                calls: SharedCalls {
-                    limits,
-                    options,
-                    retries: Retries::default(),
-                    llm: Stats::default(),
-                    timing: Stats::default(),
-                    chain: Chain::default(),
-                    parked: Vec::new(),
-                    outputs: VecDeque::new(),
-                },
-            },
+            shared: Shared { conn: Stats::default(), http: Stats::default(), calls: SharedCalls::new(limits, options) },
             verdicts: Vec::new(),
             held: Vec::new(),
             closed: VecDeque::new(),
             said: HashMap::new(),
         }
+    }
+
+    /// Shows from now on what stage 4 gives to stage 5 to `tap`. Costs nothing while there is none.
+    pub fn set_tap(&mut self, tap: Box<dyn Tap>) {
+        self.shared.calls.tap = Some(tap);
     }
 
     /// Joins calls to what caused them by their content, too (docs/tracing.md). Off unless asked for.
@@ -301,6 +303,22 @@ fn remember(closed: &mut VecDeque<ConnId>, id: ConnId) {
 }
 
 impl SharedCalls {
+    fn new(limits: Limits, options: Options) -> Self {
+        Self {
+            limits,
+            options,
+            retries: Retries::default(),
+            llm: Stats::default(),
+            timing: Stats::default(),
+            chain: Chain::default(),
+            parked: Vec::new(),
+            outputs: VecDeque::new(),
+            tap: None,
+            counted: Vec::new(),
+            replays: false,
+        }
+    }
+
     /// Gives out a call together with what caused it: now, if nothing can have, else when both rings are drained.
     fn give_out_joined(&mut self, call: Parked, reader: Option<u32>) {
         let (pid, id) = call.id();

@@ -4,7 +4,11 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::{SharedCalls, connection::About};
+use super::{
+    SharedCalls,
+    connection::{About, take_counted},
+    tap::Counted,
+};
 use crate::{
     event::{ConnId, Said},
     http::{ExchangeNo, Head, HttpEvent, HttpEventKind},
@@ -55,6 +59,11 @@ impl Sockets {
         self.open.is_empty()
     }
 
+    /// Whether an exchange is one of the sockets.
+    pub(super) fn has(&self, no: ExchangeNo) -> bool {
+        self.open.iter().any(|socket| socket.no == no)
+    }
+
     /// Begins a socket if this event asks for one.
     pub(super) fn begin(&mut self, event: &HttpEvent<'_>) -> bool {
         let HttpEventKind::Head { head: Head::Request(head), .. } = &event.kind else { return false };
@@ -63,13 +72,15 @@ impl Sockets {
         true
     }
 
-    /// Takes an event if it is of a socket; what became of that.
+    /// Takes an event if it is of a socket; what became of that. `counted` is what a replay knows of its tokens.
     pub(super) fn feed(
         &mut self,
         event: &HttpEvent<'_>,
         origin: Origin<'_>,
+        counted: &mut Vec<Counted>,
         shared: &mut SharedCalls,
     ) -> Option<SocketState> {
+        let taps = shared.tap.is_some();
         let Self { open, calls: numbered } = self;
         let at = open.iter().position(|socket| socket.no == event.exchange)?;
         let Socket { llm, calls, .. } = open.get_mut(at)?;
@@ -85,6 +96,9 @@ impl Sockets {
                 if let Some(since) = origin.about.watched_since {
                     timing.watched(since);
                 }
+                if taps {
+                    timing.note_counts();
+                }
                 if origin.about.is_client() {
                     chain.call(origin.pid, id, origin.asker, event.at.entry, None);
                 }
@@ -92,10 +106,15 @@ impl Sockets {
                 calls.len() - 1
             });
             let Some((_, Call { timing, .. })) = calls.get_mut(at) else { return };
+            take_counted(counted, timing);
             if timing.feed(&event) == Progress::Finished {
                 finished.push(calls.remove(at).1);
             }
         });
+        if taps {
+            let fed = finished.iter_mut().chain(calls.iter_mut().map(|(_, call)| call));
+            shared.counted = fed.filter_map(|call| call.timing.take_counts()).collect();
+        }
         for Call { timing, said } in finished {
             origin.about.finish(*timing, said, None, shared);
         }

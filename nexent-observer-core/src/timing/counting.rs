@@ -4,7 +4,7 @@
 //! came, up to where more text could still change its tokens. Everything before that is counted once and forgotten, so that
 //! the sum is what the tokenizer gives for the whole text.
 
-use std::{fmt::Debug, sync::Arc};
+use std::{collections::VecDeque, fmt::Debug, sync::Arc};
 
 use smallvec::SmallVec;
 
@@ -31,10 +31,26 @@ pub trait Tokenizers: Debug + Send + Sync {
     fn of_model(&self, model: &str) -> Option<Arc<dyn Tokenizer>>;
 }
 
+/// What was counted of one call while one event was fed, as a recording keeps it in place of the text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Counted {
+    /// The call, by its number on the connection ([`super::ExchangeId::no`]).
+    pub no: u32,
+    /// Tokens that are counted so far; `None`: there will be no count.
+    pub tokens: Option<u64>,
+    /// What became known for each output chunk that ended, and for the text that did, in their order.
+    pub told: Vec<Option<u32>>,
+}
+
 /// The count of one exchange.
 #[derive(Debug, Clone)]
 pub(super) struct Counting {
-    tokenizer: Arc<dyn Tokenizer>,
+    /// `None`: what was counted is known from a recording.
+    tokenizer: Option<Arc<dyn Tokenizer>>,
+    /// In a replay: what is told next.
+    recorded: VecDeque<Option<u32>>,
+    /// What was told since it was taken, where it is noted. `None` inside: that there is a count was taken, and no more came.
+    noted: Option<Option<Vec<Option<u32>>>>,
     lanes: SmallVec<[Lane; 1]>,
     /// Tokens of what is counted.
     settled: u64,
@@ -72,13 +88,44 @@ struct Lane {
 }
 
 impl Counting {
-    pub(super) fn new(tokenizer: Arc<dyn Tokenizer>) -> Self {
-        Self { tokenizer, lanes: SmallVec::new(), settled: 0, told: 0, bytes: 0, given_up: false, last: None }
+    /// With `notes`, [`Self::take_counts`] gives what is told.
+    pub(super) fn new(tokenizer: Arc<dyn Tokenizer>, notes: bool) -> Self {
+        Self { tokenizer: Some(tokenizer), noted: notes.then(|| Some(Vec::new())), ..Self::recorded() }
+    }
+
+    /// One that is told what was counted.
+    pub(super) fn recorded() -> Self {
+        Self {
+            tokenizer: None,
+            recorded: VecDeque::new(),
+            noted: None,
+            lanes: SmallVec::new(),
+            settled: 0,
+            told: 0,
+            bytes: 0,
+            given_up: false,
+            last: None,
+        }
+    }
+
+    /// What is told while the next event is fed.
+    pub(super) fn counted_then(&mut self, counted: Counted) {
+        if self.tokenizer.is_none() {
+            self.recorded = counted.told.into();
+            self.settled = counted.tokens.unwrap_or(0);
+            self.given_up = counted.tokens.is_none();
+        }
+    }
+
+    /// What was told since the last call, for [`Self::counted_then`]; its number is not set.
+    pub(super) fn take_counts(&mut self) -> Option<Counted> {
+        let told = self.noted.as_mut()?.take()?;
+        Some(Counted { no: 0, tokens: (!self.given_up).then_some(self.settled), told })
     }
 
     /// Takes a piece of what is generated. Of media there is no count, so there is none of an answer that has some.
     pub(super) fn text(&mut self, payload: Payload, choice: u32, text: &str) {
-        if self.given_up {
+        if self.given_up || self.tokenizer.is_none() {
             return;
         }
         self.bytes = self.bytes.saturating_add(text.len());
@@ -100,7 +147,7 @@ impl Counting {
             self.lanes.push(Lane { choice, payload, pending: String::new(), begins: true, waits: false });
             self.lanes.len() - 1
         });
-        let Self { tokenizer, lanes, settled, .. } = self;
+        let Self { tokenizer: Some(tokenizer), lanes, settled, .. } = self else { return };
         let counted = lanes.get_mut(at).and_then(|lane| lane.push(text, &**tokenizer));
         match counted {
             Some(tokens) => *settled = settled.saturating_add(tokens),
@@ -111,8 +158,22 @@ impl Counting {
     /// Tokens that came since the last call, as far as is known: a text whose tokens are not settled has one at least. Their
     /// sum is [`Self::finish`] once the exchange is over.
     pub(super) fn told(&mut self) -> Option<u32> {
+        let told = match self.recorded.pop_front() {
+            Some(told) => told,
+            None => self.tell(),
+        };
+        if let Some(noted) = &mut self.noted {
+            noted.get_or_insert_default().push(told);
+        }
+        told
+    }
+
+    fn tell(&mut self) -> Option<u32> {
         if self.given_up {
             return None;
+        }
+        if self.tokenizer.is_none() {
+            return Some(0);
         }
         let open = self.lanes.iter().filter(|lane| !lane.pending.is_empty()).count() as u64;
         let now = self.settled.saturating_add(open);
@@ -131,7 +192,7 @@ impl Counting {
     }
 
     fn end_lanes(&mut self, which: impl Fn(&Lane) -> bool) {
-        let Self { tokenizer, lanes, settled, .. } = self;
+        let Self { tokenizer: Some(tokenizer), lanes, settled, .. } = self else { return };
         let mut counted = Some(0u64);
         for lane in lanes.iter_mut().filter(|lane| which(lane)) {
             let tokens = lane.count_all(&**tokenizer);
@@ -217,7 +278,7 @@ mod tests {
     }
 
     fn counting() -> Counting {
-        Counting::new(Arc::new(Words::default()))
+        Counting::new(Arc::new(Words::default()), false)
     }
 
     /// The count, and what was told of each piece.
@@ -292,7 +353,7 @@ mod tests {
         counting.end_text();
         assert!(counting.finish().is_some());
         let long = "x".repeat(5 * TOKENIZER_PENDING_BYTES);
-        assert_eq!(count(Counting::new(Arc::new(Words::default())), &[&long]).0, Some(words(&long)));
+        assert_eq!(count(Counting::new(Arc::new(Words::default()), false), &[&long]).0, Some(words(&long)));
     }
 
     #[test]
@@ -323,7 +384,7 @@ mod tests {
     #[test]
     fn text_waits_for_a_tokenizer_that_is_not_ready_but_not_for_ever() {
         let tokenizer = Arc::new(Words::default());
-        let mut counting = Counting::new(tokenizer.clone());
+        let mut counting = Counting::new(tokenizer.clone(), false);
         tokenizer.unready.store(true, Ordering::Relaxed);
         counting.text(Payload::Text, 0, "one two");
         counting.text(Payload::Text, 0, "three");
@@ -332,11 +393,11 @@ mod tests {
         counting.end_text();
         assert_eq!(counting.finish(), Some(3));
 
-        let mut counting = Counting::new(tokenizer.clone());
+        let mut counting = Counting::new(tokenizer.clone(), false);
         tokenizer.unready.store(true, Ordering::Relaxed);
         counting.text(Payload::Text, 0, &" word".repeat(TOKENIZER_PENDING_BYTES));
         assert!(counting.given_up);
-        let mut counting = Counting::new(tokenizer);
+        let mut counting = Counting::new(tokenizer, false);
         counting.text(Payload::Text, 0, "one");
         counting.end_text();
         assert_eq!(counting.finish(), None, "it never became ready");

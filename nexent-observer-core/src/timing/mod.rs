@@ -20,7 +20,7 @@ mod track;
 mod tests;
 
 pub use cause::{CausedBy, Rule, Served};
-pub use counting::{Tokenizer, Tokenizers};
+pub use counting::{Counted, Tokenizer, Tokenizers};
 pub use phases::{Cause, ReadDelay};
 pub use rates::{RATE_SPAN_MIN_NS, STALL_MEDIANS, STALL_MIN_NS, stall_threshold};
 pub use retries::Retries;

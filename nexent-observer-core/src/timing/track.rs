@@ -11,7 +11,7 @@ use crate::{
 
 use super::{
     Exchange, ExchangeId, Outcome, Timeline, TokenSource, Tokenizers,
-    counting::Counting,
+    counting::{Counted, Counting},
     outcome::{Ending, Seen, decide},
     phases::{Cause, Phases},
     rates::{self, Decode, stall_threshold},
@@ -67,6 +67,10 @@ pub struct Timing {
     end: Option<(MonoNs, Ending)>,
 
     tokenizers: Option<Arc<dyn Tokenizers>>,
+    /// Counts are noted as they are told.
+    notes_counts: bool,
+    /// In a replay: what was counted then, until there is output.
+    counted_then: Option<Box<Counting>>,
     tokens: Tokens,
     timeline: Timeline,
     usage: Usage,
@@ -122,6 +126,8 @@ impl Timing {
             last_event: None,
             end: None,
             tokenizers: options.tokenizers.clone(),
+            notes_counts: false,
+            counted_then: None,
             tokens: Tokens::new(),
             timeline: Timeline::default(),
             usage: Usage::default(),
@@ -184,11 +190,39 @@ impl Timing {
         self.watched_since.get_or_insert(since);
     }
 
-    /// At `at` the socket had everything that was written by calls that returned until `until`.
-    pub fn sent(&mut self, until: MonoNs, at: MonoNs) {
-        if self.request_sent.is_none() && self.request_written.is_some_and(|written| written <= until) {
+    /// At `at` the socket had everything that was written by calls that returned until `until`. Returns whether that was news.
+    pub fn sent(&mut self, until: MonoNs, at: MonoNs) -> bool {
+        let news = self.request_sent.is_none() && self.request_written.is_some_and(|written| written <= until);
+        if news {
             self.request_sent = Some(at);
         }
+        news
+    }
+
+    /// Which exchange it is.
+    #[must_use]
+    pub fn id(&self) -> ExchangeId {
+        self.id
+    }
+
+    /// From now on [`Self::take_counts`] gives what is counted.
+    pub fn note_counts(&mut self) {
+        self.notes_counts = true;
+    }
+
+    /// What a tokenizer counted since the last call; `None`: it told nothing. For a recording.
+    pub fn take_counts(&mut self) -> Option<Counted> {
+        let counted = self.tokens.counting.as_mut()?.take_counts()?;
+        Some(Counted { no: self.id.no, ..counted })
+    }
+
+    /// What a tokenizer counted when the event that comes next was recorded; none may be given for the text itself.
+    pub fn counted_then(&mut self, counted: Counted) {
+        let slot = match &mut self.tokens.counting {
+            Some(counting) => counting,
+            None => self.counted_then.get_or_insert_with(|| Box::new(Counting::recorded())),
+        };
+        slot.counted_then(counted);
     }
 
     /// What was read at `read` lay in the socket since `arrived`.
@@ -245,7 +279,11 @@ impl Timing {
         if let Some(tokenizers) = self.tokenizers.take() {
             let names = [self.response_model.as_deref(), self.request.model.as_deref()];
             let known = names.into_iter().flatten().find_map(|model| tokenizers.of_model(model));
-            self.tokens.counting = known.map(|tokenizer| Box::new(Counting::new(tokenizer)));
+            let begin = |tokenizer| Box::new(Counting::new(tokenizer, self.notes_counts));
+            self.tokens.counting = known.map(begin);
+        }
+        if self.tokens.counting.is_none() {
+            self.tokens.counting = self.counted_then.take();
         }
         if let Some(counting) = &mut self.tokens.counting {
             counting.text(payload, choice, text);

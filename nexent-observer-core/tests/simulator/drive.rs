@@ -7,10 +7,13 @@ use nexent_observer_core::{
     limits::Limits,
     pipeline::{Output, Pipeline},
     stats::Stats,
-    timing::{Exchange, Options},
+    timing::Exchange,
 };
 
-use crate::wire::{Row, RowKind, Wire};
+use crate::{
+    tape_support::{Tape, assert_replays, counting},
+    wire::{Row, RowKind, Wire},
+};
 
 const DRAIN_NS: u64 = 10_000_000;
 
@@ -29,7 +32,9 @@ pub(crate) struct Outcome {
 pub(crate) fn drive(wires: &[Wire]) -> Outcome {
     let mut rows: Vec<Row> = wires.iter().flat_map(|w| w.rows.iter().cloned()).collect();
     rows.sort_by_key(|r| r.at.ret);
-    let mut pipeline = Pipeline::new(Limits::default(), Options { capture_content: true, ..Options::default() });
+    let mut pipeline = Pipeline::new(Limits::default(), counting("counted"));
+    let tape = Tape::default();
+    pipeline.set_tap(tape.tap());
     let mut out = Outcome { exchanges: vec![], not_llm: vec![], skipped: 0, stats: Stats::default(), most_waiting: 0 };
     let mut verdicts: HashMap<ConnId, u32> = HashMap::new();
     // Whether one of the records left out would have told of a loss of unknown size: the next one has to.
@@ -83,6 +88,9 @@ pub(crate) fn drive(wires: &[Wire]) -> Outcome {
     }
     assert_eq!(pipeline.active().count(), 0, "nothing may stay behind");
     out.stats = pipeline.stats();
+    drop(pipeline);
+    // What the tap was shown gives the same numbers, after all that happened on the way.
+    assert_replays(&tape, &out.exchanges, Limits::default());
     out
 }
 

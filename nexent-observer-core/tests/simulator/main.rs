@@ -8,6 +8,8 @@
 mod check;
 mod drive;
 mod rng;
+#[path = "../tape_support/mod.rs"]
+mod tape_support;
 mod traffic;
 mod wire;
 

@@ -8,16 +8,29 @@ mod version;
 use std::{
     ffi::OsString,
     io::{self, IsTerminal, Write},
+    net::SocketAddr,
+    path::PathBuf,
+    time::Duration,
 };
 
-use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
+use clap::{Args, CommandFactory, Parser, Subcommand, error::ErrorKind, value_parser};
+use nexent_observer_core::timing::ExchangeId;
 
 use crate::{
-    config::{Config, Environment, Flags, write_json, write_yaml},
+    config::{
+        Config, Environment, Flags, Listen, Origin,
+        keys::{LISTEN, PROMETHEUS_PORT},
+        write_json, write_yaml,
+    },
     error::RunError,
     survey::{
         self,
         host::{Check, State},
+    },
+    tape::{
+        recorder,
+        replay::{self, Speed},
+        serve::parse_id,
     },
     top,
 };
@@ -36,6 +49,8 @@ Examples:
   nexent-observer run --all --only-user www-data
   nexent-observer doctor --pid 4242
   nexent-observer targets --json
+  nexent-observer record seen.tape --pid 4242 --seconds 60
+  nexent-observer replay seen.tape
   nexent-observer config --json
 
 Exit codes:
@@ -84,6 +99,44 @@ enum Command {
     /// Observe processes until interrupted
     #[command(after_help = RUN_HELP)]
     Run {
+        #[command(flatten)]
+        recording: RecordingFlags,
+        #[command(flatten)]
+        flags: ConfigFlags,
+    },
+    /// Observe processes and record what is seen, without content unless asked for
+    #[command(
+        after_help = "Needs at least one of --pid and --exe. Ends when interrupted, or with --seconds or --max-bytes."
+    )]
+    Record {
+        /// Recording to write; replaced if it is there
+        file: PathBuf,
+        /// Record every byte, prompts, answers and keys included
+        #[arg(long)]
+        with_content: bool,
+        /// End after so many seconds
+        #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+        seconds: Option<u32>,
+        /// End when the recording has about so many bytes
+        #[arg(long, value_name = "BYTES", default_value_t = MAX_BYTES)]
+        max_bytes: u64,
+        #[command(flatten)]
+        flags: ConfigFlags,
+    },
+    /// Give the exchanges of a recording again; needs no privileges
+    #[command(after_help = "Without an exporter it writes JSON lines to standard output.")]
+    Replay {
+        /// Recording to read
+        file: PathBuf,
+        /// How fast: a number of times, or max; as it was with --listen, else max
+        #[arg(long, value_name = "N|max")]
+        speed: Option<Speed>,
+        /// Serve one recorded answer here, with its sizes and silences, over HTTP/1.1
+        #[arg(long, value_name = "ADDR:PORT")]
+        serve: Option<SocketAddr>,
+        /// Exchange that is served, by its id in the JSON lines; unset: the one with the longest stall
+        #[arg(long, value_name = "ID", requires = "serve", value_parser = parse_id)]
+        exchange: Option<ExchangeId>,
         #[command(flatten)]
         flags: ConfigFlags,
     },
@@ -137,10 +190,27 @@ enum Command {
     #[command(hide = true)]
     Man {
         /// Command; unset: the program
-        #[arg(value_parser = ["run", "top", "doctor", "targets", "config", "completions"])]
+        #[arg(value_parser = ["run", "record", "replay", "top", "doctor", "targets", "config", "completions"])]
         command: Option<String>,
     },
 }
+
+/// What `run` may record.
+#[derive(Debug, Args)]
+struct RecordingFlags {
+    /// Record what is seen to a file, without content
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
+    /// Record every byte, prompts, answers and keys included
+    #[arg(long, requires = "record", hide_short_help = true)]
+    with_content: bool,
+    /// The recording ends when it has about so many bytes
+    #[arg(long, value_name = "BYTES", requires = "record", default_value_t = MAX_BYTES, hide_short_help = true)]
+    record_max_bytes: u64,
+}
+
+/// Longest recording unless more is asked for, in bytes.
+const MAX_BYTES: u64 = 1 << 30;
 
 /// Runs the command that `arguments` name (the first is the program) and returns the exit code.
 pub fn main(
@@ -169,7 +239,21 @@ fn dispatch(
     err: &mut impl Write,
 ) -> Result<(), RunError> {
     match command {
-        Command::Run { flags } => run(flags.into(), environment, err),
+        Command::Run { recording, flags } => {
+            let RecordingFlags { record, with_content, record_max_bytes: max_bytes } = recording;
+            let options = |file| recorder::Options { file, with_content, time: None, max_bytes, ends_run: false };
+            run(flags.into(), record.map(options).as_ref(), environment, err)
+        }
+        Command::Record { file, with_content, seconds, max_bytes, flags } => {
+            let time = seconds.map(|seconds| Duration::from_secs(seconds.into()));
+            let options = recorder::Options { file, with_content, time, max_bytes, ends_run: true };
+            run(flags.into(), Some(&options), environment, err)
+        }
+        Command::Replay { file, speed, serve, exchange, flags } => {
+            let config = Config::load(flags.into(), environment)?;
+            logging::start(&config);
+            replay::run(&replay::Options { file, speed, serve, exchange }, config)
+        }
         Command::Top { url, token, once } => {
             let token = match token {
                 Some(token) => Some(token),
@@ -219,8 +303,18 @@ fn dispatch(
     }
 }
 
-fn run(flags: Flags, environment: &Environment, err: &mut impl Write) -> Result<(), RunError> {
-    let config = Config::load(flags, environment)?;
+fn run(
+    flags: Flags,
+    recording: Option<&recorder::Options>,
+    environment: &Environment,
+    err: &mut impl Write,
+) -> Result<(), RunError> {
+    let mut config = Config::load(flags, environment)?;
+    let chosen = |key| config.origin(key) != Origin::Default;
+    if recording.is_some_and(|recording| recording.ends_run) && !chosen(&LISTEN) && !chosen(&PROMETHEUS_PORT) {
+        // A recording is made beside an observer that runs: its port is taken.
+        config.listen = Listen::Off;
+    }
     if !config.enable_telemetry {
         let origin = config.origin(&crate::config::keys::ENABLE_TELEMETRY);
         say(err, format_args!("telemetry is disabled by {origin}: nothing is observed"));
@@ -231,7 +325,7 @@ fn run(flags: Flags, environment: &Environment, err: &mut impl Write) -> Result<
     for warning in &config.warnings {
         tracing::warn!("{warning}.");
     }
-    crate::run::run(&config)
+    crate::run::run(&config, recording)
 }
 
 /// Whether the locale's characters are UTF-8; POSIX.1-2017, 8.2: the first of these that is set decides.
@@ -359,7 +453,7 @@ mod tests {
                 assert!(script.contains(&key.flag()), "{shell}: {}", key.name);
             }
         }
-        for command in ["run", "doctor", "targets", "config"] {
+        for command in ["run", "record", "replay", "doctor", "targets", "config"] {
             let mut out = Vec::new();
             assert_eq!(call(&["man", command], &mut out), (0, String::new()));
             let page = String::from_utf8(out).unwrap();

@@ -26,11 +26,21 @@ impl Offset {
 #[derive(Debug, Default)]
 pub struct WallClock {
     measured: Option<(u64, Offset)>,
+    fixed: Option<Offset>,
 }
 
 impl WallClock {
+    /// A clock whose offset was recorded: that of another time, maybe of another machine.
+    #[must_use]
+    pub fn fixed(offset: Offset) -> Self {
+        Self { measured: None, fixed: Some(offset) }
+    }
+
     /// The present offset.
     pub fn offset(&mut self) -> Offset {
+        if let Some(offset) = self.fixed {
+            return offset;
+        }
         let now = read(libc::CLOCK_MONOTONIC);
         match self.measured {
             Some((at, offset)) if now.saturating_sub(at) < MAX_AGE_NS => offset,
@@ -41,6 +51,12 @@ impl WallClock {
             }
         }
     }
+}
+
+/// Now, on the monotonic clock, in ns.
+#[must_use]
+pub fn monotonic_ns() -> u64 {
+    read(libc::CLOCK_MONOTONIC)
 }
 
 /// Reads the wall clock between two reads of the monotonic one, so that the error is at most half the window; the

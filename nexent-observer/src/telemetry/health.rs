@@ -30,6 +30,8 @@ pub struct KernelCounts {
     pub plain_other_bytes: u64,
     /// Operations on plain HTTP whose bytes cannot be seen.
     pub plain_unseen: u64,
+    /// Entries of the rings that could not be decoded.
+    pub malformed_records: u64,
     /// TLS records that belong to no known socket.
     pub aead_unjoined: u64,
     /// Connections of rustls that were joined late.
@@ -47,6 +49,8 @@ pub enum Exporter {
     Otlp,
     /// JSON lines.
     Jsonl,
+    /// The recording.
+    Record,
 }
 
 /// What is exported.
@@ -58,6 +62,8 @@ pub enum Signal {
     Metrics,
     /// Lines, one per exchange.
     Lines,
+    /// Entries of a recording; of the queue, blocks of them.
+    Entries,
 }
 
 /// Why an exporter gave items up.
@@ -82,6 +88,7 @@ impl Exporter {
         match self {
             Self::Otlp => "otlp",
             Self::Jsonl => "jsonl",
+            Self::Record => "record",
         }
     }
 }
@@ -92,6 +99,7 @@ impl Signal {
             Self::Spans => "spans",
             Self::Metrics => "metrics",
             Self::Lines => "lines",
+            Self::Entries => "entries",
         }
     }
 }
@@ -149,8 +157,10 @@ pub enum Readiness {
     Ready,
     /// No process is observed (yet, or any more).
     NotAttached,
-    /// Records were lost within the last minute.
+    /// Records or exchanges were lost within the last minute.
     Losing,
+    /// The event loop does not move: nothing else that is known is of now.
+    Stuck,
 }
 
 impl fmt::Display for Readiness {
@@ -158,7 +168,8 @@ impl fmt::Display for Readiness {
         f.write_str(match self {
             Self::Ready => "ready",
             Self::NotAttached => "not ready: no process is attached",
-            Self::Losing => "not ready: records were lost within the last 60 s",
+            Self::Losing => "not ready: records or exchanges were lost within the last 60 s",
+            Self::Stuck => "not ready: the event loop does not move",
         })
     }
 }
@@ -211,6 +222,7 @@ pub struct Health {
     skipped_bytes: IntCounter,
     plain_other_bytes: IntCounter,
     plain_unseen: IntCounter,
+    malformed: IntCounter,
     aead_unjoined: IntCounter,
     aead_rejoined: IntCounter,
     understood: IntCounter,
@@ -267,6 +279,7 @@ impl Health {
             skipped_bytes: counter(Metric::SkippedBytes)?,
             plain_other_bytes: counter(Metric::PlainOtherBytes)?,
             plain_unseen: counter(Metric::PlainUnseen)?,
+            malformed: counter(Metric::MalformedRecords)?,
             aead_unjoined: counter(Metric::AeadUnjoined)?,
             aead_rejoined: counter(Metric::AeadRejoined)?,
             understood: announcements.with_label_values(&["true"]),
@@ -317,7 +330,9 @@ impl Health {
             self.lost_now();
         }
         for (reason, counter) in &self.drops {
-            advance(counter, stats.drops(*reason));
+            if advance(counter, stats.drops(*reason)) && loses_exchanges(*reason) {
+                self.lost_now();
+            }
         }
         advance(&self.http_exchanges, stats.http_exchanges);
         advance(&self.llm_exchanges, stats.llm_exchanges);
@@ -340,13 +355,15 @@ impl Health {
             skipped_bytes,
             plain_other_bytes,
             plain_unseen,
+            malformed_records,
             aead_unjoined,
             aead_rejoined,
             attached_probes,
             attached_processes,
         } = counts;
         let read = advance(&self.lost_read, lost_read_records);
-        if advance(&self.lost_write, lost_write_records) || read {
+        let malformed = advance(&self.malformed, malformed_records);
+        if advance(&self.lost_write, lost_write_records) || read || malformed {
             self.lost_now();
         }
         advance(&self.skipped_bytes, skipped_bytes);
@@ -384,7 +401,9 @@ impl Health {
     pub fn readiness(&self) -> Readiness {
         let lost_ms = self.lost_ms.load(Ordering::Relaxed);
         let lost_ago = u64::try_from(lost_ms).ok().map(|at| Duration::from_millis(self.now_ms().saturating_sub(at)));
-        if self.attached_processes.get() == 0 {
+        if self.stuck_for().is_some() {
+            Readiness::Stuck
+        } else if self.attached_processes.get() == 0 {
             Readiness::NotAttached
         } else if lost_ago.is_some_and(|ago| ago < LOSS_MEMORY) {
             Readiness::Losing
@@ -397,7 +416,7 @@ impl Health {
     #[must_use]
     pub fn summary(&self) -> HealthSummary {
         let state = match self.readiness() {
-            _ if self.stuck_for().is_some() => "stuck",
+            Readiness::Stuck => "stuck",
             Readiness::Ready => "ready",
             Readiness::NotAttached => "not_attached",
             Readiness::Losing => "losing",
@@ -459,6 +478,11 @@ impl Health {
     }
 }
 
+/// Whether exchanges are let go for this reason that nothing is wrong with but that there are too many.
+fn loses_exchanges(reason: DropReason) -> bool {
+    matches!(reason, DropReason::ConnectionsFull | DropReason::ExchangesFull | DropReason::OutputsFull)
+}
+
 /// Raises a counter to an absolute value; says whether it moved.
 fn advance(counter: &IntCounter, to: u64) -> bool {
     let by = to.saturating_sub(counter.get());
@@ -505,6 +529,52 @@ mod tests {
         assert_eq!(health.readiness(), Readiness::Losing);
         health.kernel(KernelCounts { lost_read_records: 1, attached_processes: 0, ..attached });
         assert_eq!(health.readiness(), Readiness::NotAttached);
+    }
+
+    #[test]
+    fn every_loss_makes_it_unready_and_a_defect_of_a_peer_does_not() {
+        let ready = || {
+            let health = health();
+            health.kernel(KernelCounts { attached_processes: 1, ..KernelCounts::default() });
+            assert_eq!(health.readiness(), Readiness::Ready);
+            health
+        };
+        let losses = [
+            KernelCounts { lost_read_records: 1, ..KernelCounts::default() },
+            KernelCounts { lost_write_records: 1, ..KernelCounts::default() },
+            KernelCounts { malformed_records: 1, ..KernelCounts::default() },
+        ];
+        for loss in losses {
+            let health = ready();
+            health.kernel(KernelCounts { attached_processes: 1, ..loss });
+            assert_eq!(health.readiness(), Readiness::Losing, "{loss:?}");
+        }
+        for reason in DropReason::ALL {
+            let health = ready();
+            let mut stats = Stats::default();
+            stats.count(reason);
+            health.core(&stats);
+            let losing =
+                matches!(reason, DropReason::ConnectionsFull | DropReason::ExchangesFull | DropReason::OutputsFull);
+            assert_eq!(health.readiness() == Readiness::Losing, losing, "{reason:?}");
+        }
+        let health = ready();
+        let mut stats = Stats::default();
+        stats.gaps = 1;
+        health.core(&stats);
+        assert_eq!(health.readiness(), Readiness::Losing);
+    }
+
+    #[test]
+    fn a_loop_that_does_not_move_is_neither_well_nor_ready() {
+        let mut health = health();
+        health.kernel(KernelCounts { attached_processes: 1, ..KernelCounts::default() });
+        let Some(earlier) = Instant::now().checked_sub(LOOP_SILENCE + Duration::from_secs(1)) else { return };
+        health.began = earlier;
+        assert!(health.stuck_for().is_some_and(|silent| silent > LOOP_SILENCE));
+        assert_eq!(health.readiness(), Readiness::Stuck);
+        health.tick();
+        assert_eq!((health.stuck_for(), health.readiness()), (None, Readiness::Ready));
     }
 
     #[test]

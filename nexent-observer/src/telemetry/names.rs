@@ -134,6 +134,8 @@ metrics! {
         "Bytes on plain sockets of observed processes that are no HTTP: their calls were looked at, nothing of them was copied. Not a loss.";
     PlainUnseen = "nexent_observer_plain_unseen_total", Counter, &[], &[],
         "Operations on sockets with plain HTTP whose bytes cannot be seen (splice, sendfile, io_uring). Each is a gap in its connection.";
+    MalformedRecords = "nexent_observer_malformed_records_total", Counter, &[], &[],
+        "Entries of the rings that could not be decoded: the two halves of the observer do not fit. A loss.";
     AeadUnjoined = "nexent_observer_aead_unjoined_total", Counter, &[], &[],
         "TLS records that rustls opened and that belong to no socket that is known: their bytes are not seen.";
     AeadRejoined = "nexent_observer_aead_rejoined_total", Counter, &[], &[],

@@ -70,6 +70,7 @@ pub struct Known {
     files: Vec<(Pattern, Arc<dyn Tokenizer>)>,
     o200k: Arc<openai::Encoding>,
     cl100k: Arc<openai::Encoding>,
+    at_once: bool,
 }
 
 impl Known {
@@ -86,7 +87,25 @@ impl Known {
             files: files.iter().map(load).collect::<Result<_, _>>()?,
             o200k: Arc::new(openai::Encoding::o200k()),
             cl100k: Arc::new(openai::Encoding::cl100k()),
+            at_once: false,
         })
+    }
+
+    /// Makes encodings ready while a model waits for one, so that counts do not depend on how long that takes: for a replay.
+    #[must_use]
+    pub fn at_once(self) -> Self {
+        Self { at_once: true, ..self }
+    }
+
+    /// Makes all encodings ready now: for a recording, the replay of which counts again.
+    #[must_use]
+    pub fn ready(self) -> Self {
+        for encoding in [&self.o200k, &self.cl100k] {
+            if !encoding.make_ready() {
+                tracing::warn!("An encoding cannot be made ready; tokens of its models are counted as chunks.");
+            }
+        }
+        self
     }
 }
 
@@ -100,7 +119,11 @@ impl Tokenizers for Known {
             openai::Family::O200k => &self.o200k,
             openai::Family::Cl100k => &self.cl100k,
         };
-        openai::Encoding::prepare(encoding);
+        if self.at_once {
+            encoding.make_ready();
+        } else {
+            openai::Encoding::prepare(encoding);
+        }
         Some(Arc::<openai::Encoding>::clone(encoding))
     }
 }

@@ -20,4 +20,5 @@ mod libraries;
 mod phases;
 mod plain;
 mod privileges;
+mod record;
 mod rustls;

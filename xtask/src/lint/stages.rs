@@ -11,11 +11,11 @@ use super::{
 /// Sources of the core.
 const CORE: &str = "nexent-observer-core/src/";
 /// The modules of the core in the order in which a byte travels, as `lib.rs` lists them.
-const ORDER: [&str; 9] = ["event", "limits", "stats", "conn", "http", "llm", "timing", "chain", "pipeline"];
+const ORDER: [&str; 10] = ["event", "limits", "stats", "conn", "http", "llm", "timing", "chain", "pipeline", "tape"];
 /// Modules that every later one may use whole.
 const GROUND: [&str; 3] = ["event", "limits", "stats"];
-/// The module that may use all.
-const JOINT: &str = "pipeline";
+/// The modules that may use all: what joins the stages, and what writes down what goes through them.
+const JOINTS: [&str; 2] = ["pipeline", "tape"];
 
 /// What else a stage may use: (stage, earlier stage, its border types). Beyond the output of the stage right before it,
 /// only the causes of gaps and ends, which travel downstream unchanged.
@@ -108,7 +108,7 @@ fn refusal(own: &str, used: &[String], test: bool) -> Option<String> {
     if to > from {
         return Some(format!("{target} is a later stage"));
     }
-    if own == JOINT || test || GROUND.contains(&target) {
+    if JOINTS.contains(&own) || test || GROUND.contains(&target) {
         return None;
     }
     let border = BORDERS.iter().find(|(stage, earlier, _)| *stage == own && *earlier == target);
