@@ -77,7 +77,7 @@ impl Tape {
     /// Exchanges of a replay.
     pub(crate) fn replay(&self, limits: Limits) -> Vec<Exchange> {
         // What a replay could count itself is filler, and must not be.
-        let mut replay = Replay::new(limits, counting(""));
+        let mut replay = Replay::new(limits, &counting(""));
         let mut exchanges = Vec::new();
         for bytes in self.entries().iter() {
             let tapped = entry::read(bytes, |entry| {

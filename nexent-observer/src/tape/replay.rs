@@ -182,7 +182,7 @@ impl Core {
                 }
                 Self::Pipeline(pipeline)
             }
-            Kind::Redacted => Self::Replay(Box::new(Replay::new(limits, options))),
+            Kind::Redacted => Self::Replay(Box::new(Replay::new(limits, &options))),
         }
     }
 
