@@ -58,7 +58,7 @@ fn file(bytes: &[u8]) {
 
 /// Entries are read or refused; what is read is the same when it is written again, and no order of them harms the stages.
 fn entries(block: &[u8]) {
-    let mut replay = Replay::new(Limits::default(), Options { capture_content: true, ..Options::default() });
+    let mut replay = Replay::new(Limits::default(), &Options { capture_content: true, ..Options::default() });
     for bytes in frame::entries(block) {
         let Ok(bytes) = bytes else { return };
         let read = entry::read(bytes, |entry| {

@@ -113,6 +113,12 @@ pub fn moved_in(conn: &mut Conn, header: &mut RecordHeader, bytes: u64) -> Optio
 #[inline(always)]
 pub fn moved_out(conn: &mut Conn, header: &mut RecordHeader, bytes: u64) -> Option<Window> {
     begin_write(conn);
+    moved_out_of_turn(conn, header, bytes)
+}
+
+/// The same where the turn began with the call: there the answer may be read before the call returns, and its turn must be known by then.
+#[inline(always)]
+pub fn moved_out_of_turn(conn: &mut Conn, header: &mut RecordHeader, bytes: u64) -> Option<Window> {
     header.offset = conn.write_offset;
     let window = Window::of_write(conn.turn_written, write_head_cap(), write_tail_cap());
     conn.write_offset = conn.write_offset.wrapping_add(bytes);

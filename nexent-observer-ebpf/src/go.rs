@@ -4,6 +4,9 @@
 //! A return probe would write into a stack that Go moves, so there is none. A call is known by its goroutine and by how deep in
 //! the goroutine's stack its frame lies: both outlive a move of the stack and a change of the thread. Arguments are where Go's
 //! register ABI puts them (src/cmd/compile/abi-internal.md, since Go 1.17).
+//!
+//! One goroutine writes a connection and another reads it. The answer may be read before the write that asked for it returns, so a turn
+//! begins where the write does.
 
 use aya_ebpf::{
     bindings::pt_regs,
@@ -24,7 +27,7 @@ use crate::{
     conn, flow,
     inflight::{self, Returned},
     maps::{INFLIGHT, count},
-    openssl::{begin, read_returned, with_target, write_returned},
+    openssl::{begin, begun_write_returned, read_returned, with_target},
 };
 
 /// A register of Go's ABI. Volatile reads, for the reason given in inflight.rs.
@@ -156,7 +159,12 @@ pub fn go_write_enter(ctx: ProbeContext) -> u32 {
     if enter(&ctx).is_some() {
         let pid_tgid = bpf_get_current_pid_tgid();
         let writer = flow::goroutine(pid_tgid, goroutine(ctx.regs));
-        flow::write_begins(receiver(ctx.regs), (pid_tgid >> 32) as u32, &writer);
+        let (tls, tgid) = (receiver(ctx.regs), (pid_tgid >> 32) as u32);
+        if let Some(conn) = conn::of(&conn::key(tgid, tls)) {
+            // SAFETY: the verifier checked the value; crypto/tls has one write at a time on a connection.
+            conn::begin_write(unsafe { &mut *conn });
+        }
+        flow::write_begins(tls, tgid, &writer);
     }
     0
 }
@@ -165,7 +173,7 @@ pub fn go_write_enter(ctx: ProbeContext) -> u32 {
 #[uprobe]
 pub fn go_write_return(ctx: ProbeContext) -> u32 {
     let writer = flow::goroutine(bpf_get_current_pid_tgid(), goroutine(ctx.regs));
-    let _ = leave(&ctx, conn_flag::WRITE_UNKNOWN, |returned| write_returned(returned, &writer));
+    let _ = leave(&ctx, conn_flag::WRITE_UNKNOWN, |returned| begun_write_returned(returned, &writer));
     flow::write_over(&writer);
     0
 }

@@ -85,11 +85,24 @@ pub fn read_returned(returned: &Returned) -> Option<()> {
 /// What a write of this thread or goroutine that returned leaves; as [`read_returned`].
 #[inline(always)]
 pub fn write_returned(returned: &Returned, writer: &CallKey) -> Option<()> {
+    let key = conn::key((returned.pid_tgid >> 32) as u32, returned.call.tls);
+    // SAFETY: as for reads.
+    conn::begin_write(unsafe { &mut *conn::of(&key)? });
+    begun_write_returned(returned, writer)
+}
+
+/// The same of a write whose turn began when it was called.
+#[inline(always)]
+pub fn begun_write_returned(returned: &Returned, writer: &CallKey) -> Option<()> {
     let mut header = header_of(returned, kind::WRITE);
     let key = conn::key(header.tgid, returned.call.tls);
     // SAFETY: as for reads.
     let conn = unsafe { &mut *conn::of(&key)? };
-    let Some(window) = conn::moved_out(conn, &mut header, returned.bytes) else {
+    if conn.turn == 0 {
+        // Its handshake was inside this write, or it was closed meanwhile: what was begun is gone.
+        conn::begin_write(conn);
+    }
+    let Some(window) = conn::moved_out_of_turn(conn, &mut header, returned.bytes) else {
         flow::wrote_unheard(conn);
         return None;
     };

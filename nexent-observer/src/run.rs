@@ -1,6 +1,7 @@
 //! The observer at work: one loop over a closed set of inputs. Whatever may block (exports, the web, detaching) lives elsewhere.
 
 use std::{
+    collections::HashMap,
     io,
     sync::{
         Arc,
@@ -64,7 +65,7 @@ pub fn run(config: &Config, recording: Option<&recorder::Options>) -> Result<(),
     let known = known.map(|known| if counts_again { known.ready() } else { known });
     let tokenizers = known.map(|known| Arc::new(known) as Arc<dyn Tokenizers>);
     let (outside, exports) = Outside::start(config)?;
-    let start = |options| Recorder::start(options, config, &exports.health);
+    let start = |options| Recorder::start(options, &config.limits, config.join_by_content, &exports.health);
     let recorder = recording.map(start).transpose()?;
     let helpers = Helpers { names: outside.names(), tokenizers, recorder: recorder.clone() };
     let mut observer = Observer::attach(config, exports, helpers, fault)?;
@@ -116,7 +117,7 @@ struct Observer {
     exports: Exports,
     faulty: Faulty,
     hooks: Hooks,
-    services: Services,
+    services: Named,
     recorder: Option<Recorder>,
     strips: Strips,
     processes: Arc<[Arc<Service>]>,
@@ -189,7 +190,11 @@ impl Observer {
             exports,
             faulty: Faulty::new(fault),
             hooks: Hooks::default(),
-            services: Services::new(config.service_name.clone(), names).recorded_by(recorder.clone()),
+            services: Named {
+                services: Services::new(config.service_name.clone(), names),
+                recorder: recorder.clone(),
+                told: HashMap::new(),
+            },
             recorder,
             strips: Strips::default(),
             processes: Arc::default(),
@@ -230,12 +235,10 @@ impl Observer {
                     if Instant::now() >= next_housekeeping {
                         next_housekeeping = Instant::now() + HOUSEKEEPING;
                         self.keep_house(now);
+                        next_showing = Instant::now() + SHOWING;
                         if self.recorder.as_ref().is_some_and(Recorder::keep_house) {
-                            self.hooks.spans.stop(now);
-                            self.export_named();
                             return Ok(());
                         }
-                        next_showing = Instant::now() + SHOWING;
                     } else if Instant::now() >= next_showing {
                         next_showing = Instant::now() + SHOWING;
                         let live = &self.exports.live;
@@ -491,8 +494,42 @@ fn monotonic() -> MonoNs {
     MonoNs((now.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(now.tv_nsec as u64))
 }
 
+/// Names processes, and tells a recorder each name.
+struct Named {
+    services: Services,
+    recorder: Option<Recorder>,
+    /// What the recorder was told last of each process that is observed.
+    told: HashMap<u32, Arc<Service>>,
+}
+
+impl Named {
+    fn of(&mut self, pid: u32) -> Arc<Service> {
+        let service = self.services.of(pid);
+        if let Some(recorder) = &self.recorder
+            && self.told.get(&pid).is_none_or(|told| !Arc::ptr_eq(told, &service))
+        {
+            recorder.service(&service);
+            self.told.insert(pid, Arc::clone(&service));
+        }
+        service
+    }
+
+    /// A forked process is what its parent was.
+    fn adopt(&mut self, pid: u32, parent: u32) {
+        self.services.adopt(pid, parent);
+        if self.recorder.is_some() {
+            self.of(pid);
+        }
+    }
+
+    fn forget(&mut self, pid: u32) {
+        self.services.forget(pid);
+        self.told.remove(&pid);
+    }
+}
+
 /// Takes what the core gives out.
-fn take_output(
+pub(crate) fn take_output(
     output: Output,
     exports: &mut Exports,
     hooks: &mut Hooks,
@@ -527,7 +564,7 @@ fn take_output(
 }
 
 /// Exports what is ready.
-fn export(done: Done, exports: &mut Exports, service: &mut impl FnMut(u32) -> Arc<Service>) {
+pub(crate) fn export(done: Done, exports: &mut Exports, service: &mut impl FnMut(u32) -> Arc<Service>) {
     match done {
         Done::Call(finished) => exports.span(finished),
         Done::Inbound(inbound, ids, named) => {

@@ -21,8 +21,34 @@ fn run(clients: &[Client], directory: &str, fault: Option<&str>) -> Verdict {
     matrix::run(clients, &binary, &target.join(directory), fault).unwrap()
 }
 
+/// What must never leave the matrix, and so never the run of CI: a client that fails or that cannot be installed fails it.
+const ALWAYS: [&str; 16] = [
+    "openai",
+    "openai-async",
+    "aiohttp",
+    "requests",
+    "curl",
+    "node",
+    "bun",
+    "deno",
+    "curl_cffi",
+    "pycurl",
+    "reqwest",
+    "reqwest-native",
+    "go",
+    "go-stripped",
+    "static-openssl",
+    "ruby",
+];
+
 fn only(name: &str) -> Vec<Client> {
     CLIENTS.iter().copied().filter(|client| client.name == name).collect()
+}
+
+#[test]
+fn no_client_of_the_fixed_list_has_left_the_matrix() {
+    let gone: Vec<_> = ALWAYS.into_iter().filter(|&name| only(name).len() != 1).collect();
+    assert!(gone.is_empty(), "not once in CLIENTS: {gone:?}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::{
     fs,
     path::Path,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::atomic::{AtomicU32, AtomicUsize, Ordering},
     thread,
     time::Duration,
 };
@@ -22,8 +22,18 @@ use crate::{
 };
 
 /// A client of each way in which TLS is hooked.
-const BUSY: [&str; 8] =
-    ["openai-async-h2", "requests", "curl_cffi-h2", "pycurl", "node", "bun", "static-openssl", "gnutls"];
+pub const BUSY: [&str; 10] = [
+    "openai-async-h2",
+    "requests",
+    "curl_cffi-h2",
+    "pycurl",
+    "node",
+    "bun",
+    "static-openssl",
+    "gnutls",
+    "reqwest",
+    "go-stripped",
+];
 
 /// Observers at a time: taking a probe away is mostly waiting.
 const LANES: u32 = 2;
@@ -37,6 +47,8 @@ pub struct Cycles {
     pub cycles: u32,
     /// How often of these it was killed.
     pub killed: u32,
+    /// How often a process was attached to and left: as many a cycle as there are clients, or fewer where the observer was killed first.
+    pub attachments: usize,
     /// What the clients say.
     pub verdict: Verdict,
 }
@@ -62,27 +74,32 @@ pub fn run(cycles: u32, binary: &Path, dir: &Path) -> Result<Cycles> {
         one.process.say("go").with_context(|| format!("{} is gone", one.client.name))?;
     }
     let targets: Vec<String> = running.iter().flat_map(|one| ["--pid".to_owned(), one.pid.to_string()]).collect();
-    let (next, killed) = (AtomicU32::new(0), AtomicU32::new(0));
-    let (next, killed, targets) = (&next, &killed, targets.as_slice());
+    let pids: Vec<u64> = running.iter().map(|one| one.pid).collect();
+    let count = Count::default();
+    let (count, targets, pids) = (&count, targets.as_slice(), pids.as_slice());
     thread::scope(|scope| {
         let lanes: Vec<_> = (0..LANES)
             .map(|lane| {
                 let dir = dir.join(format!("lane-{lane}"));
-                scope.spawn(move || one_after_the_other(next, cycles, killed, targets, binary, &dir))
+                scope.spawn(move || one_after_the_other(count, cycles, targets, pids, binary, &dir))
             })
             .collect();
         while !lanes.iter().all(thread::ScopedJoinHandle::is_finished) {
             thread::sleep(Duration::from_millis(100));
             for one in &mut running {
                 if let Some(status) = one.process.ended()? {
-                    next.store(cycles, Ordering::Relaxed);
+                    count.next.store(cycles, Ordering::Relaxed);
                     bail!("{} ended: {status}; see {}", one.client.name, dir.display());
                 }
             }
         }
         lanes.into_iter().try_for_each(|lane| lane.join().map_err(|_| anyhow::anyhow!("a lane panicked"))?)
     })?;
-    let killed = killed.load(Ordering::Relaxed);
+    let (killed, attachments) = (count.killed.load(Ordering::Relaxed), count.attachments.load(Ordering::Relaxed));
+    sh::say(&format!(
+        "{cycles} observers have come and gone, {killed} of them killed: {attachments} attachments to {} busy processes",
+        BUSY.len()
+    ));
     for one in &mut running {
         one.process.close_stdin();
     }
@@ -91,21 +108,29 @@ pub fn run(cycles: u32, binary: &Path, dir: &Path) -> Result<Cycles> {
     let nothing = dir.join("nothing.jsonl");
     fs::write(&nothing, "").context("cannot write an empty log")?;
     let verdict = compare(dir, &nothing, &server.log, &Value::from(facts), &["--clients-only"])?;
-    Ok(Cycles { cycles, killed, verdict })
+    Ok(Cycles { cycles, killed, attachments, verdict })
+}
+
+/// What all lanes count.
+#[derive(Debug, Default)]
+struct Count {
+    next: AtomicU32,
+    killed: AtomicU32,
+    attachments: AtomicUsize,
 }
 
 /// Lets one observer after the other come and go, until all have been.
 fn one_after_the_other(
-    next: &AtomicU32,
+    count: &Count,
     cycles: u32,
-    killed: &AtomicU32,
     targets: &[String],
+    pids: &[u64],
     binary: &Path,
     dir: &Path,
 ) -> Result<()> {
     fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     loop {
-        let cycle = next.fetch_add(1, Ordering::Relaxed);
+        let cycle = count.next.fetch_add(1, Ordering::Relaxed);
         if cycle >= cycles {
             return Ok(());
         }
@@ -120,8 +145,10 @@ fn one_after_the_other(
             observer.stop()?;
         } else {
             observer.kill()?;
-            killed.fetch_add(1, Ordering::Relaxed);
+            count.killed.fetch_add(1, Ordering::Relaxed);
         }
+        let attached = pids.iter().filter(|&&pid| !observer.hooks(pid).is_empty()).count();
+        count.attachments.fetch_add(attached, Ordering::Relaxed);
         if cycle % 20 == 19 {
             sh::say(&format!("{} of {cycles} observers have come and gone", cycle + 1));
         }

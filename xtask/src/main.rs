@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod demo;
 mod dist;
+mod docs;
 mod fuzz;
 mod lint;
 mod matrix_command;

@@ -11,12 +11,13 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Value, json};
 
 use crate::{
     clients::clock_dir,
     compare::Verdict,
+    golang::{Link, Toolchain},
     observer::Observer,
     process::Guarded,
     runtime::{Runtime, Setup},
@@ -118,6 +119,13 @@ pub const CLIENTS: &[Client] = &[
     fetcher("reqwest-native", Runtime::Reqwest(Tls::Native), &[]).hooked_at("libssl"),
     fetcher("deno", Runtime::Deno, &["--at-once", "3"]),
     fetcher("deno-h2", Runtime::Deno, &["--http2", "--at-once", "6"]).over(Http::H2),
+    fetcher("go", Runtime::Go(Toolchain::Current, Link::Plain), &["--at-once", "3"]).hooked_at("tls=Go"),
+    fetcher("go-h2", Runtime::Go(Toolchain::Current, Link::Plain), &["--http2", "--at-once", "6"])
+        .over(Http::H2)
+        .hooked_at("tls=Go"),
+    fetcher("go-stripped", Runtime::Go(Toolchain::Current, Link::Stripped), &["--at-once", "3"]).hooked_at("tls=Go"),
+    fetcher("go-1.19", Runtime::Go(Toolchain::Debian, Link::Stripped), &["--at-once", "3"]).hooked_at("tls=Go"),
+    fetcher("ruby", Runtime::Ruby, &[]).hooked_at("libssl"),
 ];
 
 const fn python(
@@ -175,6 +183,8 @@ pub(crate) struct Running<'a> {
     /// The process to observe: the program itself, or what it started.
     pub(crate) pid: u64,
     versions: Value,
+    /// Where the observer says to be hooked, of all places the one that is wanted.
+    hooked: String,
     /// The file that is replaced when it runs.
     upgraded: Option<PathBuf>,
     pub(crate) process: Guarded,
@@ -204,18 +214,30 @@ pub fn run(clients: &[Client], binary: &Path, dir: &Path, fault: Option<&str>) -
     for mut one in running {
         let name = one.client.name;
         let hooks = observer.hooks(one.pid);
-        ensure!(
-            hooks.iter().any(|line| line.contains(one.client.hook)),
-            "{name} is not hooked at {}: {hooks:?}",
-            one.client.hook
-        );
+        let Some(hook) = hooks.iter().find(|line| line.contains(one.client.hook)) else {
+            bail!("{name} is not hooked at {}: {hooks:?}", one.client.hook);
+        };
+        one.hooked = hooked(hook).with_context(|| format!("what is hooked? {hook}"))?;
         one.process.say("go").with_context(|| format!("{name} is gone"))?;
         facts.push(one.done()?);
     }
     thread::sleep(SETTLE);
     observer.stop()?;
     server.stop()?;
-    compare(dir, &observer.jsonl, &server.log, &Value::from(facts), &[])
+    let table = table(dir).into_os_string().into_string().map_err(|path| anyhow!("{path:?} is no UTF-8"))?;
+    compare(dir, &observer.jsonl, &server.log, &Value::from(facts), &["--markdown", &table])
+}
+
+/// Where a run with logs in `dir` leaves its table, as Markdown.
+#[must_use]
+pub fn table(dir: &Path) -> PathBuf {
+    dir.join("matrix.md")
+}
+
+/// From a line of the observer's log, the kind of TLS and the file that it is in.
+fn hooked(line: &str) -> Option<String> {
+    let (library, tls) = line.split_once(" library=")?.1.split_once(" probes=")?.0.split_once(" tls=")?;
+    Some(format!("{tls} in {}", library.rsplit('/').next()?))
 }
 
 impl<'a> Running<'a> {
@@ -241,7 +263,7 @@ impl<'a> Running<'a> {
             command.env(variable, &server.certificate.cert);
         }
         let process = Guarded::talking(client.name, command.stderr(errors))?;
-        Ok(Self { client, log, pid: 0, versions: Value::Null, upgraded, process })
+        Ok(Self { client, log, pid: 0, versions: Value::Null, hooked: String::new(), upgraded, process })
     }
 
     /// Waits until it stands at its gate.
@@ -267,9 +289,9 @@ impl<'a> Running<'a> {
         let (true, Some(requests)) = (status.success(), requests) else {
             bail!("{} failed: {status}; see {}", self.client.name, self.log.with_extension("stderr").display());
         };
-        let Client { name, http, hook, clock, .. } = self.client;
+        let Client { name, dialects, http, clock, .. } = self.client;
         Ok(json!({
-            "name": name, "http": http.name(), "hook": hook, "clock": clock, "pids": [self.pid], "log": self.log,
+            "name": name, "dialects": dialects, "http": http.name(), "hook": self.hooked, "clock": clock, "pids": [self.pid], "log": self.log,
             "versions": self.versions, "requests": requests,
         }))
     }
@@ -302,5 +324,18 @@ pub(crate) fn compare(
         Some(0) => Ok(Verdict::Agree),
         Some(1) => Ok(Verdict::Disagree),
         _ => bail!("the comparison itself failed: {status}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hook_is_read_from_the_log() {
+        let line =
+            "Attached. pid=7 service=\"bun\" library=/a/b/bun tls=BoringSSL without symbols probes=3 shared=false";
+        assert_eq!(hooked(line).as_deref(), Some("BoringSSL without symbols in bun"));
+        assert_eq!(hooked("Attached."), None);
     }
 }

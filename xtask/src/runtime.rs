@@ -12,6 +12,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use crate::{
+    golang::{self, Link, Toolchain},
     python,
     rust::{self, Tls},
     sh,
@@ -40,6 +41,10 @@ pub enum Runtime {
     Reqwest(Tls),
     /// Deno; likewise.
     Deno,
+    /// Go's net/http; likewise.
+    Go(Toolchain, Link),
+    /// Debian's Ruby with its net/http; likewise.
+    Ruby,
 }
 
 /// An installed runtime.
@@ -110,6 +115,15 @@ impl Runtime {
                     "--allow-env".into(),
                     sh::fixture("sdks/fetcher.ts")?.into(),
                 ];
+                Ok(Setup { arguments, ..Setup::plain("python3") })
+            }
+            Self::Go(toolchain, link) => {
+                let program = golang::program(toolchain, link, "clients/go/fetcher.go")?;
+                Ok(Setup { arguments: vec![program.into()], ..Setup::plain("python3") })
+            }
+            Self::Ruby => {
+                have("ruby", "ruby")?;
+                let arguments = vec!["ruby".into(), sh::fixture("sdks/fetcher.rb")?.into()];
                 Ok(Setup { arguments, ..Setup::plain("python3") })
             }
             Self::GnuTls => native("gnutls", "GnuTLS", "libgnutls28-dev", "gnutls/gnutls.h", &["-DGNUTLS", "-lgnutls"]),

@@ -21,8 +21,9 @@ pub struct Replay {
 impl Replay {
     /// One that was fed with nothing. Tokens are not counted again, whatever the options say: their text may not be what it was.
     #[must_use]
-    pub fn new(limits: Limits, options: Options) -> Self {
-        let shared = SharedCalls { replays: true, ..SharedCalls::new(limits, Options { tokenizers: None, ..options }) };
+    pub fn new(limits: Limits, options: &Options) -> Self {
+        let options = Options { tokenizers: None, ..options.clone() };
+        let shared = SharedCalls { replays: true, ..SharedCalls::new(limits, options) };
         Self { connections: HashMap::new(), conn: Stats::default(), shared }
     }
 

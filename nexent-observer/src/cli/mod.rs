@@ -45,12 +45,12 @@ const AFTER_HELP: &str = "\
 Examples:
   nexent-observer run --pid 4242
   nexent-observer run --exe /usr/bin/python3.11 --jsonl - --otlp http://localhost:4318
-  nexent-observer record seen.tape --pid 4242 --seconds 60
-  nexent-observer replay seen.tape
   nexent-observer top
   nexent-observer run --all --only-user www-data
   nexent-observer doctor --pid 4242
   nexent-observer targets --json
+  nexent-observer record seen.tape --pid 4242 --seconds 60
+  nexent-observer replay seen.tape
   nexent-observer config --json
 
 Exit codes:

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{cgroup, cgroup::Container, identity, names::Names};
-use crate::{export::Service, probe::process::Process, tape::recorder::Recorder};
+use crate::{export::Service, probe::process::Process};
 
 /// Services of processes that ended last: what they had open is exported after they are gone.
 const PARTING: usize = 256;
@@ -19,7 +19,6 @@ pub struct Services {
     parting: VecDeque<(u32, Arc<Service>)>,
     default: Option<String>,
     names: Names,
-    recorder: Option<Recorder>,
 }
 
 #[derive(Debug, Clone)]
@@ -42,19 +41,12 @@ impl Services {
     /// None are known yet. `default` names those that do not name themselves.
     #[must_use]
     pub fn new(default: Option<String>, names: Names) -> Self {
-        Self { known: HashMap::new(), parting: VecDeque::new(), default, names, recorder: None }
-    }
-
-    /// The same, and what is known of each process goes into a recording, where there is one.
-    #[must_use]
-    pub fn recorded_by(self, recorder: Option<Recorder>) -> Self {
-        Self { recorder, ..self }
+        Self { known: HashMap::new(), parting: VecDeque::new(), default, names }
     }
 
     /// The service of a process.
     pub fn of(&mut self, pid: u32) -> Arc<Service> {
-        let Self { known, parting, default, names, recorder } = self;
-        let mut news = !known.contains_key(&pid);
+        let Self { known, parting, default, names } = self;
         if !known.contains_key(&pid)
             && let Some((_, service)) = parting.iter().rev().find(|(gone, _)| *gone == pid)
             && Process::find(pid).is_err()
@@ -79,10 +71,6 @@ impl Services {
             && let Some(waiting) = entry.waiting.take()
         {
             *entry = work_out(waiting, default.as_deref(), names);
-            news = true;
-        }
-        if let Some(recorder) = recorder.as_ref().filter(|_| news) {
-            recorder.service(&entry.service);
         }
         Arc::clone(&entry.service)
     }
@@ -91,9 +79,6 @@ impl Services {
     pub fn adopt(&mut self, child: u32, parent: u32) {
         let Some(Entry { service, waiting }) = self.known.get(&parent) else { return };
         let service = Arc::new(Service { pid: child, ..Service::clone(service) });
-        if let Some(recorder) = &self.recorder {
-            recorder.service(&service);
-        }
         let waiting = waiting.clone().map(|waiting| Waiting { pid: child, ..waiting });
         self.known.insert(child, Entry { service, waiting });
     }

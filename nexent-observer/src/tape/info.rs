@@ -16,11 +16,11 @@ pub struct Info {
     pub architecture: String,
     /// When it began, in ns since the Unix epoch.
     pub began_unix_ns: u64,
-    /// Calls were joined to what caused them by their content.
-    #[serde(default)]
-    pub join_by_content: bool,
     /// Limits that influence numbers.
     pub limits: RecordedLimits,
+    /// Calls were joined to what caused them by their content, too.
+    #[serde(default)]
+    pub join_by_content: bool,
 }
 
 /// The limits of the core while it was recorded.

@@ -17,6 +17,7 @@ use std::{
 
 use nexent_observer_core::{
     event::{ConnId, MonoNs, Record, Said},
+    limits::Limits,
     pipeline::{Tap, Tapped},
     tape::{
         Redactor, Secret, entry,
@@ -26,7 +27,6 @@ use nexent_observer_core::{
 
 use super::info::{Info, RecordedService};
 use crate::{
-    config::Config,
     error::RunError,
     export::{Service, clock::WallClock},
     privileges,
@@ -99,11 +99,11 @@ struct Sink {
 }
 
 impl Recorder {
-    /// Opens the file and starts the thread.
+    /// Opens the file and starts the thread. `join_by_content`: the pipeline was told to.
     ///
     /// # Errors
     /// One sentence on what cannot be opened.
-    pub fn start(options: &Options, config: &Config, health: &Health) -> Result<Self, RunError> {
+    pub fn start(options: &Options, limits: &Limits, join_by_content: bool, health: &Health) -> Result<Self, RunError> {
         let Options { file: path, with_content, time, max_bytes, ends_run } = options;
         let failed = |error| RunError::caused(format!("cannot record to {}", path.display()), error);
         let kind = if *with_content { Kind::Content } else { Kind::Redacted };
@@ -148,8 +148,8 @@ impl Recorder {
             kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease").ok().map(|text| text.trim().to_owned()),
             architecture: std::env::consts::ARCH.to_owned(),
             began_unix_ns: offset.unix_ns(MonoNs(crate::export::clock::monotonic_ns())),
-            limits: (&config.limits).into(),
-            join_by_content: config.join_by_content,
+            limits: limits.into(),
+            join_by_content,
         };
         let info = serde_json::to_vec(&info).map_err(|error| failed(error.into()))?;
         sink.put(|out| entry::info(out, &info));

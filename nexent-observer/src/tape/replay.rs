@@ -19,7 +19,7 @@ use nexent_observer_core::{
     pipeline::{Output, Pipeline, Replay, Tapped},
     stats::Stats,
     tape::{entry::Entry, frame::Kind},
-    timing::{self, Exchange, ExchangeId, Tokenizers},
+    timing::{self, ExchangeId, Tokenizers},
 };
 
 use super::{
@@ -31,12 +31,13 @@ use crate::{
     config::{Config, JsonlTarget, Listen, keys},
     error::RunError,
     export::{
-        Exports, Observed, Service,
+        Exports, Service,
         clock::{Offset, WallClock},
-        live::{LiveStream, Snapshot},
+        live::{LiveStream, PROCESSES, Snapshot},
     },
+    hooks::Hooks,
     privileges,
-    run::live,
+    run::{self, live},
     serve::Outside,
     telemetry::{Exporter, Signal},
     tokens::Known,
@@ -85,7 +86,7 @@ const LINES_AHEAD: i64 = 16;
 const LONGEST_SLEEP: Duration = Duration::from_millis(200);
 /// How often gauges are brought up to date.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
-/// Exchanges that may wait for their process to be named.
+/// Calls and served requests that may wait for their process to be named.
 const NAMELESS: usize = 65_536;
 
 /// Replays a recording.
@@ -120,6 +121,7 @@ pub fn run(options: &Options, mut config: Config) -> Result<(), RunError> {
         options: timing::Options { capture_content: config.capture_content, tokenizers },
         services: Services::default(),
         exports,
+        hooks: Hooks::default(),
         pace: Pace { speed, began: None, poll, stop },
         next_housekeeping: Instant::now(),
         lost: 0,
@@ -170,17 +172,17 @@ pub(super) enum Core {
 }
 
 impl Core {
-    pub(super) fn new(kind: Kind, info: Option<&Info>, options: timing::Options) -> Self {
-        let limits = info.map_or_else(Limits::default, |info| info.limits.limits());
+    /// `join_by_content`: as the recorded pipeline did.
+    pub(super) fn new(kind: Kind, limits: Limits, options: timing::Options, join_by_content: bool) -> Self {
         match kind {
             Kind::Content => {
-                let mut pipeline = Pipeline::new(limits, options);
-                if info.is_some_and(|info| info.join_by_content) {
+                let mut pipeline = Box::new(Pipeline::new(limits, options));
+                if join_by_content {
                     pipeline.join_by_content();
                 }
-                Self::Pipeline(Box::new(pipeline))
+                Self::Pipeline(pipeline)
             }
-            Kind::Redacted => Self::Replay(Box::new(Replay::new(limits, options))),
+            Kind::Redacted => Self::Replay(Box::new(Replay::new(limits, &options))),
         }
     }
 
@@ -196,7 +198,8 @@ impl Core {
         }
     }
 
-    pub(super) fn next(&mut self) -> Option<Box<Exchange>> {
+    /// What ended.
+    pub(super) fn next(&mut self) -> Option<Output> {
         loop {
             let output = match self {
                 Self::None => return None,
@@ -204,9 +207,8 @@ impl Core {
                 Self::Replay(replay) => replay.poll_output(),
             };
             match output {
-                Some(Output::Exchange(exchange)) => return Some(exchange),
-                Some(Output::NotLlm { .. } | Output::Inbound(_) | Output::Tool(_)) => {}
-                None => return None,
+                Some(Output::NotLlm { .. }) => {}
+                output => return output,
             }
         }
     }
@@ -240,12 +242,22 @@ fn time(entry: &Entry<'_>) -> Option<MonoNs> {
     }
 }
 
+/// Whose it is.
+fn pid(output: &Output) -> Option<u32> {
+    match output {
+        Output::Exchange(exchange) => Some(exchange.pid),
+        Output::Inbound(inbound) => Some(inbound.pid),
+        Output::Tool(call) => Some(call.pid),
+        Output::NotLlm { .. } => None,
+    }
+}
+
 /// The processes of a recording.
 #[derive(Debug, Default)]
 struct Services {
     known: HashMap<u32, Arc<Service>>,
-    /// Exchanges whose process was not named yet: its name comes right behind the entry that ended them.
-    nameless: Vec<Exchange>,
+    /// What ended of processes that were not named yet: the name comes right behind the entry that ended it.
+    nameless: Vec<Output>,
 }
 
 impl Services {
@@ -260,6 +272,8 @@ struct Replaying {
     options: timing::Options,
     services: Services,
     exports: Exports,
+    /// Only names what the exporters want named: what hooks said of their own spans is in no recording.
+    hooks: Hooks,
     pace: Pace,
     next_housekeeping: Instant,
     lost: u64,
@@ -270,11 +284,14 @@ impl Replaying {
     fn take(&mut self, kind: Kind, entry: &Entry<'_>) -> bool {
         match entry {
             Entry::Info(json) => {
-                let info = serde_json::from_slice::<Info>(json);
-                if let Err(error) = &info {
-                    tracing::warn!(%error, "What the recording says about itself cannot be read.");
-                }
-                self.core = Core::new(kind, info.as_ref().ok(), self.options.clone());
+                let (limits, join_by_content) = match serde_json::from_slice::<Info>(json) {
+                    Ok(info) => (info.limits.limits(), info.join_by_content),
+                    Err(error) => {
+                        tracing::warn!(%error, "What the recording says about itself cannot be read.");
+                        (Limits::default(), false)
+                    }
+                };
+                self.core = Core::new(kind, limits, self.options.clone(), join_by_content);
             }
             Entry::Service(json) => match serde_json::from_slice::<RecordedService>(json) {
                 Ok(recorded) => {
@@ -293,9 +310,9 @@ impl Replaying {
                     return false;
                 }
                 self.core.take(entry);
-                while let Some(exchange) = self.core.next() {
+                while let Some(output) = self.core.next() {
                     if self.services.nameless.len() < NAMELESS {
-                        self.services.nameless.push(*exchange);
+                        self.services.nameless.push(output);
                     }
                 }
                 return !self.pace.is_stopped();
@@ -307,21 +324,38 @@ impl Replaying {
 
     /// Exports what ended; `all`: also of processes that have no name.
     fn deliver(&mut self, all: bool) {
-        let lines = self.exports.health.channel(Exporter::Jsonl, Signal::Lines).depth;
-        for exchange in std::mem::take(&mut self.services.nameless) {
-            if !all && !self.services.known.contains_key(&exchange.pid) {
-                self.services.nameless.push(exchange);
+        let Self { services, exports, hooks, pace, .. } = self;
+        let lines = exports.health.channel(Exporter::Jsonl, Signal::Lines).depth;
+        for output in std::mem::take(&mut services.nameless) {
+            if !all && pid(&output).is_some_and(|pid| !services.known.contains_key(&pid)) {
+                services.nameless.push(output);
                 continue;
             }
-            let service = self.services.of(exchange.pid);
-            let named = exchange.said.as_ref().and_then(|said| said.endpoint.clone());
-            let served = exchange.cause.as_ref().and_then(|cause| cause.served.as_deref());
-            let endpoint = named.or_else(|| served.and_then(|served| served.endpoint.clone()));
-            self.exports.export(Observed { exchange, service, endpoint, served: None });
-            while lines.get() > LINES_AHEAD && !self.pace.is_stopped() {
+            run::take_output(output, exports, hooks, &mut |pid| services.of(pid));
+            while let Some(done) = hooks.spans.poll() {
+                run::export(done, exports, &mut |pid| services.of(pid));
+            }
+            while lines.get() > LINES_AHEAD && !pace.is_stopped() {
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
+    }
+
+    /// Shows what is open.
+    fn show(&mut self, now: MonoNs) {
+        let Self { core, services, exports, .. } = self;
+        let streams = core.live(services, now);
+        let unix_ns = exports.clock.offset().unix_ns(now);
+        exports.history.second(unix_ns / 1_000_000_000, core.stats().chunks, streams.len() as u64);
+        let mut pids: Vec<u32> = services.known.keys().copied().collect();
+        pids.sort_unstable();
+        exports.live.set(Snapshot {
+            at: now,
+            unix_ms: unix_ns / 1_000_000,
+            streams,
+            processes_total: pids.len(),
+            processes: pids.into_iter().take(PROCESSES).map(|pid| services.of(pid)).collect(),
+        });
     }
 
     /// Waits until `at` is due; true when the user wants it to end.
@@ -333,15 +367,7 @@ impl Replaying {
                 let now = self.pace.now(at, left);
                 self.exports.health.core(&self.core.stats());
                 self.exports.health.tick();
-                let (stats, streams) = (self.core.stats(), self.core.live(&self.services, now));
-                let unix_ns = self.exports.clock.offset().unix_ns(now);
-                self.exports.history.second(unix_ns / 1_000_000_000, stats.chunks, streams.len() as u64);
-                self.exports.live.set(Snapshot {
-                    at: now,
-                    unix_ms: unix_ns / 1_000_000,
-                    streams,
-                    ..Snapshot::default()
-                });
+                self.show(now);
             }
             if left.is_zero() {
                 return self.pace.is_stopped();

@@ -12,7 +12,8 @@ use std::{
 use nexent_observer_core::{
     event::{ConnId, MonoNs},
     http::{Head, HttpEventKind, Side},
-    pipeline::{Tap, Tapped},
+    limits::Limits,
+    pipeline::{Output, Tap, Tapped},
     tape::entry::Entry,
     timing::{self, Exchange, ExchangeId},
 };
@@ -157,8 +158,10 @@ fn through(file: &Path, mut pick: Option<Pick>, each: &mut dyn FnMut(&Exchange))
     let mut core = Core::None;
     let report = source::read(file, |kind, entry| {
         if let Entry::Info(json) = entry {
-            let info = serde_json::from_slice::<Info>(json).ok();
-            core = Core::new(kind, info.as_ref(), timing::Options::default());
+            let limits =
+                serde_json::from_slice::<Info>(json).map_or_else(|_| Limits::default(), |info| info.limits.limits());
+            // What caused a call does not matter here.
+            core = Core::new(kind, limits, timing::Options::default(), false);
             if let (Core::Pipeline(pipeline), Some(pick)) = (&mut core, &pick) {
                 pipeline.set_tap(Box::new(pick.clone()));
             }
@@ -167,7 +170,8 @@ fn through(file: &Path, mut pick: Option<Pick>, each: &mut dyn FnMut(&Exchange))
             pick.take(*conn, *tapped);
         }
         core.take(&entry);
-        while let Some(exchange) = core.next() {
+        while let Some(output) = core.next() {
+            let Output::Exchange(exchange) = output else { continue };
             each(&exchange);
         }
         true

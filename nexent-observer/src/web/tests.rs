@@ -75,6 +75,12 @@ async fn ready_follows_the_health() {
     assert_eq!(served.fetch("/readyz").await, (503, "not ready: no process is attached\n".into()));
     served.parts.health.kernel(KernelCounts { attached_processes: 1, ..KernelCounts::default() });
     assert_eq!(served.fetch("/readyz").await, (200, "ready\n".into()));
+    let losing = KernelCounts { attached_processes: 1, lost_write_records: 1, ..KernelCounts::default() };
+    served.parts.health.kernel(losing);
+    let (status, text) = served.fetch("/readyz").await;
+    assert_eq!(status, 503);
+    assert!(text.starts_with("not ready: records or exchanges were lost"), "{text}");
+    assert_eq!(served.fetch("/healthz").await.0, 200, "a loss is no reason to be started anew");
     served.server.shutdown().await;
 }
 

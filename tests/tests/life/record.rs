@@ -128,7 +128,7 @@ fn run(place: &Place, name: &str, arguments: &[&str], env: &[(&str, &str)]) -> B
     // The stream that died too.
     observer.exchanges(made + 1);
     let live = by_id(observer.finish());
-    let died = live.values().find(|line| line["pid"].to_string() == last).unwrap();
+    let died = live.values().find(|line| line["pid"].as_u64().is_some_and(|pid| pid.to_string() == last)).unwrap();
     assert_eq!((&died["outcome"], &died["service"]), (&json!("client_abort"), &json!("python")), "{died}");
     eprintln!("{name}: {} exchanges of {} calls", live.len(), made + 1);
     live

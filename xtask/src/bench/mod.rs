@@ -2,7 +2,6 @@
 #![expect(clippy::print_stdout, reason = "the table is what this command is for")]
 
 mod attach;
-mod docs;
 mod figure;
 mod from_memory;
 mod load;
@@ -23,7 +22,10 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use xtask::sh;
 
-use crate::build::{self, Source};
+use crate::{
+    build::{self, Source},
+    docs,
+};
 use figure::{Figure, Verdict};
 
 /// Flags of the command.
@@ -105,8 +107,9 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     }
     ensure!(failed.is_empty(), "could not be measured: {}", failed.join(", "));
     if options.write_docs {
-        let section = docs::section(root, &figures, &load_before);
-        docs::write(&root.join("docs/overhead.md"), &section)?;
+        let table = figure::markdown(&figures);
+        let section = docs::section(root, "cargo xtask bench --write-docs", &table, &load_before);
+        docs::write(&root.join("docs/overhead.md"), "figures", &section)?;
     }
     let over: Vec<&str> =
         figures.iter().filter(|figure| figure.verdict == Verdict::Over).map(|figure| figure.name).collect();

@@ -60,7 +60,7 @@ impl Calls {
 
     /// Shows the tap what goes for all calls of the connection: what is new of it, and what its socket told before there was a call.
     fn tap_connection(&mut self, shared: &mut SharedCalls) {
-        // Who read last is told with each exchange.
+        // Which thread reads is nobody's business but that of what causes a call, which is joined to none in a replay.
         let about = About { reader: None, ..self.about() };
         let Some(tap) = shared.tap.as_deref_mut() else { return };
         if self.tapped == Some(about) {

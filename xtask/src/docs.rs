@@ -1,16 +1,11 @@
-//! The generated part of docs/overhead.md: the machine, and the table.
+//! The generated parts of files in docs: the machine that a run was made on, and its table.
 
 use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context, Result, bail};
 
-use super::figure::{self, Figure};
-
-const BEGIN: &str = "<!-- begin figures -->\n";
-const END: &str = "<!-- end figures -->\n";
-
-/// The machine, the date and the figures, as Markdown.
-pub(super) fn section(root: &Path, figures: &[Figure], load_before: &str) -> String {
+/// The machine, the date, the `command` that was run and the `table` that it gave, as Markdown.
+pub(crate) fn section(root: &Path, command: &str, table: &str, load_before: &str) -> String {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let kernel = read("/proc/sys/kernel/osrelease");
     let info = read("/proc/cpuinfo");
@@ -27,31 +22,39 @@ pub(super) fn section(root: &Path, figures: &[Figure], load_before: &str) -> Str
     let date = of(Command::new("date").args(["-u", "+%Y-%m-%d %H:%M UTC"]));
     let commit = of(Command::new("git").arg("-C").arg(root).args(["rev-parse", "--short", "HEAD"]));
     format!(
-        "Taken {date} at commit {commit} by one run of `cargo xtask bench --write-docs`; Linux {}, {model}, {cores} cores{guest}; load average before it {load_before}.\n\n{}",
+        "Taken {date} at commit {commit} by one run of `{command}`; Linux {}, {model}, {cores} cores{guest}; load average before it {load_before}.\n\n{table}",
         kernel.trim(),
-        figure::markdown(figures),
     )
 }
 
 /// One, five and fifteen minutes.
-pub(super) fn load_average() -> String {
+pub(crate) fn load_average() -> String {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split_whitespace().take(3).collect::<Vec<_>>().join(", ")
 }
 
-/// Puts the section between the two marks of the file.
-pub(super) fn write(path: &Path, section: &str) -> Result<()> {
+/// Puts the section between the two marks `name` of the file.
+pub(crate) fn write(path: &Path, name: &str, section: &str) -> Result<()> {
     let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let Some(text) = replaced(&text, section) else {
-        bail!("{} has not the marks `{}` and `{}`", path.display(), BEGIN.trim(), END.trim());
+    let Some(text) = replaced(&text, name, section) else {
+        bail!("{} has not the marks `{}` and `{}`", path.display(), begin(name).trim(), end(name).trim());
     };
     fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
-fn replaced(text: &str, section: &str) -> Option<String> {
-    let (before, rest) = text.split_once(BEGIN)?;
-    let (_, after) = rest.split_once(END)?;
-    Some(format!("{before}{BEGIN}{section}{END}{after}"))
+fn begin(name: &str) -> String {
+    format!("<!-- begin {name} -->\n")
+}
+
+fn end(name: &str) -> String {
+    format!("<!-- end {name} -->\n")
+}
+
+fn replaced(text: &str, name: &str, section: &str) -> Option<String> {
+    let (begin, end) = (begin(name), end(name));
+    let (before, rest) = text.split_once(&begin)?;
+    let (_, after) = rest.split_once(&end)?;
+    Some(format!("{before}{begin}{section}{end}{after}"))
 }
 
 #[cfg(test)]
@@ -60,8 +63,9 @@ mod tests {
 
     #[test]
     fn only_what_is_between_the_marks_is_replaced() {
-        let text = format!("a\n{BEGIN}old\n{END}b\n");
-        assert_eq!(replaced(&text, "new\n").unwrap(), format!("a\n{BEGIN}new\n{END}b\n"));
-        assert_eq!(replaced("a\n", "new\n"), None);
+        let text = "a\n<!-- begin figures -->\nold\n<!-- end figures -->\nb\n";
+        let new = "a\n<!-- begin figures -->\nnew\n<!-- end figures -->\nb\n";
+        assert_eq!(replaced(text, "figures", "new\n").as_deref(), Some(new));
+        assert_eq!(replaced(text, "matrix", "new\n"), None);
     }
 }
