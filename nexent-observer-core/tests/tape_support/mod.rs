@@ -10,7 +10,7 @@ use nexent_observer_core::{
         Redactor, Secret,
         entry::{self, Entry},
     },
-    timing::{Exchange, Options, Tokenizer, Tokenizers},
+    timing::{Exchange, Options, Rule, Tokenizer, Tokenizers},
 };
 
 /// A word with the space before it is a token; of models with this in their names.
@@ -93,7 +93,7 @@ impl Tape {
     }
 }
 
-/// An exchange without what is not kept by intention: ids, text, what caused it, and in the path what is none of an API.
+/// An exchange without what is not kept by intention: ids, text, served requests, and in the path what is none of an API.
 pub(crate) fn numbers(exchange: &Exchange) -> Exchange {
     let mut exchange = exchange.clone();
     let hide = |text: &mut String| *text = "x".repeat(text.len());
@@ -101,7 +101,9 @@ pub(crate) fn numbers(exchange: &Exchange) -> Exchange {
     exchange.response.request_id.iter_mut().for_each(hide);
     hide(&mut exchange.call.path);
     exchange.output_text = None;
-    exchange.cause = None;
+    // Of other requests nothing is kept: what is known of a cause is what the call itself tells.
+    exchange.cause = exchange.cause.filter(|cause| matches!(cause.rule, Rule::Hook | Rule::Traceparent));
+    exchange.cause.iter_mut().for_each(|cause| cause.served = None);
     exchange
 }
 
