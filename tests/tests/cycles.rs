@@ -1,6 +1,5 @@
 //! Probes come and go on busy processes of every kind, and the observer is killed now and then: nothing that the clients get may
 //! change. Needs root, eBPF and `cargo xtask build`.
-#![expect(clippy::unwrap_used, reason = "a test that cannot start fails")]
 
 use xtask::{
     compare::Verdict,
