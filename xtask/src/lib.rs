@@ -9,6 +9,7 @@ pub mod golang;
 pub mod matrix;
 pub mod observer;
 pub mod process;
+pub mod probe_point;
 pub mod python;
 pub mod runtime;
 pub mod rust;
