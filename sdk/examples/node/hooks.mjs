@@ -5,22 +5,22 @@
 //     await endpoint("POST /agent/run", async () => { await fetch("https://...") });
 //
 // The endpoint travels with AsyncLocalStorage, so requests that run side by side on the one thread are told apart. It is announced right
-// before the write of TLS that carries a request, from `https` (with any agent that keeps connections as Node's does) and from `fetch`.
+// before the write of TLS that carries a request, from `https` and from `fetch`.
 // HTTP/2 writes below JavaScript, and connections without TLS are not wrapped here: their calls stay without a name, they get no wrong one.
 
 import { AsyncLocalStorage } from "node:async_hooks";
 import { randomBytes } from "node:crypto";
 import { subscribe } from "node:diagnostics_channel";
+import { Agent, ClientRequest } from "node:http";
 import { createRequire } from "node:module";
 import { TLSSocket } from "node:tls";
 
 const native = createRequire(import.meta.url)(process.env.NEXENT_OBSERVER_ADDON ?? "./announce.node");
 const current = new AsyncLocalStorage();
-// On a connection: the span of the request that it carries; and whether `fetch` owns it, which tells that itself.
+// By the request of `https` or `fetch`: the span in which it was made. When it is written may be another's turn.
+const made = new WeakMap();
+// On a connection of `fetch`: the span of the request that it carries. One of `https` knows its request.
 const SPAN = Symbol("nexent-observer.span");
-const OWNED = Symbol("nexent-observer.owned");
-// On a request of `fetch`: the span in which it was made.
-const requests = new WeakMap();
 const NO_SPAN = JSON.stringify({ v: 1, k: "write" });
 
 /** Whether the observer listens to this process now. */
@@ -82,17 +82,26 @@ let installed = false;
 export function install() {
   if (installed) return;
   installed = true;
-  const { write, _write, _writev } = TLSSocket.prototype;
-  const isClient = (socket) => !socket._tlsOptions?.isServer;
+  // Both are called while a request is made; without an agent, or with one of its own making, the second alone.
+  for (const [owner, method] of [[Agent.prototype, "addRequest"], [ClientRequest.prototype, "onSocket"]]) {
+    const original = owner[method];
+    owner[method] = function (...args) {
+      const request = this instanceof ClientRequest ? this : args[0];
+      if (!made.has(request)) made.set(request, current.getStore());
+      return original.apply(this, args);
+    };
+  }
+  subscribe("undici:request:create", ({ request }) => made.set(request, current.getStore()));
+  subscribe("undici:client:sendHeaders", ({ request, socket }) => {
+    socket[SPAN] = made.get(request);
+  });
 
-  // Who writes: in the caller's context. A connection of `https` serves one request at a time.
-  TLSSocket.prototype.write = function (...args) {
-    if (!this[OWNED]) this[SPAN] = current.getStore();
-    return write.apply(this, args);
-  };
-  // When it is written: may be later, in any context. Always announced, not only when it changes: the observer may have come in between.
+  const { _write, _writev } = TLSSocket.prototype;
+  const isClient = (socket) => !socket._tlsOptions?.isServer;
+  // Every write, not only the first of a request: the observer may have come in between.
   const announce = (socket) => {
-    if (native.listening()) native.announce(socket[SPAN]?.write ?? NO_SPAN);
+    const span = socket._httpMessage ? made.get(socket._httpMessage) : socket[SPAN];
+    if (native.listening()) native.announce(span?.write ?? NO_SPAN);
   };
   TLSSocket.prototype._write = function (data, encoding, callback) {
     if (!isClient(this) || data.length === 0) return _write.call(this, data, encoding, callback);
@@ -108,11 +117,4 @@ export function install() {
       _writev.call(this, chunks, callback);
     });
   };
-
-  // `fetch` may write a request out of the end of the one before it, so the context of the write says nothing.
-  subscribe("undici:request:create", ({ request }) => requests.set(request, current.getStore()));
-  subscribe("undici:client:sendHeaders", ({ request, socket }) => {
-    socket[OWNED] = true;
-    socket[SPAN] = requests.get(request);
-  });
 }
