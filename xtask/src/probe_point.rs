@@ -63,7 +63,8 @@ pub fn node_addon() -> Result<PathBuf> {
 
 /// Node's own headers, beside its executable; else those of Debian. The interface is the same in all versions (Node-API).
 fn node_headers() -> Result<PathBuf> {
-    let output = Command::new("node").args(["-p", "process.execPath"]).output().context("cannot ask node where it is")?;
+    let output =
+        Command::new("node").args(["-p", "process.execPath"]).output().context("cannot ask node where it is")?;
     let node = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
     let beside = node.parent().unwrap_or(Path::new("/")).join("../include/node");
     if beside.join("node_api.h").exists() {
