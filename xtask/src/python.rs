@@ -35,7 +35,7 @@ pub fn chain() -> Result<PathBuf> {
 /// The interpreters of this machine on which the hooks are to work, the oldest first; each with the hooks, by the one wheel that is for all of
 /// them, and with what tests them.
 pub fn hooks_everywhere() -> Result<Vec<(Version, PathBuf)>> {
-    let wheel = hooks_wheel(&hooks()?)?;
+    let wheel = hooks_wheel(&environment("venv-hooks", &sh::fixture("hooks/requirements.txt")?, &[])?)?;
     let requirements = sh::fixture("hooks/requirements-pytest.txt")?;
     let mut ready = Vec::new();
     for (version, interpreter) in interpreters::found()? {
