@@ -66,7 +66,7 @@ fn node_headers() -> Result<PathBuf> {
     let output =
         Command::new("node").args(["-p", "process.execPath"]).output().context("cannot ask node where it is")?;
     let node = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
-    let beside = node.parent().unwrap_or(Path::new("/")).join("../include/node");
+    let beside = node.parent().unwrap_or_else(|| Path::new("/")).join("../include/node");
     if beside.join("node_api.h").exists() {
         return Ok(beside);
     }
