@@ -1,6 +1,5 @@
 //! Probes come and go on busy processes of every kind, and the observer is killed now and then: nothing that the clients get may
 //! change. Needs root, eBPF and `cargo xtask build`.
-#![expect(clippy::unwrap_used, reason = "a test that cannot start fails")]
 
 use xtask::{
     compare::Verdict,
@@ -8,9 +7,9 @@ use xtask::{
     sh,
 };
 
-/// Observers that come and go, every fourth of them killed. Each attaches to all the clients.
-const OBSERVERS: u32 = 28;
-/// Times that a process must have been attached to and left. Killed observers may have got to none.
+/// Observers that come and go, every fourth of them killed. Each attaches to all the clients, but for the three that are killed as they start.
+const OBSERVERS: u32 = 24;
+/// Times that a process must have been attached to and left.
 const ATTACHMENTS: usize = 200;
 
 #[test]

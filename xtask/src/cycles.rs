@@ -135,9 +135,9 @@ fn one_after_the_other(
             return Ok(());
         }
         let mut observer = Observer::start(binary, targets, dir, free_address()?, None)?;
-        // Every fourth is killed at some point of its life, be it before it is attached.
+        // Every fourth is killed: half of these while attached, half at some point of its start.
         let in_order = cycle % 4 != 3;
-        if in_order {
+        if in_order || cycle % 8 == 7 {
             observer.attached(BUSY.len(), LONGEST)?;
         }
         thread::sleep(Duration::from_millis(u64::from(cycle * 37 % 300)));

@@ -37,7 +37,16 @@ pub fn driver(toolchain: Toolchain, link: Link) -> Result<PathBuf> {
 
 /// Builds a program of the fixtures and gives its path. The standard library only is used, so no module is fetched.
 pub fn program(toolchain: Toolchain, link: Link, source: &str) -> Result<PathBuf> {
-    let source = sh::fixture(source)?;
+    built(toolchain, link, &sh::fixture(source)?, false)
+}
+
+/// Builds the example of the probe point, `sdk/examples/go`, as its own comment says: with cgo.
+pub fn example(toolchain: Toolchain) -> Result<PathBuf> {
+    sh::have("gcc", &["gcc", "libc6-dev"])?;
+    built(toolchain, Link::Plain, &sh::root()?.join("sdk/examples/go/main.go"), true)
+}
+
+fn built(toolchain: Toolchain, link: Link, source: &Path, cgo: bool) -> Result<PathBuf> {
     let stem = source.file_stem().unwrap_or_default().to_string_lossy();
     let target = sh::target_dir(&sh::root()?).join("go");
     fs::create_dir_all(&target).with_context(|| format!("cannot make {}", target.display()))?;
@@ -58,12 +67,12 @@ pub fn program(toolchain: Toolchain, link: Link, source: &str) -> Result<PathBuf
         }
     }
     build
-        .arg(&source)
+        .arg(source)
         .current_dir(source.parent().unwrap_or(&target))
         .env("GOCACHE", target.join(format!("cache-{toolchain:?}").to_lowercase()))
         .env("GOPATH", target.join("path"))
         .env("GO111MODULE", "off")
-        .env("CGO_ENABLED", "0")
+        .env("CGO_ENABLED", if cgo { "1" } else { "0" })
         .env("GOTOOLCHAIN", "local")
         .env_remove("GOROOT")
         .env_remove("GOFLAGS");

@@ -10,6 +10,7 @@ mod lint;
 mod matrix_command;
 mod screenshots;
 mod sdk_numbers;
+mod soak_command;
 mod stack_command;
 mod suite;
 mod table;
@@ -42,6 +43,8 @@ enum Command {
     Matrix(matrix_command::Options),
     /// Measure what observing costs, against the budgets of docs/overhead.md.
     Bench(bench::Options),
+    /// Run the long proofs of docs/reliability.md: losses, outages, kills, and great numbers, with real probes.
+    Soak(soak_command::Options),
     /// Check the monitoring stack: read every file below deploy/, and run dashboards and alerts against a real Prometheus.
     StackTest(stack_command::Options),
     /// Run the fuzz targets for a while each; a find is a failure.
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
         Command::Truth(options) => truth_command::run(&root, &options),
         Command::Matrix(options) => matrix_command::run(&root, &options),
         Command::Bench(options) => bench::run(&root, &options),
+        Command::Soak(options) => soak_command::run(&root, &options),
         Command::StackTest(options) => stack_command::run(&root, &options),
         Command::Fuzz(options) => fuzz::run(&root, &options),
         Command::Screenshots(options) => screenshots::run(&root, &options),

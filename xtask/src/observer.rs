@@ -120,6 +120,19 @@ fn gauge(metrics: &str, name: &str) -> Option<f64> {
     metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
+/// Sum over the series of a metric whose labels contain all of `labels` (`reason="x"`), in the text format; 0 when there is none.
+#[must_use]
+pub fn sum(metrics: &str, name: &str, labels: &[&str]) -> f64 {
+    let values = metrics.lines().filter_map(|line| {
+        let rest = line.strip_prefix(name)?;
+        let (series, value) =
+            if rest.starts_with('{') { rest.rsplit_once("} ")? } else { ("", rest.strip_prefix(' ')?) };
+        let fits = labels.iter().all(|label| series.contains(label));
+        value.trim().parse::<f64>().ok().filter(|_| fits)
+    });
+    values.sum()
+}
+
 /// Now on CLOCK_MONOTONIC, the clock of all logs, ns.
 #[must_use]
 pub fn monotonic_ns() -> u64 {
@@ -130,6 +143,14 @@ pub fn monotonic_ns() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_metric_is_summed_over_its_labels_and_no_other() {
+        let text = "# HELP a_b c\na_b{ring=\"read\"} 3\na_b{ring=\"} 9\"} 4\na_b_total 7\na_b 1\n";
+        assert_eq!(sum(text, "a_b", &[]), 8.0);
+        assert_eq!(sum(text, "a_b", &["ring=\"read\""]), 3.0);
+        assert_eq!(sum(text, "a", &[]), 0.0);
+    }
 
     #[test]
     fn a_gauge_is_found_by_its_whole_name() {

@@ -121,7 +121,8 @@ impl Guarded {
         self.wait(ORDERLY)
     }
 
-    fn signal(&self, signal: Signal) {
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
         if let Some(pid) = i32::try_from(self.pid()).ok().and_then(Pid::from_raw) {
             // The only failure is that it has ended, and until it is waited for nobody else gets its pid.
             kill_process(pid, signal).unwrap_or(());

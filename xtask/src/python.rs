@@ -10,7 +10,10 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::sh;
+use crate::{
+    interpreters::{self, Version},
+    sh,
+};
 
 /// Interpreter of the environment with the real SDKs.
 pub fn clients() -> Result<PathBuf> {
@@ -29,8 +32,28 @@ pub fn chain() -> Result<PathBuf> {
     with_hooks(python)
 }
 
+/// The interpreters of this machine on which the hooks are to work, the oldest first; each with the hooks, by the one wheel that is for all of
+/// them, and with what tests them.
+pub fn hooks_everywhere() -> Result<Vec<(Version, PathBuf)>> {
+    let wheel = hooks_wheel(&environment("venv-hooks", &sh::fixture("hooks/requirements.txt")?, &[])?)?;
+    let requirements = sh::fixture("hooks/requirements-pytest.txt")?;
+    let mut ready = Vec::new();
+    for (version, interpreter) in interpreters::found()? {
+        let name = format!("venv-hooks-{version}");
+        let python = environment_of(&interpreter, &name, &requirements, &[])?;
+        install_wheel(&python, &wheel)?;
+        ready.push((version, python));
+    }
+    Ok(ready)
+}
+
 /// Builds the hooks and installs them into an environment that has maturin.
 fn with_hooks(python: PathBuf) -> Result<PathBuf> {
+    install_wheel(&python, &hooks_wheel(&python)?)?;
+    Ok(python)
+}
+
+fn hooks_wheel(python: &Path) -> Result<PathBuf> {
     let root = sh::root()?;
     let wheels = sh::target_dir(&root).join("wheels");
     if wheels.exists() {
@@ -42,21 +65,23 @@ fn with_hooks(python: PathBuf) -> Result<PathBuf> {
             .arg(&wheels)
             .current_dir(root.join("sdk/python"))
             .env("CARGO_TARGET_DIR", sh::target_dir(&root).join("sdk-python"))
-            .env("PYO3_PYTHON", &python),
+            .env("PYO3_PYTHON", python),
     )
     .context("cannot build the wheel of the Python hooks")?;
-    let wheel = fs::read_dir(&wheels)
+    fs::read_dir(&wheels)
         .with_context(|| format!("cannot read {}", wheels.display()))?
         .filter_map(|entry| Some(entry.ok()?.path()))
         .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
-        .context("maturin made no wheel")?;
+        .context("maturin made no wheel")
+}
+
+fn install_wheel(python: &Path, wheel: &Path) -> Result<()> {
     sh::run(
-        Command::new(&python)
+        Command::new(python)
             .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--force-reinstall"])
             .arg(wheel),
     )
-    .context("cannot install the wheel of the Python hooks")?;
-    Ok(python)
+    .context("cannot install the wheel of the Python hooks")
 }
 
 /// Interpreter of the environment that holds a current Go toolchain.
@@ -118,6 +143,11 @@ pub fn finders() -> Result<PathBuf> {
 
 /// Makes the environment `name` if it is not there, and installs `requirements` if they changed.
 fn environment(name: &str, requirements: &Path, pip_flags: &[&str]) -> Result<PathBuf> {
+    environment_of(Path::new("python3"), name, requirements, pip_flags)
+}
+
+/// The same for an interpreter.
+fn environment_of(interpreter: &Path, name: &str, requirements: &Path, pip_flags: &[&str]) -> Result<PathBuf> {
     let dir = sh::target_dir(&sh::root()?).join(name);
     let python = dir.join("bin/python");
     let wanted = fs::read_to_string(requirements).with_context(|| format!("cannot read {}", requirements.display()))?;
@@ -129,7 +159,7 @@ fn environment(name: &str, requirements: &Path, pip_flags: &[&str]) -> Result<Pa
         return Ok(python);
     }
     if !python.exists() {
-        make(&dir)?;
+        make(interpreter, &dir)?;
     }
     sh::say(&format!("installing {} into {} (PyPI)", requirements.display(), dir.display()));
     sh::run(
@@ -146,16 +176,17 @@ fn environment(name: &str, requirements: &Path, pip_flags: &[&str]) -> Result<Pa
 
 /// `python3 -m venv`, with a copy of the interpreter: an executable path of its own, which the server does not share, so that
 /// the observer can be told to watch just these. Debian and Ubuntu keep parts of it in a package of its own.
-fn make(dir: &Path) -> Result<()> {
+fn make(interpreter: &Path, dir: &Path) -> Result<()> {
     sh::say(&format!("making a Python environment in {}", dir.display()));
-    let venv =
-        || Command::new("python3").args(["-m", "venv", "--clear", "--copies"]).arg(dir).stdout(Stdio::null()).status();
+    let venv = || {
+        Command::new(interpreter).args(["-m", "venv", "--clear", "--copies"]).arg(dir).stdout(Stdio::null()).status()
+    };
     if venv().is_ok_and(|status| status.success()) {
         return Ok(());
     }
     sh::say("installing the Debian package python3-venv: Python environments cannot be made without it");
     sh::apt_install(&["python3-venv"])?;
-    let status = venv().context("cannot run python3")?;
-    anyhow::ensure!(status.success(), "python3 -m venv {} failed", dir.display());
+    let status = venv().with_context(|| format!("cannot run {}", interpreter.display()))?;
+    anyhow::ensure!(status.success(), "{} -m venv {} failed", interpreter.display(), dir.display());
     Ok(())
 }

@@ -72,6 +72,15 @@ pub fn shown(command: &Command) -> String {
     words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
 }
 
+/// Installs Debian packages unless their program is there.
+pub fn have(program: &str, packages: &[&str]) -> Result<()> {
+    if succeeds(Command::new(program).arg("--version")) {
+        return Ok(());
+    }
+    say(&format!("installing Debian packages, for {program}: {}", packages.join(" ")));
+    apt_install(packages)
+}
+
 /// Installs Debian packages. Needs root; says so otherwise.
 pub fn apt_install(packages: &[&str]) -> Result<()> {
     let is_root = fs::metadata("/proc/self").is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0);

@@ -112,6 +112,53 @@ def test_the_check_of_the_guide_works_in_a_new_interpreter(telemetry):
     assert done.stdout == f"Monitoring Available: {nexent_observer.MONITORING_AVAILABLE}\n"
 
 
+@pytest.mark.parametrize("telemetry", ["true", "false", None])
+def test_every_example_runs_in_a_new_interpreter(telemetry, tmp_path):
+    """As a service has it: nothing but the environment says whether telemetry is on. Without a word it is off."""
+    script = tmp_path / "service.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import asyncio
+            class App:
+                added = 0
+                def add_middleware(self, *_, **__): self.added += 1
+            app, llm_response, process_data = App(), "an answer", lambda: "a result"
+            """
+        )
+        + GUIDE
+        + textwrap.dedent(
+            """
+            assert asyncio.run(my_api_function()) == {"status": "ok"}
+            assert (call_llm([]), my_llm_function(), logic(), my_function()) == ("an answer", "response", "a result", None)
+            print(monitoring_manager.is_enabled, app.added)
+            """
+        )
+    )
+    environment = {} if telemetry is None else {"ENABLE_TELEMETRY": telemetry}
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True, env=environment)
+    assert (done.stdout, done.stderr) == ("True 1\n" if telemetry == "true" else "False 0\n", "")
+
+
+@pytest.mark.parametrize("rate", ["1.0", "1.0 # Development environment, production recommended 0.1"])
+def test_the_environment_of_the_guide_is_taken(rate, monkeypatch):
+    """A comment in a .env file is part of the value for some programs that read such files."""
+    environment = {
+        "ENABLE_TELEMETRY": "true",
+        "SERVICE_NAME": "nexent-backend",
+        "JAEGER_ENDPOINT": "http://localhost:14268/api/traces",
+        "LLM_SLOW_REQUEST_THRESHOLD_SECONDS": "5.0",
+        "LLM_SLOW_TOKEN_RATE_THRESHOLD": "10.0",
+        "TELEMETRY_SAMPLE_RATE": rate,
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    config = MonitoringConfig.from_environment()
+    assert (config.enable_telemetry, config.service_name, config.telemetry_sample_rate) == (True, "nexent-backend", 1.0)
+    assert config.jaeger_endpoint == environment["JAEGER_ENDPOINT"]
+    assert (config.llm_slow_request_threshold_seconds, config.llm_slow_token_rate_threshold) == (5.0, 10.0)
+
+
 def test_names_that_somebody_has_are_left_to_him(tmp_path):
     package = tmp_path / "utils"
     package.mkdir()

@@ -2,16 +2,15 @@
 
 use std::{
     collections::HashSet,
-    fs::{self, File},
-    io::{Read, Seek, SeekFrom},
-    os::unix::{fs::MetadataExt, process::ExitStatusExt},
+    fs,
+    os::unix::process::ExitStatusExt,
     path::Path,
     time::{Duration, Instant},
 };
 
 use aya::programs::loaded_programs;
 use serde_json::{Value, json};
-use xtask::{clients::Driver, server::LlmServer};
+use xtask::{clients::Driver, server::LlmServer, soak};
 
 use crate::harness::{Observer, Place, assert_right, by_request, lines, signal, until};
 
@@ -32,41 +31,9 @@ fn assert_unloaded(programs: &HashSet<u32>) {
     });
 }
 
-/// Number of bytes in which the code of a library in a process differs from its file: each breakpoint is one.
+/// Number of breakpoints in the code of a library in a process.
 fn breakpoints(pid: u32, library: &Path) -> usize {
-    let inode = fs::metadata(library).unwrap().ino().to_string();
-    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
-    let mut memory = File::open(format!("/proc/{pid}/mem")).unwrap();
-    let mut file = File::open(library).unwrap();
-    let read = |from: &mut File, at: u64, length: u64| {
-        let mut bytes = vec![0; length as usize];
-        from.seek(SeekFrom::Start(at)).unwrap();
-        let mut got = 0;
-        while got < bytes.len() {
-            match from.read(&mut bytes[got..]).unwrap() {
-                0 => break,
-                n => got += n,
-            }
-        }
-        bytes
-    };
-    let mut differing = 0;
-    let mut code = 0;
-    for line in maps.lines() {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        if fields.len() < 6 || fields[4] != inode || !fields[1].contains('x') {
-            continue;
-        }
-        let (from, to) = fields[0].split_once('-').unwrap();
-        let number = |text| u64::from_str_radix(text, 16).unwrap();
-        let (from, to, offset) = (number(from), number(to), number(fields[2]));
-        let mapped = read(&mut memory, from, to - from);
-        let original = read(&mut file, offset, to - from);
-        differing += mapped.iter().zip(&original).filter(|(a, b)| a != b).count();
-        code += mapped.len();
-    }
-    assert!(code > 0, "{} is not mapped by {pid}", library.display());
-    differing
+    soak::breakpoints(pid, library).unwrap()
 }
 
 /// A client of four threads that streams until it is told to stop.

@@ -4,7 +4,9 @@
 mod attach;
 mod figure;
 mod from_memory;
+mod hooks;
 mod load;
+mod others;
 mod plain;
 mod probe;
 mod sink;
@@ -77,6 +79,8 @@ const GROUPS: &[Group] = &[
     Group { name: "core", observer: false, programs: &[], run: from_memory::run },
     Group { name: "stamps", observer: true, programs: &[], run: stamps::run },
     Group { name: "attach", observer: true, programs: &["fake_tls"], run: attach::run },
+    Group { name: "hooks", observer: true, programs: &[], run: hooks::run },
+    Group { name: "others", observer: true, programs: &[], run: others::run },
 ];
 
 /// Measures and prints; an error when a figure is over its budget or could not be taken.

@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    io::Write,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::Command,
@@ -12,40 +11,13 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
+pub(super) use xtask::fake_tls::FakeTls;
 use xtask::{observer, process::Guarded};
 
 use super::sink::Sink;
 
 /// How long starting and attaching may take.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// `fake_tls`, which does what it is told on standard input.
-pub(super) struct FakeTls(Guarded);
-
-impl FakeTls {
-    /// Starts it.
-    pub(super) fn start(binary: &Path) -> Result<Self> {
-        let process = Guarded::talking("fake_tls", &mut Command::new(binary))?;
-        process.event("ready", PATIENCE)?;
-        Ok(Self(process))
-    }
-
-    /// Its process.
-    pub(super) fn pid(&self) -> u32 {
-        self.0.pid()
-    }
-
-    /// Gives it a command.
-    pub(super) fn tell(&mut self, command: &str) -> Result<()> {
-        let stdin = self.0.stdin().context("fake_tls does not listen")?;
-        writeln!(stdin, "{command}").and_then(|()| stdin.flush()).context("fake_tls does not listen")
-    }
-
-    /// What it says when it has done what it was told.
-    pub(super) fn done(&self) -> Result<Value> {
-        self.0.event("done", PATIENCE)
-    }
-}
 
 /// The observer as a user runs it, with metrics, JSON lines and, to a collector, spans and metrics; without content.
 pub(super) struct Watcher {
@@ -86,19 +58,12 @@ impl Watcher {
 
     /// CPU time of all its threads since their start, ns.
     pub(super) fn cpu_ns(&self) -> Result<f64> {
-        let tasks = format!("/proc/{}/task", self.process.pid());
-        let mut sum = 0.0;
-        for task in fs::read_dir(&tasks).with_context(|| format!("cannot read {tasks}"))? {
-            let path = task?.path().join("schedstat");
-            let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            sum += on_cpu_ns(&text).with_context(|| format!("{} has no times", path.display()))?;
-        }
-        Ok(sum)
+        cpu_ns(self.process.pid())
     }
 
     /// Sum of a metric over its labels.
     pub(super) fn sum(&self, name: &str) -> Result<f64> {
-        Ok(sum(&observer::metrics(self.listen)?, name))
+        Ok(observer::sum(&observer::metrics(self.listen)?, name, &[]))
     }
 
     /// Ends it; what it has written.
@@ -112,31 +77,26 @@ impl Watcher {
     }
 }
 
+/// CPU time of all threads of a process since their start, ns.
+pub(super) fn cpu_ns(pid: u32) -> Result<f64> {
+    let tasks = format!("/proc/{pid}/task");
+    let mut sum = 0.0;
+    for task in fs::read_dir(&tasks).with_context(|| format!("cannot read {tasks}"))? {
+        let path = task?.path().join("schedstat");
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        sum += on_cpu_ns(&text).with_context(|| format!("{} has no times", path.display()))?;
+    }
+    Ok(sum)
+}
+
 /// Time on a CPU in a task's `schedstat`, ns.
 fn on_cpu_ns(schedstat: &str) -> Option<f64> {
     schedstat.split_whitespace().next()?.parse().ok()
 }
 
-/// Sum of a metric over its labels in the text format; 0 when it is not there.
-fn sum(metrics: &str, name: &str) -> f64 {
-    let values = metrics.lines().filter_map(|line| {
-        let rest = line.strip_prefix(name)?;
-        let value = if rest.starts_with('{') { rest.rsplit_once("} ")?.1 } else { rest.strip_prefix(' ')? };
-        value.trim().parse::<f64>().ok()
-    });
-    values.sum()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_metric_is_summed_over_its_labels_and_no_other() {
-        let text = "# HELP a_b c\na_b{ring=\"read\"} 3\na_b{ring=\"} 9\"} 4\na_b_total 7\na_b 1\n";
-        assert_eq!(sum(text, "a_b"), 8.0);
-        assert_eq!(sum(text, "a"), 0.0);
-    }
 
     #[test]
     fn time_on_a_cpu_is_the_first_of_three() {

@@ -331,3 +331,19 @@ fn one_resource_per_service_each_with_its_own_spans() {
     ];
     assert_eq!(resource.attributes, want);
 }
+
+#[test]
+fn a_step_of_the_wall_clock_moves_a_span_as_a_whole_and_changes_no_duration() {
+    const STEP: u64 = 3_600_000_000_000;
+    let of = |offset| {
+        let finished = Finished { offset, ..finished(fixture::joined()) };
+        span(&finished, &OtlpConfig::default()).unwrap()
+    };
+    let (before, after) = (of(OFFSET), of(Offset(OFFSET.0 + STEP as i64)));
+    assert!(!before.events.is_empty());
+    let mut moved = before.clone();
+    moved.start_time_unix_nano += STEP;
+    moved.end_time_unix_nano += STEP;
+    moved.events.iter_mut().for_each(|event| event.time_unix_nano += STEP);
+    assert_eq!(moved, after, "nothing else depends on the wall clock");
+}

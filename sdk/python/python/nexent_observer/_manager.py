@@ -217,10 +217,10 @@ class MonitoringManager:
             tracked = _takes_tracker(function)
 
             def prepare(kwargs: dict[str, Any], span: Optional[Span]) -> None:
-                if tracked and "_token_tracker" not in kwargs:
+                if "_token_tracker" not in kwargs:
                     kwargs["_token_tracker"] = LLMTokenTracker(model_name, span) if span is not None else None
 
-            return self._wrap(function, lambda _kwargs: Span(operation, "llm", m=model_name), prepare)
+            return self._wrap(function, lambda _kwargs: Span(operation, "llm", m=model_name), prepare if tracked else None)
 
         return decorate
 
@@ -259,16 +259,21 @@ class MonitoringManager:
         if inspect.iscoroutinefunction(target):
 
             async def coroutine(*args: Any, **kwargs: Any) -> Any:
-                if not self._active():
-                    return await function(*args, **ready(kwargs, None))
+                if not (self._enabled and _channel.is_listening()):
+                    if prepare is not None:
+                        prepare(kwargs, None)
+                    return await function(*args, **kwargs)
                 with begin(kwargs) as span:
                     return await function(*args, **ready(kwargs, span))
 
             return cast(F, functools.wraps(function)(coroutine))
 
         def plain(*args: Any, **kwargs: Any) -> Any:
-            if not self._active():
-                return function(*args, **ready(kwargs, None))
+            # Written out, here and above: when it is off, calls of Python's own are all that this costs.
+            if not (self._enabled and _channel.is_listening()):
+                if prepare is not None:
+                    prepare(kwargs, None)
+                return function(*args, **kwargs)
             with begin(kwargs) as span:
                 return function(*args, **ready(kwargs, span))
 
