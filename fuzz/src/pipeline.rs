@@ -247,8 +247,13 @@ pub fn check(input: &[u8]) {
             Step::Exit { pid: of, .. } => *of == pid,
             Step::Tick(_) => true,
         });
-        let alone = play(&own.collect::<Vec<_>>());
-        let together = together.remove(&conn).unwrap_or_default();
+        let mut together = together.remove(&conn).unwrap_or_default();
+        let mut alone = play(&own.collect::<Vec<_>>());
+        together.iter_mut().chain(&mut alone).for_each(forget_others);
+        // A call waits for what may have caused it; a served request and a verdict wait for nothing.
+        let kind = |output: &Output| (matches!(output, Output::Inbound(_)), matches!(output, Output::NotLlm { .. }));
+        together.sort_by_key(kind);
+        alone.sort_by_key(kind);
         assert_eq!(together, alone, "connection {conn} among others, and alone");
     }
     assert!(together.is_empty(), "outputs of connections that do not exist");
@@ -260,6 +265,19 @@ fn record_of<'a>(step: &Step<'a>) -> Option<Record<'a>> {
 
 fn exchange_of(output: &Output) -> Option<&Exchange> {
     if let Output::Exchange(exchange) = output { Some(exchange) } else { None }
+}
+
+/// Takes away what an output says of other connections: the request that caused a call, and the call that it repeats.
+fn forget_others(output: &mut Output) {
+    match output {
+        Output::Exchange(exchange) => {
+            exchange.cause = None;
+            exchange.retry_of = None;
+            exchange.retry_count = None;
+        }
+        Output::Tool(call) => call.cause = None,
+        Output::Inbound(_) | Output::NotLlm { .. } => {}
+    }
 }
 
 fn conn_of(output: &Output) -> u64 {

@@ -319,10 +319,14 @@ impl SharedCalls {
         }
     }
 
-    /// Gives out a call together with what caused it: now, if nothing can have, else when both rings are drained.
+    /// Gives out a call together with what caused it: now, if nothing can have, else when both rings are drained. No call
+    /// overtakes another, so that those of one connection come in their order.
     fn give_out_joined(&mut self, call: Parked, reader: Option<u32>) {
         let (pid, id) = call.id();
-        if self.chain.follows(pid, id) && self.parked.len() < OUTPUTS {
+        if self.parked.len() >= OUTPUTS {
+            self.join_parked();
+        }
+        if self.chain.follows(pid, id) || !self.parked.is_empty() {
             self.parked.push((call, reader));
         } else {
             self.join(call, reader);

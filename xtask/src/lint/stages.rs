@@ -196,7 +196,7 @@ mod tests {
 
     #[test]
     fn lib_lists_the_modules_in_the_order_in_which_a_byte_travels() {
-        let good = "pub mod event; pub mod limits; pub mod stats; pub mod conn; pub mod http; pub mod llm; pub mod timing; pub mod chain; pub mod pipeline;";
+        let good = "pub mod event; pub mod limits; pub mod stats; pub mod conn; pub mod http; pub mod llm; pub mod timing; pub mod chain; pub mod pipeline; pub mod tape;";
         assert!(breaches("lib.rs", good).is_empty());
         assert_eq!(breaches("lib.rs", &good.replace("conn", "x").replace("http", "conn")).len(), 1);
         assert_eq!(breaches("lib.rs", &format!("{good} mod util;")).len(), 1);
