@@ -112,10 +112,13 @@ fn command(root: &Path, observer: &Path, dry: &DryRun, line: &str) -> Result<()>
         }
         "promtool" => drop(checked(Command::new(program).args(arguments).current_dir(root))?),
         "nexent-observer" => {
-            // The same flags, without observing.
-            let flags = arguments.get(1..).unwrap_or_default();
-            ensure!(["run", "config"].contains(arguments.first().context("no command")?), "an unknown command");
-            checked(Command::new(observer).arg("config").args(flags)).map(drop)?;
+            let words: Vec<&str> = arguments.iter().copied().take_while(|word| *word != "#").collect();
+            let (name, flags) = words.split_first().context("no command")?;
+            // The same flags, without observing: they are parsed up to the last one, which says that nothing is to be done.
+            match *name {
+                "run" | "config" => checked(Command::new(observer).arg("config").args(flags)).map(drop)?,
+                other => checked(Command::new(observer).arg(other).args(flags).arg("--help")).map(drop)?,
+            }
         }
         "curl" => {
             let url =

@@ -23,6 +23,7 @@ use super::{
 use crate::{
     clients::{Driver, clock_dir},
     observer::Observer,
+    python,
     server::{Kind, LlmServer},
     sh, truth,
 };
@@ -44,7 +45,7 @@ const CALM: &[&str] = &[
     "--stream-share",
     "1",
     "--plan",
-    "plain,steady,multi-token,slow-first,no-usage,reasoning,http-429,plain,tool,coalesced",
+    "plain,steady,multi-token,slow-first,no-usage,reasoning,http-429,usage-always,tool,coalesced",
 ];
 /// Streams at under 3 tokens/s that take over 10 s.
 const SLOW: &[&str] = &[
@@ -89,7 +90,9 @@ pub fn run(root: &Path, binary: &Path, python: &Path, dir: &Path) -> Result<Repo
     let mut calm = Driver::start(python, "openai_sync.py", "calm", &server, dir, CALM)?;
     let listen = truth::free_address()?;
     let executable = truth::executable(calm.pids.last().copied())?;
-    let targets = ["--exe", &executable, "--service-name", "stack-test"].map(str::to_owned);
+    let vocabulary = format!("sim-usage-always*={}", tokenizer(dir)?.display());
+    let targets = ["--exe", &executable, "--service-name", "stack-test", "--tokenizer-files", &vocabulary];
+    let targets = targets.map(str::to_owned);
     let mut observer = Observer::start(&confined(binary, dir)?, &targets, dir, listen, None)?;
     observer.attached(calm.pids.len(), Duration::from_secs(30))?;
     let began = Instant::now();
@@ -297,6 +300,13 @@ fn every_expression(root: &Path, prometheus: &Prometheus, range: &str, report: &
         "{count} expressions of dashboards and alerts executed; all have series but those of {SILENT:?}"
     ));
     Ok(())
+}
+
+/// A tokenizer of the tests, for streams whose provider reports tokens, too.
+fn tokenizer(dir: &Path) -> Result<PathBuf> {
+    let file = dir.join("tokenizer.json");
+    sh::run(Command::new(python::tokens()?).arg(sh::fixture("tokens/tokens.py")?).arg("train").arg(&file))?;
+    Ok(file)
 }
 
 /// Names of the alerts on calls that fire. Between two clients the observer has nothing to watch, and may say so.
