@@ -16,7 +16,7 @@ use nexent_observer::probe::{
     library::plan_of_path,
     plan::{Family, FamilyPlan, Hook, Plan, Program},
 };
-use xtask::{python, runtime, sh};
+use xtask::{python, runtime, rust, sh};
 
 /// Where the packages are. Installed once: these tests run side by side.
 fn packages() -> &'static Path {
@@ -254,6 +254,24 @@ fn a_finding_on_disk_is_used_while_its_proof_holds() {
     fs::write(&other, bytes).unwrap();
     assert_eq!(plan(&other).implementations, vec![], "searched anew it is not proven");
     assert_eq!(kept(&other, &cache), truth, "of the same build, and every byte of the proof is there");
+}
+
+#[test]
+fn a_finding_of_aws_lc_without_symbols_is_used_too() {
+    let program = rust::program("uv").unwrap();
+    let (cache, directory) = cache("cache-aws-lc");
+    let truth = kept(&program, &cache);
+    let found = of(&truth, Family::Rustls);
+    assert!(found.hooks.iter().all(|hook| found.proof.iter().any(|part| part.is_hooked_at(hook.offset))), "{found:?}");
+    assert_eq!(fs::read_dir(&directory).unwrap().count(), 1);
+    // The table for unwinding is of another kind: searched anew, no function has a beginning.
+    let mut bytes = fs::read(&program).unwrap();
+    let tables: Vec<usize> = (0..bytes.len() - 4).filter(|at| bytes[*at..].starts_with(&[1, 0x1b, 3, 0x3b])).collect();
+    tables.into_iter().for_each(|at| bytes[at] = 2);
+    let other = scratch("uv-without-table");
+    fs::write(&other, bytes).unwrap();
+    assert_eq!(plan(&other).implementations, vec![], "searched anew it is not proven");
+    assert_eq!(kept(&other, &cache).implementations, truth.implementations, "every byte of the proof is there");
 }
 
 #[test]

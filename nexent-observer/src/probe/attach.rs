@@ -1,5 +1,7 @@
 //! Attaches to processes: which scope, in which order, and how it ends. Nothing is ever half attached.
 
+mod prepare;
+
 use std::{
     collections::{HashMap, HashSet},
     io,
@@ -591,8 +593,11 @@ impl Attacher {
             match self.hook_one(implementation, open, pid) {
                 Ok(attached) => probes.extend(attached),
                 Err(error) => {
-                    let (family, path) = (implementation.family, library.path.display());
-                    tracing::warn!(%family, library = %path, %error, "A TLS implementation could not be hooked.");
+                    // Its process may have ended meanwhile, and with it the way to the file.
+                    if open.exists() {
+                        let (family, path) = (implementation.family, library.path.display());
+                        tracing::warn!(%family, library = %path, %error, "A TLS implementation could not be hooked.");
+                    }
                     refused.get_or_insert(error);
                 }
             }
@@ -644,7 +649,7 @@ fn check_seccomp(pid: u32) -> Result<(), AttachError> {
     if Process::seccomp(pid) == 0 {
         return Ok(());
     }
-    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned();
+    let kernel = prepare::release();
     if kills_under_seccomp(&kernel) { Err(AttachError::Seccomp { pid, kernel }) } else { Ok(()) }
 }
 

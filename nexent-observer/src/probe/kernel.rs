@@ -61,7 +61,7 @@ pub enum KernelError {
     #[error("the kernel refused the probes: {0}")]
     Load(#[from] aya::EbpfError),
     /// A program was refused or could not be attached.
-    #[error("the kernel refused the probe {program}: {source}")]
+    #[error("the kernel refused the probe {program}: {}", with_causes(source.as_ref()))]
     Program {
         /// Which.
         program: &'static str,
@@ -511,6 +511,12 @@ fn tgid_of(pid_tgid: u64) -> u32 {
 
 fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, KernelError> {
     ebpf.take_map(name).ok_or(KernelError::Map(name))
+}
+
+/// An error with all that caused it: aya's own line names the system call alone.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |said, cause| format!("{said}: {cause}"))
 }
 
 fn refused(program: &'static str) -> impl FnOnce(ProgramError) -> KernelError {

@@ -58,14 +58,14 @@ fn direction(
                 plan.hooks.push(Hook { program, ..hook });
                 return Ok(());
             }
-            Err(_) => match static_openssl::inner_of(elf, &plain.name, plain.address) {
+            Err(first) => match static_openssl::inner_of(elf, &plain.name, plain.address) {
                 Ok((hook, address)) => {
                     let function = format!("{} -> inner function at {address:#x}", plain.name);
                     plan.hooks.push(Hook { program, function, ..hook });
                     return Ok(());
                 }
                 Err(why) => plan.notes.push(format!(
-                    "{} is hooked at its public entry, which costs about 9 us a call instead of 1: {why}",
+                    "{} is hooked at its public entry, which costs about 9 us a call instead of 1: {first}, and {why}",
                     plain.name
                 )),
             },

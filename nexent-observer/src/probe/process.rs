@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     hash::{DefaultHasher, Hash, Hasher},
     io::{self, Read},
-    os::unix::fs::MetadataExt,
+    os::{fd::AsRawFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -52,6 +52,32 @@ impl FileId {
     pub fn of(path: &Path) -> io::Result<Self> {
         let meta = fs::metadata(path)?;
         Ok(Self { device: meta.dev(), inode: meta.ino() })
+    }
+}
+
+impl FileId {
+    /// Identity under which a mapping of this file is shown: some file systems (overlayfs, btrfs) show another one than `stat` does.
+    ///
+    /// # Errors
+    /// As the kernel gives them; `NotFound` when the mapping is not shown.
+    pub fn as_mapped(file: &File) -> io::Result<Self> {
+        // SAFETY: a new mapping, at an address that the kernel chooses. Nothing reads from it.
+        let at =
+            unsafe { libc::mmap(std::ptr::null_mut(), 1, libc::PROT_READ, libc::MAP_PRIVATE, file.as_raw_fd(), 0) };
+        if at == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let maps = read_bounded(Path::new("/proc/self/maps"));
+        // SAFETY: it was mapped above, and nobody else knows of it.
+        unsafe { libc::munmap(at, 1) };
+        let begins = format!("{:08x}-", at as usize);
+        let maps = maps?;
+        let maps = String::from_utf8_lossy(&maps);
+        let id = maps.lines().find(|line| line.starts_with(&begins)).and_then(|line| {
+            let mut fields = line.split_ascii_whitespace().skip(3);
+            Some(Self { device: device_number(fields.next()?)?, inode: fields.next()?.parse().ok()? })
+        });
+        id.ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 }
 
@@ -269,6 +295,15 @@ mod tests {
         // SAFETY: no memory is involved.
         assert_eq!(Process::user(me.pid), Some(unsafe { libc::geteuid() }));
         assert_eq!((Process::parent(u32::MAX), Process::user(u32::MAX)), (None, None));
+    }
+
+    #[test]
+    fn a_mapping_shows_the_file_that_it_is_of() {
+        let exe = Process::mapped_files(std::process::id()).expect("own maps").into_iter().next().expect("the program");
+        let file = File::open(&exe.open).expect("own program");
+        assert_eq!(FileId::as_mapped(&file).expect("mapped"), exe.id);
+        let empty = File::open("/proc/self/maps").expect("own maps");
+        assert!(FileId::as_mapped(&empty).is_err(), "it cannot be mapped");
     }
 
     #[test]

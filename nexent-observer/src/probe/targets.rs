@@ -179,6 +179,7 @@ impl Targets {
             if let Err(error) = attacher.expect_executable(*file) {
                 tracing::warn!(path = %path.display(), %error, "Its processes are observed only from some milliseconds on.");
             }
+            attacher.prepare(path, *file);
         }
         let trials = Trials::new(u64::try_from(selection.trial.as_nanos()).unwrap_or(u64::MAX));
         Ok(Self {
@@ -478,6 +479,7 @@ impl Targets {
                 }
                 self.candidates.put(pid, candidate);
             }
+            Err(_) if Process::find(pid).is_err() => self.forget(pid), // it ended meanwhile
             Err(error) => {
                 self.candidates.remove(pid);
                 // One line, not one with every sweep.

@@ -298,6 +298,8 @@ server.serve_forever()
     };
     install(0);
     let mut observer = place.observe("observer", &["--exe", uv.to_str().unwrap()]);
+    // The kernel half is in, and uv is searched: from now on every process counts.
+    observer.says("It is hooked: its processes are observed from their first instruction.");
     for number in 1..6 {
         install(number);
     }

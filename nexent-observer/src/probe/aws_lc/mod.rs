@@ -13,8 +13,10 @@ use nexent_observer_common::cookie::Length;
 use super::{
     elf::Elf,
     hookpoint::{self, Cost},
-    plan::{Family, FamilyPlan, Hook, Program, WhyNot},
+    plan::{Family, FamilyPlan, Hook, Part, Program, WhyNot},
+    xref,
 };
+use refs::Found;
 use shape::Wanted;
 
 /// Names begin so since aws-lc-sys mangles them, with its version behind it.
@@ -47,6 +49,8 @@ struct Copy {
     /// How its names begin, or what stands in their place.
     name: String,
     functions: [Option<u64>; 3],
+    /// Parts of the file that prove them; none where symbols do.
+    proof: Vec<Part>,
 }
 
 /// The plan for a file, or `None` when it has no aws-lc and no rustls.
@@ -74,7 +78,7 @@ pub fn plan(elf: &Elf<'_>) -> Result<Option<FamilyPlan>, WhyNot> {
             ));
         }
         for source in sources {
-            copies.push(Copy { name: String::new(), functions: refs::functions(elf, source)? });
+            copies.push(Copy::without_symbols(elf, source, &refs::functions(elf, source)?));
         }
     }
     let mut plan = FamilyPlan { family: Family::Rustls, hooks: Vec::new(), notes: Vec::new(), proof: Vec::new() };
@@ -96,7 +100,7 @@ fn by_symbols(elf: &Elf<'_>) -> Vec<Copy> {
         let at = match copies.iter().position(|copy| copy.name == name) {
             Some(at) => at,
             None => {
-                copies.push(Copy { name: name.to_owned(), functions: [None; 3] });
+                copies.push(Copy { name: name.to_owned(), functions: [None; 3], proof: Vec::new() });
                 copies.len() - 1
             }
         };
@@ -111,6 +115,17 @@ fn by_symbols(elf: &Elf<'_>) -> Vec<Copy> {
 }
 
 impl Copy {
+    fn without_symbols(elf: &Elf<'_>, source: u64, found: &[Option<Found>; 3]) -> Self {
+        let code = found.iter().flatten().flat_map(|found| found.parts.iter().map(|part| (found.start, part)));
+        let code = code.filter_map(|(start, part)| {
+            let offset = elf.offset_of(part.start)?;
+            let function = part.contains(&start).then(|| start - part.start);
+            Some(Part { offset, len: part.end.saturating_sub(part.start), function })
+        });
+        let proof = code.chain(xref::string_part(elf, source)).collect();
+        Self { name: String::new(), functions: found.each_ref().map(|found| found.as_ref().map(|it| it.start)), proof }
+    }
+
     fn hook(&self, elf: &Elf<'_>, plan: &mut FamilyPlan) -> Result<(), WhyNot> {
         for ((end, program, _), address) in FUNCTIONS.iter().zip(self.functions) {
             let name = format!("{}{CONTEXT}{end}", self.name).trim_start_matches('_').to_owned();
@@ -129,6 +144,7 @@ impl Copy {
             let function = if self.name.is_empty() { format!("{name} at {address:#x}") } else { name.clone() };
             plan.hooks.push(Hook { program: *program, function, offset, length, cost: place.cost });
         }
+        plan.proof.extend_from_slice(&self.proof);
         Ok(())
     }
 }

@@ -28,6 +28,8 @@ const MAX_REFERENCES: usize = 64;
 const MAX_FUNCTION: u64 = 4096;
 /// Most copies of aws-lc that are looked for in a program.
 const MAX_COPIES: usize = 8;
+/// Bytes before a function that are kept with it: no instruction is longer than 15, so one that runs on into it begins there.
+const PADDING: u64 = 16;
 /// `push rbp; mov rbp, rsp`.
 const PROLOGUE: &[u8] = &[0x55, 0x48, 0x89, 0xe5];
 
@@ -40,11 +42,20 @@ pub(super) fn strings_ending_in(constants: Section<'_>, end: &[u8]) -> Vec<u64> 
     memchr::memmem::find_iter(constants.bytes, end).filter_map(begin).take(MAX_COPIES).collect()
 }
 
+/// A function that was found, and what proves it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Found {
+    /// Its address.
+    pub(super) start: u64,
+    /// Code that proves it. Its own is in one of these, with what precedes it.
+    pub(super) parts: Vec<Range<u64>>,
+}
+
 /// The functions in the order of [`FUNCTIONS`]. The last may be missing.
 ///
 /// # Errors
 /// [`WhyNot`] when one of the others is not found once and only once.
-pub(super) fn functions(elf: &Elf<'_>, source: u64) -> Result<[Option<u64>; 3], WhyNot> {
+pub(super) fn functions(elf: &Elf<'_>, source: u64) -> Result<[Option<Found>; 3], WhyNot> {
     let missing = |what: &str| WhyNot::Missing(what.to_owned());
     let text = elf.section(".text", MAX_CODE).ok_or_else(|| missing("the code of aws-lc"))?;
     let references = references(text, source);
@@ -55,16 +66,16 @@ pub(super) fn functions(elf: &Elf<'_>, source: u64) -> Result<[Option<u64>; 3], 
         Some(starts) => by_table(text, &references, &starts),
         None => by_prologue(text, &references),
     };
-    let mut found = [None; 3];
+    let mut found = [const { None }; 3];
     for ((name, _, wanted), slot) in FUNCTIONS.iter().zip(&mut found) {
-        let fitting: Vec<u64> = candidates
+        let fitting: Vec<Found> = candidates
             .iter()
             .filter(|(_, candidate)| wanted.fits(&candidate.function, &candidate.errors))
-            .map(|(start, _)| *start)
+            .map(|(start, candidate)| Found { start: *start, parts: candidate.parts.clone() })
             .collect();
         let what = || format!("{}{name} in a program without symbols", &CONTEXT[1..]);
         *slot = match fitting.as_slice() {
-            [one] => Some(*one),
+            [one] => Some(one.clone()),
             [] if *wanted == Wanted::SealScatter => None,
             [] => return Err(WhyNot::Missing(what())),
             several => return Err(WhyNot::Ambiguous { what: what(), candidates: several.len() }),
@@ -78,6 +89,16 @@ pub(super) fn functions(elf: &Elf<'_>, source: u64) -> Result<[Option<u64>; 3], 
 pub(super) struct Candidate {
     pub(super) function: Function,
     pub(super) errors: BTreeSet<u64>,
+    /// All code that was looked at for it.
+    pub(super) parts: Vec<Range<u64>>,
+}
+
+impl Candidate {
+    /// One with the code from `from` on, before which nothing was looked at.
+    fn new(function: Function, from: u64) -> Self {
+        let parts = std::iter::once(from..function.end().unwrap_or(from)).collect();
+        Self { function, errors: BTreeSet::new(), parts }
+    }
 }
 
 /// Addresses of the instructions `lea register, [rip + to]`.
@@ -141,19 +162,23 @@ pub(super) fn by_table(text: Section<'_>, references: &[u64], starts: &[u64]) ->
         let Some(function) = decode(text, &range) else { continue };
         ends.insert(range.start, range.end);
         let error = function.error_at(*reference);
-        found.entry(range.start).or_insert(Candidate { function, errors: BTreeSet::new() }).errors.extend(error);
+        let from = range.start.saturating_sub(PADDING);
+        found.entry(range.start).or_insert_with(|| Candidate::new(function, from)).errors.extend(error);
     }
     let parts: Vec<Range<u64>> = ends.into_iter().map(|(start, end)| start..end).collect();
     for (part, owners) in jumpers(text, &parts, starts) {
         let mut owners = owners.into_iter();
         let (Some(owner), None) = (owners.next(), owners.next()) else { continue };
-        let errors = found.get(&part).map(|part| part.errors.clone()).unwrap_or_default();
-        match found.get_mut(&owner) {
-            Some(known) => known.errors.extend(errors),
-            None => {
-                let function = range_of(starts, owner).and_then(|range| decode(text, &range));
-                found.extend(function.map(|function| (owner, Candidate { function, errors })));
-            }
+        let Some((errors, code)) = found.get(&part).map(|part| (part.errors.clone(), part.parts.clone())) else {
+            continue;
+        };
+        if !found.contains_key(&owner) {
+            let function = range_of(starts, owner).and_then(|range| decode(text, &range));
+            found.extend(function.map(|function| (owner, Candidate::new(function, owner.saturating_sub(PADDING)))));
+        }
+        if let Some(known) = found.get_mut(&owner) {
+            known.errors.extend(errors);
+            known.parts.extend(code);
         }
     }
     found
@@ -192,20 +217,21 @@ pub(super) fn by_prologue(text: Section<'_>, references: &[u64]) -> BTreeMap<u64
     for reference in references {
         let Some(range) = around(text, *reference) else { continue };
         let Some(function) = decode(text, &range) else { continue };
-        if !function.has(*reference) || !follows_another(text, range.start) {
+        if !function.has(*reference) {
             continue;
         }
+        let Some(from) = start_of_the_one_before(text, range.start) else { continue };
         let error = function.error_at(*reference);
-        found.entry(range.start).or_insert(Candidate { function, errors: BTreeSet::new() }).errors.extend(error);
+        found.entry(range.start).or_insert_with(|| Candidate::new(function, from)).errors.extend(error);
     }
     found
 }
 
-/// Whether instructions lead from the beginning before this one to it, and the last of them ends a function, pads, or calls what may
-/// not return.
-fn follows_another(text: Section<'_>, start: u64) -> bool {
-    let before = around(text, start.wrapping_sub(1)).and_then(|range| decode(text, &(range.start..start)));
-    before.is_some_and(|function| function.ends_at(start))
+/// Where the function before this one begins, if instructions lead from there to here, and the last of them ends a function, pads, or
+/// calls what may not return.
+fn start_of_the_one_before(text: Section<'_>, start: u64) -> Option<u64> {
+    let before = around(text, start.wrapping_sub(1))?.start;
+    decode(text, &(before..start))?.ends_at(start).then_some(before)
 }
 
 fn around(text: Section<'_>, reference: u64) -> Option<Range<u64>> {

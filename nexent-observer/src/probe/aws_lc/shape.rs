@@ -72,6 +72,11 @@ impl Function {
         Self { instructions: decoder.iter().take_while(|insn| !insn.is_invalid()).collect() }
     }
 
+    /// Where its last instruction ends.
+    pub(super) fn end(&self) -> Option<u64> {
+        self.instructions.last().map(Instruction::next_ip)
+    }
+
     /// Whether an instruction begins at an address.
     pub(super) fn has(&self, address: u64) -> bool {
         self.instructions.binary_search_by_key(&address, Instruction::ip).is_ok()

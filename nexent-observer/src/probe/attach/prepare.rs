@@ -1,0 +1,39 @@
+//! Executables of which processes are expected: looked into and hooked before anybody runs them.
+
+use std::{
+    fs::{self, File},
+    path::Path,
+};
+
+use super::{Attacher, kills_under_seccomp};
+use crate::probe::process::{FileId, MappedFile};
+
+impl Attacher {
+    /// Looks into an executable, and hooks for all processes the TLS that it holds itself, so that the first process is observed from
+    /// its first instruction: a program may be through with its calls before 100 MB are searched. Processes that load their TLS
+    /// from other files are hooked when they have. What goes wrong here is left to the first process as well.
+    pub fn prepare(&mut self, executable: &Path, file: FileId) {
+        let mapped = MappedFile { id: file, path: executable.to_owned(), open: executable.to_owned() };
+        let files = std::slice::from_ref(&mapped);
+        let (hookable, complete) = self.libraries.hookable(files);
+        let path = executable.display();
+        if !complete {
+            tracing::warn!(%path, "It is still being searched for TLS: its first processes may be missed.");
+        }
+        // Under another identity the first process would be hooked once more, and its bytes be seen twice.
+        let same = File::open(executable).and_then(|opened| FileId::as_mapped(&opened)).is_ok_and(|id| id == file);
+        // Which process runs it is not known yet, nor whether one may be hooked at all.
+        if hookable.is_empty() || !same || kills_under_seccomp(&release()) {
+            return;
+        }
+        match self.share(&hookable, files) {
+            Ok(()) => tracing::info!(%path, "It is hooked: its processes are observed from their first instruction."),
+            Err(error) => tracing::warn!(%path, %error, "It cannot be hooked before it runs."),
+        }
+    }
+}
+
+/// Release of the kernel.
+pub(super) fn release() -> String {
+    fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
+}
