@@ -43,6 +43,7 @@ mod sse;
 
 pub use exchange::{LlmExchange, Verdict};
 pub use finish::well_known_finish_reason;
+pub(crate) use response_head::{RATE_LIMIT, REQUEST_ID};
 pub use socket::{LlmSocket, SocketState};
 
 use crate::{conn::GapCause, event::Stamp, http::AbortCause};

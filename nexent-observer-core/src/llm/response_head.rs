@@ -51,7 +51,7 @@ pub(super) fn error_kind(headers: &Headers<'_>) -> Option<String> {
 }
 
 /// Headers with the provider's request id, best first; those of gateways last.
-const REQUEST_ID: [&str; 10] = [
+pub(crate) const REQUEST_ID: [&str; 10] = [
     "x-request-id",
     "apim-request-id",
     "request-id",
@@ -90,7 +90,7 @@ fn server_timing(value: &str) -> Option<f64> {
 }
 
 /// Beginnings of the names of headers that tell rate limits.
-const RATE_LIMIT: [&str; 6] =
+pub(crate) const RATE_LIMIT: [&str; 6] =
     ["x-ratelimit-", "ratelimit-", "anthropic-ratelimit-", "retry-after", "x-should-retry", "x-trial-endpoint-call-"];
 
 /// Provider by a response header that only its servers (or its gateways) send. For hosts that say nothing.

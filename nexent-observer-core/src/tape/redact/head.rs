@@ -1,7 +1,10 @@
 //! Redaction of heads: what later stages read of them stays where its value can be no secret; nothing else is told at all.
 
 use super::{Secret, text::FILLER, words};
-use crate::http::{Headers, RequestHead, ResponseHead};
+use crate::{
+    http::{Headers, RequestHead, ResponseHead},
+    llm::{RATE_LIMIT, REQUEST_ID},
+};
 
 /// Header fields of a head that was redacted.
 pub(super) type Fields = Vec<(String, Vec<u8>)>;
@@ -42,19 +45,6 @@ const PRESENT: [&str; 7] = [
     "x-ms-deployment-name",
     "azureml-model-session",
 ];
-/// Fields with an id.
-const IDS: [&str; 10] = [
-    "x-request-id",
-    "apim-request-id",
-    "request-id",
-    "x-amzn-requestid",
-    "mistral-correlation-id",
-    "x-debug-trace-id",
-    "x-ds-trace-id",
-    "x-siliconcloud-trace-id",
-    "x-generation-id",
-    "x-litellm-call-id",
-];
 /// Fields with a number.
 const NUMBERS: [&str; 14] = [
     "x-stainless-retry-count",
@@ -72,9 +62,6 @@ const NUMBERS: [&str; 14] = [
     "x-amzn-bedrock-cache-write-input-token-count",
     "content-length",
 ];
-/// Beginnings of the names of fields that tell rate limits.
-const LIMITS: [&str; 6] =
-    ["x-ratelimit-", "ratelimit-", "anthropic-ratelimit-", "retry-after", "x-should-retry", "x-trial-endpoint-call-"];
 /// Words of such names that the APIs use, besides those of [`words`].
 const LIMIT_WORDS: [&str; 20] = [
     "x",
@@ -161,14 +148,14 @@ fn field(name: &str, value: &str, secret: Secret) -> Option<Vec<u8>> {
                 .into(),
             )
         }
-        _ if IDS.contains(&name) => {
+        _ if REQUEST_ID.contains(&name) => {
             let mut id = Vec::new();
             secret.replace_id(value.as_bytes(), &mut id);
             Some(id)
         }
         _ if PRESENT.contains(&name) => Some(vec![FILLER; value.len()]),
         _ if NUMBERS.contains(&name) => kept(number(value)),
-        _ if LIMITS.iter().any(|prefix| name.starts_with(prefix)) => {
+        _ if RATE_LIMIT.iter().any(|prefix| name.starts_with(prefix)) => {
             let named = words::words(name.as_bytes(), |word| {
                 LIMIT_WORDS.contains(&word) || words::is_known(word.as_bytes()) || word.parse::<u8>().is_ok()
             });
