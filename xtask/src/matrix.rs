@@ -130,6 +130,7 @@ pub const CLIENTS: &[Client] = &[
     fetcher("go-stripped", Runtime::Go(Toolchain::Current, Link::Stripped), &["--at-once", "3"]).hooked_at("tls=Go"),
     fetcher("go-1.19", Runtime::Go(Toolchain::Debian, Link::Stripped), &["--at-once", "3"]).hooked_at("tls=Go"),
     fetcher("ruby", Runtime::Ruby, &[]).hooked_at("libssl"),
+    fetcher("php", Runtime::Php, &[]).hooked_at("libssl"),
     agent("codex", "OpenAI", "codex_cli.py", Runtime::Codex).over(Http::H2).hooked_at("tls=rustls"),
     agent("claude-code", "Anthropic", "claude_code.py", Runtime::ClaudeCode).hooked_at("tls=BoringSSL without symbols"),
 ];

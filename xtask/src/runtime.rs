@@ -45,6 +45,8 @@ pub enum Runtime {
     Go(Toolchain, Link),
     /// Debian's Ruby with its net/http; likewise.
     Ruby,
+    /// Debian's PHP with its curl extension; likewise.
+    Php,
     /// OpenAI's Codex CLI, of `tests/fixtures/sdks/agents/package.json`; likewise.
     Codex,
     /// Claude Code; likewise.
@@ -128,6 +130,14 @@ impl Runtime {
             Self::Ruby => {
                 have("ruby", "ruby")?;
                 let arguments = vec!["ruby".into(), sh::fixture("sdks/fetcher.rb")?.into()];
+                Ok(Setup { arguments, ..Setup::plain("python3") })
+            }
+            Self::Php => {
+                if !sh::succeeds(Command::new("php").args(["-r", "exit(extension_loaded('curl') ? 0 : 1);"])) {
+                    sh::say("installing the Debian packages php-cli and php-curl: it is one of the clients");
+                    sh::apt_install(&["php-cli", "php-curl"])?;
+                }
+                let arguments = vec!["php".into(), sh::fixture("sdks/fetcher.php")?.into()];
                 Ok(Setup { arguments, ..Setup::plain("python3") })
             }
             Self::Codex => agent("@openai/codex-linux-x64/vendor/x86_64-unknown-linux-musl/bin/codex"),
