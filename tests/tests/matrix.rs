@@ -41,19 +41,25 @@ const ALWAYS: [&str; 16] = [
     "ruby",
 ];
 
+/// Those whose programs are small enough for every run; `cargo xtask matrix` runs the others, too.
+fn light() -> Vec<Client> {
+    CLIENTS.iter().copied().filter(|client| !client.heavy).collect()
+}
+
 fn only(name: &str) -> Vec<Client> {
     CLIENTS.iter().copied().filter(|client| client.name == name).collect()
 }
 
 #[test]
 fn no_client_of_the_fixed_list_has_left_the_matrix() {
-    let gone: Vec<_> = ALWAYS.into_iter().filter(|&name| only(name).len() != 1).collect();
+    let gone: Vec<_> =
+        ALWAYS.into_iter().filter(|name| light().iter().filter(|it| it.name == *name).count() != 1).collect();
     assert!(gone.is_empty(), "not once in CLIENTS: {gone:?}");
 }
 
 #[test]
 fn every_client_of_the_matrix_agrees() {
-    assert_eq!(run(CLIENTS, "matrix", None), Verdict::Agree, "see the violated checks above");
+    assert_eq!(run(&light(), "matrix", None), Verdict::Agree, "see the violated checks above");
 }
 
 #[test]

@@ -73,8 +73,8 @@ pub fn run(cycles: u32, binary: &Path, dir: &Path) -> Result<Cycles> {
     for one in &mut running {
         one.process.say("go").with_context(|| format!("{} is gone", one.client.name))?;
     }
-    let targets: Vec<String> = running.iter().flat_map(|one| ["--pid".to_owned(), one.pid.to_string()]).collect();
-    let pids: Vec<u64> = running.iter().map(|one| one.pid).collect();
+    let pids: Vec<u64> = running.iter().flat_map(|one| one.pids.iter().copied()).collect();
+    let targets: Vec<String> = pids.iter().flat_map(|pid| ["--pid".to_owned(), pid.to_string()]).collect();
     let count = Count::default();
     let (count, targets, pids) = (&count, targets.as_slice(), pids.as_slice());
     thread::scope(|scope| {

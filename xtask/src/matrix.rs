@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::{
@@ -31,6 +31,8 @@ use crate::{
 const SETTLE: Duration = Duration::from_millis(500);
 /// Longest that importing a client takes while all the others do.
 const IMPORT: Duration = Duration::from_secs(120);
+/// Longest that the observer takes to search all their files and to attach: the largest have 315 and 402 MB.
+const ATTACH: Duration = Duration::from_secs(60);
 /// Longest that a client's requests take.
 const LONGEST: Duration = Duration::from_secs(90);
 
@@ -70,6 +72,8 @@ pub struct Client {
     hook: &'static str,
     /// It notes the time of its own reads and writes; else the server's times are the ground, with more tolerance.
     clock: bool,
+    /// More is downloaded for it than CI should wait for (over 100 MB): `cargo xtask matrix` runs it, the tests do not.
+    pub heavy: bool,
 }
 
 /// All clients. Each makes every kind of call that it has, again and again over connections that it keeps.
@@ -126,6 +130,9 @@ pub const CLIENTS: &[Client] = &[
     fetcher("go-stripped", Runtime::Go(Toolchain::Current, Link::Stripped), &["--at-once", "3"]).hooked_at("tls=Go"),
     fetcher("go-1.19", Runtime::Go(Toolchain::Debian, Link::Stripped), &["--at-once", "3"]).hooked_at("tls=Go"),
     fetcher("ruby", Runtime::Ruby, &[]).hooked_at("libssl"),
+    fetcher("php", Runtime::Php, &[]).hooked_at("libssl"),
+    agent("codex", "OpenAI", "codex_cli.py", Runtime::Codex).over(Http::H2).hooked_at("tls=rustls"),
+    agent("claude-code", "Anthropic", "claude_code.py", Runtime::ClaudeCode).hooked_at("tls=BoringSSL without symbols"),
 ];
 
 const fn python(
@@ -135,7 +142,7 @@ const fn python(
     flags: &'static [&'static str],
 ) -> Client {
     let (runtime, http, host, hook, clock) = (Runtime::Python, Http::H1, "localhost", "libssl", true);
-    Client { name, dialects, runtime, script, flags, http, host, hook, clock }
+    Client { name, dialects, runtime, script, flags, http, host, hook, clock, heavy: false }
 }
 
 const fn curl(name: &'static str, flags: &'static [&'static str]) -> Client {
@@ -152,6 +159,10 @@ const fn native(name: &'static str, runtime: Runtime, hook: &'static str) -> Cli
 
 const fn fetcher(name: &'static str, runtime: Runtime, flags: &'static [&'static str]) -> Client {
     python(name, "all", "fetcher.py", flags).run_by(runtime).hooked_at("tls=rustls").without_clock()
+}
+
+const fn agent(name: &'static str, dialects: &'static str, script: &'static str, runtime: Runtime) -> Client {
+    Client { heavy: true, ..python(name, dialects, script, &[]).run_by(runtime).without_clock() }
 }
 
 impl Client {
@@ -180,8 +191,8 @@ impl Client {
 pub(crate) struct Running<'a> {
     pub(crate) client: &'a Client,
     log: PathBuf,
-    /// The process to observe: the program itself, or what it started.
-    pub(crate) pid: u64,
+    /// The processes to observe: the program itself, or what it started.
+    pub(crate) pids: Vec<u64>,
     versions: Value,
     /// Where the observer says to be hooked, of all places the one that is wanted.
     hooked: String,
@@ -207,17 +218,20 @@ pub fn run(clients: &[Client], binary: &Path, dir: &Path, fault: Option<&str>) -
     for one in &mut running {
         one.ready()?;
     }
-    let targets: Vec<String> = running.iter().flat_map(|one| ["--pid".to_owned(), one.pid.to_string()]).collect();
+    let pids: Vec<u64> = running.iter().flat_map(|one| one.pids.iter().copied()).collect();
+    let targets: Vec<String> = pids.iter().flat_map(|pid| ["--pid".to_owned(), pid.to_string()]).collect();
     let mut observer = Observer::start(binary, &targets, dir, free_address()?, fault)?;
-    observer.attached(running.len(), Duration::from_secs(30))?;
+    observer.attached(pids.len(), ATTACH)?;
     let mut facts = Vec::new();
     for mut one in running {
         let name = one.client.name;
-        let hooks = observer.hooks(one.pid);
-        let Some(hook) = hooks.iter().find(|line| line.contains(one.client.hook)) else {
-            bail!("{name} is not hooked at {}: {hooks:?}", one.client.hook);
-        };
-        one.hooked = hooked(hook).with_context(|| format!("what is hooked? {hook}"))?;
+        for pid in &one.pids {
+            let hooks = observer.hooks(*pid);
+            let Some(hook) = hooks.iter().find(|line| line.contains(one.client.hook)) else {
+                bail!("{name} is not hooked at {}: {hooks:?}", one.client.hook);
+            };
+            one.hooked = hooked(hook).with_context(|| format!("what is hooked? {hook}"))?;
+        }
         one.process.say("go").with_context(|| format!("{name} is gone"))?;
         facts.push(one.done()?);
     }
@@ -263,13 +277,14 @@ impl<'a> Running<'a> {
             command.env(variable, &server.certificate.cert);
         }
         let process = Guarded::talking(client.name, command.stderr(errors))?;
-        Ok(Self { client, log, pid: 0, versions: Value::Null, hooked: String::new(), upgraded, process })
+        Ok(Self { client, log, pids: Vec::new(), versions: Value::Null, hooked: String::new(), upgraded, process })
     }
 
     /// Waits until it stands at its gate.
     pub(crate) fn ready(&mut self) -> Result<()> {
         let mut ready = self.process.event("ready", IMPORT)?;
-        self.pid = ready["pid"].as_u64().context("the client did not say its pid")?;
+        self.pids = ready["pids"].as_array().into_iter().flatten().filter_map(Value::as_u64).collect();
+        ensure!(!self.pids.is_empty(), "the client did not say its pid");
         self.versions = ready["versions"].take();
         if let Some(file) = &self.upgraded {
             // As a package manager does it: under another name first, and then in the old one's place.
@@ -291,7 +306,7 @@ impl<'a> Running<'a> {
         };
         let Client { name, dialects, http, clock, .. } = self.client;
         Ok(json!({
-            "name": name, "dialects": dialects, "http": http.name(), "hook": self.hooked, "clock": clock, "pids": [self.pid], "log": self.log,
+            "name": name, "dialects": dialects, "http": http.name(), "hook": self.hooked, "clock": clock, "pids": self.pids, "log": self.log,
             "versions": self.versions, "requests": requests,
         }))
     }

@@ -131,9 +131,14 @@ pub fn phoenix() -> Result<PathBuf> {
     environment("venv-phoenix", &sh::fixture("stack/requirements-phoenix.txt")?, &[])
 }
 
+/// Interpreter of the environment that has gRPC among those packages.
+pub fn grpc() -> Result<PathBuf> {
+    environment("venv-finders", &sh::fixture("finders/requirements.txt")?, &[])
+}
+
 /// Directory of the packages whose files the finders are tried on.
 pub fn finders() -> Result<PathBuf> {
-    let python = environment("venv-finders", &sh::fixture("finders/requirements.txt")?, &[])?;
+    let python = grpc()?;
     let output = Command::new(&python)
         .args(["-c", "import sysconfig; print(sysconfig.get_path('platlib'))"])
         .output()

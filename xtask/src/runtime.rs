@@ -45,6 +45,12 @@ pub enum Runtime {
     Go(Toolchain, Link),
     /// Debian's Ruby with its net/http; likewise.
     Ruby,
+    /// Debian's PHP with its curl extension; likewise.
+    Php,
+    /// OpenAI's Codex CLI, of `tests/fixtures/sdks/agents/package.json`; likewise.
+    Codex,
+    /// Claude Code; likewise.
+    ClaudeCode,
 }
 
 /// An installed runtime.
@@ -85,7 +91,7 @@ impl Runtime {
                 Ok(Setup::plain(python))
             }
             Self::Node | Self::Bun => {
-                let modules = packages()?;
+                let modules = npm("sdks/package.json", "npm")?;
                 let program = match self {
                     Self::Bun => modules.join("@oven/bun-linux-x64/bin/bun"),
                     _ => PathBuf::from("node"),
@@ -126,6 +132,16 @@ impl Runtime {
                 let arguments = vec!["ruby".into(), sh::fixture("sdks/fetcher.rb")?.into()];
                 Ok(Setup { arguments, ..Setup::plain("python3") })
             }
+            Self::Php => {
+                if !sh::succeeds(Command::new("php").args(["-r", "exit(extension_loaded('curl') ? 0 : 1);"])) {
+                    sh::say("installing the Debian packages php-cli and php-curl: it is one of the clients");
+                    sh::apt_install(&["php-cli", "php-curl"])?;
+                }
+                let arguments = vec!["php".into(), sh::fixture("sdks/fetcher.php")?.into()];
+                Ok(Setup { arguments, ..Setup::plain("python3") })
+            }
+            Self::Codex => agent("@openai/codex-linux-x64/vendor/x86_64-unknown-linux-musl/bin/codex"),
+            Self::ClaudeCode => agent("@anthropic-ai/claude-code-linux-x64/claude"),
             Self::GnuTls => native("gnutls", "GnuTLS", "libgnutls28-dev", "gnutls/gnutls.h", &["-DGNUTLS", "-lgnutls"]),
         }
     }
@@ -144,12 +160,19 @@ fn have(program: &str, package: &str) -> Result<()> {
     Ok(())
 }
 
-/// The directory with the packages of `package.json`, installed if they changed.
-pub fn packages() -> Result<PathBuf> {
+/// A program of the agents' packages.
+fn agent(program: &str) -> Result<Setup> {
+    let program = npm("sdks/agents/package.json", "npm-agents")?.join(program);
+    ensure!(program.exists(), "{} is missing: has its package changed?", program.display());
+    Ok(Setup { arguments: vec![program.into()], ..Setup::plain("python3") })
+}
+
+/// The directory with the packages of a manifest, installed into `name` below the target directory if they changed.
+fn npm(manifest: &str, name: &str) -> Result<PathBuf> {
     have("node", "nodejs")?;
     have("npm", "npm")?;
-    let manifest = sh::fixture("sdks/package.json")?;
-    let dir = sh::target_dir(&sh::root()?).join("npm");
+    let manifest = sh::fixture(manifest)?;
+    let dir = sh::target_dir(&sh::root()?).join(name);
     let modules = dir.join("node_modules");
     let wanted = fs::read_to_string(&manifest).with_context(|| format!("cannot read {}", manifest.display()))?;
     let mut hasher = DefaultHasher::new();

@@ -19,7 +19,7 @@ use super::{
     plan::Plan,
     process::{FileId, FileStamp, MappedFile},
 };
-use crate::privileges;
+use crate::{privileges, survey::marks};
 
 /// A file with hook points.
 #[derive(Debug, Clone)]
@@ -142,6 +142,10 @@ impl Libraries {
             let Some((_, Knowledge::Known(Some(plan)))) = self.known.get(&file.id) else { continue };
             for (family, why) in &plan.refused {
                 said.push_str(&format!("; {} in {}: {why}", family, file.path.display()));
+            }
+            // The same words as those of `doctor`.
+            if let (true, Some(unseen)) = (plan.refused.is_empty(), marks::of_library(&file.path)) {
+                said.push_str(&format!("; {}: {}", unseen.what, unseen.why));
             }
         }
         said

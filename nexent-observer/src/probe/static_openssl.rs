@@ -87,7 +87,7 @@ pub fn plan(elf: &Elf<'_>) -> Result<Option<FamilyPlan>, WhyNot> {
                 return Err(unproven(what, "it does not take one argument"));
             }
             // From OpenSSL 3.2 on they begin with a test and hand over to another function. Their beginning is known all the same.
-            if !function.begins_like_one() && !starts.is_table() {
+            if !function.begins_like_one() && !starts.has_in_table(elf, function.start) {
                 return Err(unproven(what, "it does not begin with a push"));
             }
             hook(elf, program, what, &function, Length::Returned)

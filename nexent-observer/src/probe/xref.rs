@@ -189,55 +189,50 @@ pub(super) struct Function {
 }
 
 /// Where the functions of a file begin.
-pub(super) enum Starts<'a> {
-    /// As the table for unwinding tells it.
-    Table(Frames<'a>),
-    /// Where direct calls lead to.
-    Called(BTreeSet<u64>),
+pub(super) struct Starts<'a> {
+    /// As the table for unwinding tells it. It may be there for some of the code only: C++ and Rust, and not C.
+    table: Option<Frames<'a>>,
+    /// Where direct calls lead to, around those addresses of which the table tells nothing.
+    called: BTreeSet<u64>,
 }
 
 impl<'a> Starts<'a> {
     /// Finds out for the functions around these addresses.
     pub(super) fn around(elf: &Elf<'a>, addresses: impl IntoIterator<Item = u64>) -> Option<Self> {
-        if let Some(table) = elf.frame_table(MAX_FRAME_TABLE).and_then(Frames::parse) {
-            return Some(Self::Table(table));
-        }
-        let addresses: BTreeSet<u64> = addresses.into_iter().collect();
+        let table = elf.frame_table(MAX_FRAME_TABLE).and_then(Frames::parse);
+        let in_table = |address: u64| table.as_ref().is_some_and(|table| table.range(elf, address).is_some());
+        let addresses: BTreeSet<u64> = addresses.into_iter().filter(|address| !in_table(*address)).collect();
         let mut targets = BTreeSet::new();
-        let complete = stream_calls(elf, |_, target| {
-            let next = addresses.range(target..).next();
-            if next.is_some_and(|next| next - target <= MAX_FUNCTION) {
-                targets.insert(target);
-            }
-            targets.len() <= MAX_TARGETS
-        });
-        complete.then_some(Self::Called(targets))
+        let complete = addresses.is_empty()
+            || stream_calls(elf, |_, target| {
+                let next = addresses.range(target..).next();
+                if next.is_some_and(|next| next - target <= MAX_FUNCTION) {
+                    targets.insert(target);
+                }
+                targets.len() <= MAX_TARGETS
+            });
+        complete.then_some(Self { table, called: targets })
     }
 
-    /// Whether the table for unwinding tells it.
-    pub(super) fn is_table(&self) -> bool {
-        matches!(self, Self::Table(_))
+    /// Whether the table for unwinding tells of the function at an address.
+    pub(super) fn has_in_table(&self, elf: &Elf<'_>, address: u64) -> bool {
+        self.table.as_ref().is_some_and(|table| table.range(elf, address).is_some())
     }
 
     /// The function that holds the instruction of this reference, or the reason why there is none that can be trusted.
     pub(super) fn function(&self, elf: &Elf<'_>, reference: u64) -> Result<Function, &'static str> {
-        match self {
-            Self::Table(table) => {
-                let range = table.range(elf, reference).ok_or("the table for unwinding has no function there")?;
-                decode(elf, range.0, Some(range.1), Some(reference))
-            }
-            Self::Called(targets) => {
-                let lowest = reference.saturating_sub(MAX_FUNCTION);
-                let mut why = "nothing that is called lies before it";
-                for start in targets.range(lowest..=reference).rev() {
-                    match decode(elf, *start, None, Some(reference)) {
-                        Ok(function) => return Ok(function),
-                        Err(reason) => why = reason,
-                    }
-                }
-                Err(why)
+        if let Some((start, end)) = self.table.as_ref().and_then(|table| table.range(elf, reference)) {
+            return decode(elf, start, Some(end), Some(reference));
+        }
+        let lowest = reference.saturating_sub(MAX_FUNCTION);
+        let mut why = "nothing that is called lies before it";
+        for start in self.called.range(lowest..=reference).rev() {
+            match decode(elf, *start, None, Some(reference)) {
+                Ok(function) => return Ok(function),
+                Err(reason) => why = reason,
             }
         }
+        Err(why)
     }
 }
 

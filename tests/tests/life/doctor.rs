@@ -10,6 +10,7 @@ use serde_json::Value;
 use xtask::{
     golang::{self, Link, Toolchain},
     process::Guarded,
+    sh,
 };
 
 use crate::harness::{Place, binary, until};
@@ -80,24 +81,30 @@ fn what_cannot_be_seen_is_said_with_its_reason_and_what_to_do() {
         (&Value::Array(Vec::new()), &process["attributes"]["process.executable.name"])
     );
     fs::remove_file(rusty).unwrap();
-    if let Ok(java) = fs::canonicalize("/usr/bin/java") {
-        let dir = std::env::temp_dir().join(format!("nexent-observer-doctor-{}", std::process::id()));
-        fs::create_dir_all(&dir).unwrap();
-        let source = dir.join("Wait.java");
-        fs::write(
-            &source,
-            "public class Wait { public static void main(String[] a) throws Exception { System.in.read(); } }",
-        )
-        .unwrap();
-        let mut command = Command::new(java);
-        command.arg("-XX:TieredStopAtLevel=1").arg(&source).stdin(Stdio::piped()).stderr(Stdio::null());
-        let java = Guarded::spawn("java", &mut command).unwrap();
-        let process = doctor(java.pid(), |process| unseen(process, "Java's JSSE").is_some());
-        assert_ne!(process["status"], "tls", "{process}");
-        fs::remove_dir_all(dir).unwrap();
-    } else {
-        eprintln!("no Java here: JSSE is not looked at");
+}
+
+#[test]
+fn java_is_refused_by_the_observer_with_the_words_of_doctor() {
+    if !sh::succeeds(Command::new("java").arg("-version")) {
+        sh::say(
+            "installing the Debian package default-jre-headless (50 MB): Java's TLS cannot be seen, and that has to be said",
+        );
+        sh::apt_install(&["default-jre-headless"]).unwrap();
     }
+    // It waits for a debugger before it looks for a class: no compiler is needed, and nothing but the loopback is listened on.
+    let mut command = Command::new(fs::canonicalize("/usr/bin/java").unwrap());
+    command.arg("-agentlib:jdwp=transport=dt_socket,server=y,suspend=y,address=127.0.0.1:0").arg("Nothing");
+    let java = Guarded::spawn("java", command.stdin(Stdio::null()).stdout(Stdio::null())).unwrap();
+    let process = doctor(java.pid(), |process| unseen(process, "Java's JSSE").is_some());
+    assert_ne!(process["status"], "tls", "{process}");
+    let why = unseen(&process, "Java's JSSE").unwrap()["why"].as_str().unwrap();
+    let output = Command::new(binary())
+        .args(["run", "--pid", &java.pid().to_string(), "--plain-http", "off", "--listen", "127.0.0.1:0"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{said}");
+    assert!(said.contains(&format!("Java's JSSE: {why}")), "{why}: {said}");
 }
 
 #[test]

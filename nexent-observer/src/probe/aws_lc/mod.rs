@@ -24,8 +24,9 @@ const PREFIX: &str = "aws_lc_";
 /// What stands between the version and the function.
 const CONTEXT: &str = "_EVP_AEAD_CTX_";
 
-/// End of the name of the source file in the error reports of these functions.
-const SOURCE: &[u8] = b"/aws-lc/crypto/fipsmodule/cipher/aead.c\0";
+/// End of the name of the source file in the error reports of these functions; what precedes it is not there in a program whose paths
+/// were cut to their ends.
+const SOURCE: &[u8] = b"aws-lc/crypto/fipsmodule/cipher/aead.c\0";
 
 /// What programs with rustls carry: the paths of its sources, for panics.
 const RUSTLS: &[u8] = b"/rustls-0.";

@@ -80,6 +80,15 @@ fn a_function_with_another_error_or_another_argument_is_not_taken_for_it() {
 }
 
 #[test]
+fn the_function_that_open_calls_may_be_part_of_it() {
+    let (open, seal) = (Function::decode(&bytes(OPEN_CODE), OPEN), Function::decode(&bytes(SEAL_CODE), SEAL));
+    assert!(Wanted::Open.fits(&open, &[101, 103, 104, 115].into()), "as in Codex 0.171");
+    assert!(!Wanted::Open.fits(&open, &[101, 103, 105, 115].into()));
+    assert!(!Wanted::Open.fits(&open, &[104, 115].into()), "EVP_AEAD_CTX_open_gather by itself");
+    assert!(!Wanted::Seal.fits(&seal, &[103, 104, 115, 117].into()));
+}
+
+#[test]
 fn what_precedes_a_beginning_must_end_a_function() {
     let runs_on = [0x55, 0x48, 0x89, 0xe5, 0x31, 0xc0]; // ...; xor eax, eax
     let cut = [0x55, 0x48, 0x89, 0xe5, 0x48, 0x8b]; // the rest of the instruction is the beginning itself
