@@ -36,7 +36,7 @@ use crate::{
     },
     privileges,
     probe::{
-        attach::{self, AttachReport, Attacher, Hooked},
+        attach::{self, AttachReport, Attacher, Hooked, Loss, Outcome},
         cache::Cache,
         kernel::{KernelHalf, KernelOptions, Rings},
         targets::{Change, Ended, Selection, Targets},
@@ -401,6 +401,7 @@ impl Observer {
                     self.dying.push(ended);
                 }
                 Change::Refused(error) => tracing::warn!("{error}."),
+                Change::Lost(loss) => say_lost(&loss),
                 Change::OptedOut { pid } => {
                     tracing::info!(pid, "A process asks to be left alone (ENABLE_TELEMETRY=false): not observed.");
                 }
@@ -417,6 +418,7 @@ impl Observer {
         let attached_processes = self.targets.observed() as u64;
         let attacher = self.targets.attacher();
         let attached_probes = attacher.probes() as u64;
+        let probe_losses = attacher.losses();
         let kernel = attacher.kernel();
         let counter = |counter| kernel.counter(counter).unwrap_or_default();
         let counts = KernelCounts {
@@ -430,6 +432,7 @@ impl Observer {
             aead_rejoined: counter(Counter::AeadRejoined),
             attached_probes,
             attached_processes,
+            probe_losses,
         };
         let health = &self.exports.health;
         health.kernel(counts);
@@ -606,6 +609,21 @@ fn say_attached(report: &AttachReport, service: &Service, after_exec: Option<u64
             pid = report.pid,
             "Probes in this process cost about 9 us a call instead of 1; see docs/overhead.md."
         );
+    }
+}
+
+fn say_lost(Loss { pid, library, outcome }: &Loss) {
+    let library = library.display();
+    match outcome {
+        Outcome::Restored | Outcome::Reattached => tracing::warn!(
+            pid,
+            %library,
+            anew = *outcome == Outcome::Reattached,
+            "Probes were gone from the code of a process and are back: what it read and wrote meanwhile was not seen."
+        ),
+        Outcome::Failed(why) => {
+            tracing::warn!(pid, %library, "Probes are gone from the code of a process, and it is not seen any more: {why}.");
+        }
     }
 }
 

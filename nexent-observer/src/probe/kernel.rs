@@ -1,6 +1,6 @@
 //! Loads the kernel half and speaks with its maps.
 
-use std::{fs, io, os::fd::OwnedFd};
+use std::{collections::HashSet, fs, io, os::fd::OwnedFd};
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
@@ -14,8 +14,8 @@ use nexent_observer_common::{
     cookie::{Cookie, Scope},
     counters::Counter,
     state::{
-        Call, CallKey, Conn, ConnKey, FileKey, Flow, SockCall, Socket, Target, socket_key, socket_state, sockets,
-        verdict_slot, verdict_value,
+        Call, CallKey, Conn, ConnKey, FileKey, Flow, SockCall, Socket, Target, conn_flag, socket_key, socket_state,
+        sockets, verdict_slot, verdict_value,
     },
 };
 
@@ -235,7 +235,24 @@ impl Woken {
 
 /// One probe at one place. Detached when dropped, which takes the kernel up to 250 ms: drop it off the loop.
 #[derive(Debug)]
-pub struct Attached(#[expect(dead_code, reason = "held for its Drop")] UProbeLink);
+pub struct Attached {
+    offset: u64,
+    #[expect(dead_code, reason = "held for its Drop")]
+    link: UProbeLink,
+}
+
+impl Attached {
+    /// Where it sits, as an offset in the file, bytes.
+    #[must_use]
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+}
+
+/// Only what is in a map is changed (include/uapi/linux/bpf.h).
+const BPF_EXIST: u64 = 2;
+/// Cookie of a probe that counts for nobody: no process has this scope.
+const FOR_NOBODY: u64 = 0xff;
 
 /// The loaded kernel half.
 pub struct KernelHalf {
@@ -343,14 +360,48 @@ impl KernelHalf {
         };
         let mut attached = Vec::with_capacity(programs.len());
         for &name in programs {
-            let program = self.uprobe(name)?;
-            let point =
-                UProbeAttachPoint { location: UProbeAttachLocation::AbsoluteOffset(hook.offset), cookie: Some(cookie) };
-            let link =
-                program.attach(point, file, reach).and_then(|id| program.take_link(id)).map_err(refused(name))?;
-            attached.push(Attached(link));
+            attached.push(self.attach_one(name, hook.offset, cookie, file, reach)?);
         }
         Ok(attached)
+    }
+
+    /// Attaches probes that do nothing at these offsets of a file, for one process.
+    ///
+    /// # Errors
+    /// [`KernelError::Program`]; nothing stays attached then.
+    pub fn rouse(
+        &mut self,
+        offsets: &HashSet<u64>,
+        file: &std::path::Path,
+        pid: u32,
+    ) -> Result<Vec<Attached>, KernelError> {
+        let reach = std::num::NonZeroU32::new(pid).map_or(UProbeScope::CallingProcess, UProbeScope::OneProcess);
+        offsets.iter().map(|offset| self.attach_one("tls_free_enter", *offset, FOR_NOBODY, file, reach)).collect()
+    }
+
+    fn attach_one(
+        &mut self,
+        name: &'static str,
+        offset: u64,
+        cookie: u64,
+        file: &std::path::Path,
+        reach: UProbeScope,
+    ) -> Result<Attached, KernelError> {
+        let program = self.uprobe(name)?;
+        let location = UProbeAttachLocation::AbsoluteOffset(offset);
+        let point = UProbeAttachPoint { location, cookie: Some(cookie) };
+        let link = program.attach(point, file, reach).and_then(|id| program.take_link(id)).map_err(refused(name))?;
+        Ok(Attached { offset, link })
+    }
+
+    /// Bytes of the TLS connections of a process were not seen: the next record of each, either way, says so.
+    pub fn mark_unseen(&mut self, pid: u32) {
+        let of_tls = |key: &Plain<ConnKey>| key.0.tgid == pid && key.0.tls < socket_key(0);
+        let known: Vec<_> = self.conns.iter().flatten().filter(|(key, _)| of_tls(key)).collect();
+        for (key, mut conn) in known {
+            conn.0.flags |= conn_flag::READ_UNKNOWN | conn_flag::WRITE_UNKNOWN;
+            drop(self.conns.insert(key, conn, BPF_EXIST));
+        }
     }
 
     /// Attaches the tracepoints of sockets. Every system call of the host pays for them while the result lives.

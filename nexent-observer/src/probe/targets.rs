@@ -11,7 +11,7 @@ use std::{
 use nexent_observer_core::event::{ConnId, MonoNs, Record, RecordFlags, RecordKind, Stamp};
 
 use super::{
-    attach::{AttachError, AttachReport, Attacher, Manner},
+    attach::{AttachError, AttachReport, Attacher, Loss, Manner},
     candidates::{Candidate, Candidates, Reason},
     plan::Family,
     process::{FileId, Process},
@@ -48,6 +48,8 @@ pub enum Change {
     LetGo(Ended),
     /// A process that should be observed cannot be.
     Refused(AttachError),
+    /// Probes were gone from the code of a process.
+    Lost(Loss),
     /// A process asked to be left alone (`ENABLE_TELEMETRY=false` in its environment).
     OptedOut {
         /// Which.
@@ -497,7 +499,8 @@ impl Targets {
         }
         self.attacher.tidy();
         self.let_go(now);
-        let mut changed = self.attacher.outgrown();
+        let (mut changed, losses) = self.attacher.look_over();
+        self.changes.extend(losses.into_iter().map(Change::Lost));
         self.sweeps = self.sweeps.wrapping_add(1);
         let young = self.sweeps.wrapping_sub(self.attached_in) < YOUNG;
         if self.sweeps.is_multiple_of(if young { LOOK_FOR_PLAIN } else { LOOK_FOR_PLAIN_LATER }) {

@@ -10,7 +10,7 @@ use nexent_observer_core::stats::{DropReason, Stats};
 use prometheus::{Counter, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, core::Collector};
 
 use super::{Metric, Register, process};
-use crate::probe::targets::Census;
+use crate::probe::{attach::Losses, targets::Census};
 
 /// The event loop is taken for stuck when it has not ticked for so long.
 const LOOP_SILENCE: Duration = Duration::from_secs(10);
@@ -40,6 +40,8 @@ pub struct KernelCounts {
     pub attached_probes: u64,
     /// Processes observed now.
     pub attached_processes: u64,
+    /// Probes that were gone from the code of processes.
+    pub probe_losses: Losses,
 }
 
 /// Who exports.
@@ -239,6 +241,7 @@ pub struct Health {
     attached_probes: IntGauge,
     attached_processes: IntGauge,
     found_processes: IntGaugeVec,
+    probe_losses: IntCounterVec,
     /// Spans left out by sampling.
     pub(crate) sampled_out: IntCounter,
     /// Spans kept for a reason, by reason.
@@ -295,6 +298,7 @@ impl Health {
             attached_probes: gauge(Metric::AttachedProbes)?,
             attached_processes: gauge(Metric::AttachedProcesses)?,
             found_processes: register.gauge(Metric::FoundProcesses)?,
+            probe_losses: register.counter(Metric::ProbeLosses)?,
             sampled_out: counter(Metric::SampledOut)?,
             kept_spans,
             label_overflow: register.counter(Metric::LabelOverflow)?,
@@ -360,6 +364,7 @@ impl Health {
             aead_rejoined,
             attached_probes,
             attached_processes,
+            probe_losses: Losses { restored, reattached, failed },
         } = counts;
         let read = advance(&self.lost_read, lost_read_records);
         let malformed = advance(&self.malformed, malformed_records);
@@ -371,6 +376,9 @@ impl Health {
         advance(&self.plain_unseen, plain_unseen);
         advance(&self.aead_unjoined, aead_unjoined);
         advance(&self.aead_rejoined, aead_rejoined);
+        for (outcome, count) in [("restored", restored), ("reattached", reattached), ("failed", failed)] {
+            advance(&self.probe_losses.with_label_values(&[outcome]), count);
+        }
         self.attached_probes.set(signed(attached_probes));
         self.attached_processes.set(signed(attached_processes));
     }

@@ -162,6 +162,8 @@ metrics! {
         "Processes that are observed now.";
     FoundProcesses = "nexent_observer_found_processes", Gauge, &["state"], &[],
         "Processes that exe and all have found, by state: trial (observed, no call of an LLM so far), let_go (busy without one; looked at again later), candidate (nothing to observe in it yet), left_alone (opted out, not opted in, not wanted by a filter, or refused by the kernel).";
+    ProbeLosses = "nexent_observer_probe_losses_total", Counter, &["outcome"], &[],
+        "Libraries of processes from whose code probes were gone although they were attached, by what came of it: restored (they are in it again), reattached (they were attached anew, to another file below an overlay file system), failed (they cannot be put back).";
     QueueDepth = "nexent_observer_queue_depth", Gauge, &["exporter", "signal"], &[],
         "Items that wait in an export queue.";
     Exported = "nexent_observer_exported_total", Counter, &["exporter", "signal"], &[],
