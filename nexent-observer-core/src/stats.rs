@@ -49,8 +49,10 @@ pub enum DropReason {
     Idle,
     /// An exchange let go because its connection had too many open.
     ExchangesFull,
-    /// A record that contradicts what was seen before (offset behind, unknown connection's close).
+    /// A record that contradicts what was seen before (a close of an unknown connection, a read after a close).
     RecordInvalid,
+    /// Bytes that were seen before: a call inside another one and that one were both hooked, or a record came twice. They are left out.
+    SeenTwice,
     /// A served request that was not followed: over [`crate::limits::SERVED_OPEN`] or [`crate::limits::SERVING_PROCESSES`].
     ServedFull,
     /// An output that nobody took, over [`crate::limits::OUTPUTS`].
@@ -59,7 +61,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// All reasons, in the order of their label values in docs/metrics.md.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::NotHttp,
         Self::HeadTooLong,
         Self::HeadInvalid,
@@ -83,6 +85,7 @@ impl DropReason {
         Self::Idle,
         Self::ExchangesFull,
         Self::RecordInvalid,
+        Self::SeenTwice,
         Self::ServedFull,
         Self::OutputsFull,
     ];
@@ -114,6 +117,7 @@ impl DropReason {
             Self::Idle => "idle",
             Self::ExchangesFull => "exchanges_full",
             Self::RecordInvalid => "record_invalid",
+            Self::SeenTwice => "seen_twice",
             Self::ServedFull => "served_full",
             Self::OutputsFull => "outputs_full",
         }

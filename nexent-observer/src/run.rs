@@ -36,9 +36,10 @@ use crate::{
     },
     privileges,
     probe::{
-        attach::{self, AttachReport, Attacher, Hooked},
+        attach::{self, AttachReport, Attacher, Hooked, Loss, Outcome},
         cache::Cache,
         kernel::{KernelHalf, KernelOptions, Rings},
+        silence::Silent,
         targets::{Change, Ended, Selection, Targets},
     },
     ring::{Drain, ProcessEvent, ProcessEventKind, RingEvent},
@@ -121,6 +122,7 @@ struct Observer {
     recorder: Option<Recorder>,
     strips: Strips,
     processes: Arc<[Arc<Service>]>,
+    silent: Arc<[Silent]>,
     /// Processes whose last exchanges are in the core: what hooks began in them ends after the next drain.
     ended: Vec<u32>,
     /// Processes found dead before the last drain; their connections end after the next one.
@@ -198,6 +200,7 @@ impl Observer {
             recorder,
             strips: Strips::default(),
             processes: Arc::default(),
+            silent: Arc::default(),
             ended: Vec::new(),
             dying: Vec::new(),
             ends_with_targets: config.exes.is_empty() && !config.all,
@@ -401,6 +404,10 @@ impl Observer {
                     self.dying.push(ended);
                 }
                 Change::Refused(error) => tracing::warn!("{error}."),
+                Change::Lost(loss) => say_lost(&loss),
+                Change::Silent(Silent { pid, why, advice, .. }) => {
+                    tracing::warn!(pid, "A process is not seen though it talks: {why}; {advice}.");
+                }
                 Change::OptedOut { pid } => {
                     tracing::info!(pid, "A process asks to be left alone (ENABLE_TELEMETRY=false): not observed.");
                 }
@@ -417,6 +424,7 @@ impl Observer {
         let attached_processes = self.targets.observed() as u64;
         let attacher = self.targets.attacher();
         let attached_probes = attacher.probes() as u64;
+        let probe_losses = attacher.losses();
         let kernel = attacher.kernel();
         let counter = |counter| kernel.counter(counter).unwrap_or_default();
         let counts = KernelCounts {
@@ -430,11 +438,14 @@ impl Observer {
             aead_rejoined: counter(Counter::AeadRejoined),
             attached_probes,
             attached_processes,
+            probe_losses,
         };
         let health = &self.exports.health;
         health.kernel(counts);
         self.hooks.spans.keep_house(now);
         health.census(census);
+        self.silent = self.targets.silent().into();
+        health.silent(&self.silent);
         health.hooks(self.hooks.heard, self.hooks.not_understood);
         health.core(&self.pipeline.stats());
         health.tick();
@@ -450,7 +461,7 @@ impl Observer {
 
     /// Shows the open streams.
     fn show(&mut self, now: MonoNs) {
-        let Self { pipeline, targets, exports, services, strips, processes, .. } = self;
+        let Self { pipeline, targets, exports, services, strips, processes, silent, .. } = self;
         let watched = exports.live.is_watched();
         if watched {
             strips.begin();
@@ -469,6 +480,7 @@ impl Observer {
             streams,
             processes: Arc::clone(processes),
             processes_total: targets.observed(),
+            silent: Arc::clone(silent),
         });
     }
 }
@@ -606,6 +618,21 @@ fn say_attached(report: &AttachReport, service: &Service, after_exec: Option<u64
             pid = report.pid,
             "Probes in this process cost about 9 us a call instead of 1; see docs/overhead.md."
         );
+    }
+}
+
+fn say_lost(Loss { pid, library, outcome }: &Loss) {
+    let library = library.display();
+    match outcome {
+        Outcome::Restored | Outcome::Reattached => tracing::warn!(
+            pid,
+            %library,
+            anew = *outcome == Outcome::Reattached,
+            "Probes were gone from the code of a process and are back: what it read and wrote meanwhile was not seen."
+        ),
+        Outcome::Failed(why) => {
+            tracing::warn!(pid, %library, "Probes are gone from the code of a process, and it is not seen any more: {why}.");
+        }
     }
 }
 

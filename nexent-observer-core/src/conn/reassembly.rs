@@ -32,6 +32,60 @@ pub struct Reassembly {
     from_start: bool,
     closed: bool,
     held: Option<Box<Held>>,
+    /// What is known of calls that were seen twice, of each direction.
+    reads: Calls,
+    writes: Calls,
+}
+
+/// Calls of one direction. One that was under way all the time while its own thread made another one, and moved the same bytes, was around
+/// that one: both were hooked, and the kernel half counted the bytes of both. The bytes have to be the same, because a goroutine waits for
+/// another one inside a hooked call, on the same thread.
+#[derive(Debug, Default)]
+struct Calls {
+    /// The last call that counted.
+    last: Option<Call>,
+    /// Stamp of the last call that was around one.
+    around: Option<Stamp>,
+    /// Bytes that were counted twice so far.
+    twice: u64,
+}
+
+/// A call, by its first record.
+#[derive(Debug)]
+struct Call {
+    tid: u32,
+    at: Stamp,
+    len: u64,
+    /// The beginning of its payload.
+    head: [u8; HEAD],
+}
+
+/// Bytes by which two calls are compared.
+const HEAD: usize = 32;
+
+impl Calls {
+    /// Whether a record of `len` bytes is of a call around one that counted.
+    fn repeat(&mut self, tid: u32, at: Stamp, len: u64, payload: &[u8]) -> bool {
+        let mut head = [0; HEAD];
+        head.iter_mut().zip(payload).for_each(|(mine, byte)| *mine = *byte);
+        let around = self.around == Some(at)
+            || self.last.as_ref().is_some_and(|last| {
+                let inside = last.at.entry > at.entry && last.at.ret <= at.ret;
+                inside && !payload.is_empty() && (last.tid, last.len, last.head) == (tid, len, head)
+            });
+        if around {
+            self.around = Some(at);
+            self.twice = self.twice.saturating_add(len);
+        } else if self.last.as_ref().is_none_or(|last| last.at != at) {
+            self.last = Some(Call { tid, at, len, head });
+        }
+        around
+    }
+
+    /// An offset of the kernel half without what was counted twice before it.
+    fn offset(&self, counted: u64) -> u64 {
+        counted.saturating_sub(self.twice)
+    }
 }
 
 /// A data record on its way through.
@@ -89,6 +143,15 @@ impl Reassembly {
                     self.started = true;
                     self.from_start = flags.from_start;
                 }
+                let calls = match dir {
+                    Direction::Read => &mut self.reads,
+                    Direction::Write => &mut self.writes,
+                };
+                if calls.repeat(record.tid, at, len, payload) {
+                    stats.count(DropReason::SeenTwice);
+                    return;
+                }
+                let offset = calls.offset(offset);
                 let piece = Piece { dir, at, offset, len, flags, payload };
                 match dir {
                     Direction::Read if self.held.is_some() || turn > self.settled => {
@@ -101,6 +164,7 @@ impl Reassembly {
             // These say nothing of the bytes.
             RecordKind::Peer(_) | RecordKind::Sent { .. } | RecordKind::Late { .. } | RecordKind::Retransmit => {}
             RecordKind::Close { read_end, write_end, flags } => {
+                let (read_end, write_end) = (self.reads.offset(read_end), self.writes.offset(write_end));
                 let close = HeldClose { at, read_end, write_end, flags };
                 if self.held.is_some() || write_end > self.write.unwrap_or(0) {
                     let held = self.held.get_or_insert_default();
@@ -239,7 +303,7 @@ impl Reassembly {
         let next = self.reveal(dir, at, offset, flags, stats, sink);
         let known = next - offset;
         if known > 0 {
-            stats.count(DropReason::RecordInvalid);
+            stats.count(DropReason::SeenTwice);
             if known >= len {
                 return;
             }

@@ -1,6 +1,7 @@
 //! Attaches to processes: which scope, in which order, and how it ends. Nothing is ever half attached.
 
 mod prepare;
+mod presence;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -22,6 +23,8 @@ use super::{
     undertaker::Undertaker,
 };
 use crate::privileges;
+use presence::Presence;
+pub use presence::{Loss, Losses, Outcome};
 
 /// Why a process cannot be observed. Each message says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -151,8 +154,9 @@ pub struct Attacher {
     kernel: KernelHalf,
     libraries: Libraries,
     observed: HashMap<u32, Observed>,
-    /// Attachments for all processes, by library.
-    filtered: HashMap<FileId, Vec<Attached>>,
+    /// Attachments for all processes, by library; several where it is several files below an overlay file system.
+    filtered: HashMap<FileId, Vec<Vec<Attached>>>,
+    presence: Presence,
     leaving: Vec<Leaving>,
     per_process_limit: usize,
     plain_http: PlainHttp,
@@ -181,6 +185,7 @@ impl Attacher {
             libraries: Libraries::start()?,
             observed: HashMap::new(),
             filtered: HashMap::new(),
+            presence: Presence::default(),
             leaving: Vec::new(),
             per_process_limit,
             plain_http: PlainHttp::Off,
@@ -241,7 +246,7 @@ impl Attacher {
     #[must_use]
     pub fn probes(&self) -> usize {
         let own = self.observed.values().flat_map(|observed| observed.libraries.values()).map(Vec::len).sum::<usize>();
-        own + self.filtered.values().map(Vec::len).sum::<usize>()
+        own + self.filtered.values().flatten().map(Vec::len).sum::<usize>()
             + [&self.plain, &self.phases].into_iter().flatten().map(PlainLinks::count).sum::<usize>()
     }
 
@@ -442,17 +447,6 @@ impl Attacher {
             .collect()
     }
 
-    /// Observed processes that have mapped or unmapped executable files since they were last looked at: they may have loaded
-    /// another TLS library.
-    #[must_use]
-    pub fn outgrown(&self) -> Vec<u32> {
-        self.observed
-            .iter()
-            .filter(|(pid, observed)| Process::mapped_files(**pid).is_ok_and(|files| files.len() != observed.files))
-            .map(|(pid, _)| *pid)
-            .collect()
-    }
-
     /// Observed processes whose sockets are to be looked at from now on: they have begun to listen.
     #[must_use]
     pub fn wanting_plain(&mut self) -> Vec<u32> {
@@ -473,8 +467,8 @@ impl Attacher {
 
     /// Removes the shared probes of a library.
     pub fn release_shared(&mut self, library: FileId) {
-        if let Some(probes) = self.filtered.remove(&library) {
-            self.bury(probes);
+        if let Some(sets) = self.filtered.remove(&library) {
+            self.bury(sets.into_iter().flatten().collect());
         }
     }
 
@@ -545,7 +539,7 @@ impl Attacher {
         for library in libraries {
             if !self.filtered.contains_key(&library.id) {
                 let probes = self.hook(library, files, None)?;
-                self.filtered.insert(library.id, probes);
+                self.filtered.insert(library.id, vec![probes]);
             }
         }
         Ok(())
@@ -637,7 +631,7 @@ impl Drop for Attacher {
         let own = self.observed.drain().flat_map(|(_, observed)| observed.libraries.into_values());
         let leaving = self.leaving.drain(..).map(|leaving| leaving.probes);
         let probes: Vec<Attached> =
-            own.chain(self.filtered.drain().map(|(_, probes)| probes)).chain(leaving).flatten().collect();
+            own.chain(self.filtered.drain().flat_map(|(_, sets)| sets)).chain(leaving).flatten().collect();
         self.bury(probes);
         self.undertaker.finish();
     }

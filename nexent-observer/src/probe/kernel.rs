@@ -1,6 +1,10 @@
 //! Loads the kernel half and speaks with its maps.
 
-use std::{fs, io, os::fd::OwnedFd};
+use std::{
+    collections::{HashMap, HashSet},
+    fs, io,
+    os::fd::OwnedFd,
+};
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
@@ -14,8 +18,8 @@ use nexent_observer_common::{
     cookie::{Cookie, Scope},
     counters::Counter,
     state::{
-        Call, CallKey, Conn, ConnKey, FileKey, Flow, SockCall, Socket, Target, socket_key, socket_state, sockets,
-        verdict_slot, verdict_value,
+        Call, CallKey, Conn, ConnKey, FileKey, Flow, SockCall, Socket, Target, Unseen, conn_flag, socket_key,
+        socket_state, sockets, verdict_slot, verdict_value,
     },
 };
 
@@ -125,6 +129,8 @@ unsafe impl aya::Pod for Plain<Socket> {}
 unsafe impl aya::Pod for Plain<Flow> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Plain<FileKey> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Plain<Unseen> {}
 
 /// When the hooks of an implementation are attached: reads before writes, so that no request is seen without its response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -235,7 +241,24 @@ impl Woken {
 
 /// One probe at one place. Detached when dropped, which takes the kernel up to 250 ms: drop it off the loop.
 #[derive(Debug)]
-pub struct Attached(#[expect(dead_code, reason = "held for its Drop")] UProbeLink);
+pub struct Attached {
+    offset: u64,
+    #[expect(dead_code, reason = "held for its Drop")]
+    link: UProbeLink,
+}
+
+impl Attached {
+    /// Where it sits, as an offset in the file, bytes.
+    #[must_use]
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+}
+
+/// Only what is in a map is changed (include/uapi/linux/bpf.h).
+const BPF_EXIST: u64 = 2;
+/// Cookie of a probe that counts for nobody: no process has this scope.
+const FOR_NOBODY: u64 = 0xff;
 
 /// The loaded kernel half.
 pub struct KernelHalf {
@@ -247,6 +270,7 @@ pub struct KernelHalf {
     syscalls: BpfMap<MapData, u64, Plain<SockCall>>,
     sockets: BpfMap<MapData, u64, Plain<Socket>>,
     flows: BpfMap<MapData, u64, Plain<Flow>>,
+    unseen: BpfMap<MapData, u32, Plain<Unseen>>,
     verdicts: Array<MapData, u64>,
     counters: PerCpuArray<MapData, u64>,
 }
@@ -296,6 +320,7 @@ impl KernelHalf {
             syscalls: BpfMap::try_from(take(&mut ebpf, "SYSCALLS")?)?,
             sockets: BpfMap::try_from(take(&mut ebpf, "SOCKETS")?)?,
             flows: BpfMap::try_from(take(&mut ebpf, "FLOWS")?)?,
+            unseen: BpfMap::try_from(take(&mut ebpf, "UNSEEN")?)?,
             verdicts: Array::try_from(take(&mut ebpf, "VERDICTS")?)?,
             counters: PerCpuArray::try_from(take(&mut ebpf, "COUNTERS")?)?,
             ebpf,
@@ -343,14 +368,48 @@ impl KernelHalf {
         };
         let mut attached = Vec::with_capacity(programs.len());
         for &name in programs {
-            let program = self.uprobe(name)?;
-            let point =
-                UProbeAttachPoint { location: UProbeAttachLocation::AbsoluteOffset(hook.offset), cookie: Some(cookie) };
-            let link =
-                program.attach(point, file, reach).and_then(|id| program.take_link(id)).map_err(refused(name))?;
-            attached.push(Attached(link));
+            attached.push(self.attach_one(name, hook.offset, cookie, file, reach)?);
         }
         Ok(attached)
+    }
+
+    /// Attaches probes that do nothing at these offsets of a file, for one process.
+    ///
+    /// # Errors
+    /// [`KernelError::Program`]; nothing stays attached then.
+    pub fn rouse(
+        &mut self,
+        offsets: &HashSet<u64>,
+        file: &std::path::Path,
+        pid: u32,
+    ) -> Result<Vec<Attached>, KernelError> {
+        let reach = std::num::NonZeroU32::new(pid).map_or(UProbeScope::CallingProcess, UProbeScope::OneProcess);
+        offsets.iter().map(|offset| self.attach_one("tls_free_enter", *offset, FOR_NOBODY, file, reach)).collect()
+    }
+
+    fn attach_one(
+        &mut self,
+        name: &'static str,
+        offset: u64,
+        cookie: u64,
+        file: &std::path::Path,
+        reach: UProbeScope,
+    ) -> Result<Attached, KernelError> {
+        let program = self.uprobe(name)?;
+        let location = UProbeAttachLocation::AbsoluteOffset(offset);
+        let point = UProbeAttachPoint { location, cookie: Some(cookie) };
+        let link = program.attach(point, file, reach).and_then(|id| program.take_link(id)).map_err(refused(name))?;
+        Ok(Attached { offset, link })
+    }
+
+    /// Bytes of the TLS connections of a process were not seen: the next record of each, either way, says so.
+    pub fn mark_unseen(&mut self, pid: u32) {
+        let of_tls = |key: &Plain<ConnKey>| key.0.tgid == pid && key.0.tls < socket_key(0);
+        let known: Vec<_> = self.conns.iter().flatten().filter(|(key, _)| of_tls(key)).collect();
+        for (key, mut conn) in known {
+            conn.0.flags |= conn_flag::READ_UNKNOWN | conn_flag::WRITE_UNKNOWN;
+            drop(self.conns.insert(key, conn, BPF_EXIST));
+        }
     }
 
     /// Attaches the tracepoints of sockets. Every system call of the host pays for them while the result lives.
@@ -372,6 +431,32 @@ impl KernelHalf {
             drop(self.flows.remove(&cookie));
         }
         phases::attach(&mut self.ebpf)
+    }
+
+    /// Processes that moved bytes over TLS that no probe saw, and how many; nothing is known where phases are not looked at.
+    #[must_use]
+    pub fn unseen(&self) -> Vec<(u32, Unseen)> {
+        self.unseen.iter().flatten().map(|(pid, unseen)| (pid, unseen.0)).collect()
+    }
+
+    /// Forgets what a process moved unseen.
+    pub fn forget_unseen(&mut self, pid: u32) {
+        drop(self.unseen.remove(&pid));
+    }
+
+    /// Bytes that were seen on the open TLS connections of these processes, of each.
+    #[must_use]
+    pub fn bytes_on_tls(&self, pids: &[u32]) -> HashMap<u32, u64> {
+        let mut found: HashMap<u32, u64> = pids.iter().map(|pid| (*pid, 0)).collect();
+        if found.is_empty() {
+            return found;
+        }
+        for (key, conn) in self.conns.iter().flatten().filter(|(key, _)| key.0.tls < socket_key(0)) {
+            if let Some(bytes) = found.get_mut(&key.0.tgid) {
+                *bytes = bytes.wrapping_add(conn.0.read_offset).wrapping_add(conn.0.write_offset);
+            }
+        }
+        found
     }
 
     /// Arms the probes of a process, or moves it to another scope. Its children are observed from their first instruction where

@@ -134,6 +134,15 @@ impl Libraries {
         (hookable.collect(), complete)
     }
 
+    /// What is known to be in a file.
+    #[must_use]
+    pub fn plan(&self, file: FileId) -> Option<&Arc<Plan>> {
+        match self.known.get(&file) {
+            Some((_, Knowledge::Known(plan))) => plan.as_ref(),
+            _ => None,
+        }
+    }
+
     /// What was found in `files` and is not hooked, as the end of a half-sentence; empty: nothing.
     #[must_use]
     pub fn refused(&self, files: &[MappedFile]) -> String {

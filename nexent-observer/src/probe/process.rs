@@ -90,6 +90,35 @@ pub struct MappedFile {
     pub path: PathBuf,
     /// A path through which this very file can be opened here, whatever namespace or deletion.
     pub open: PathBuf,
+    /// Where it is mapped executable.
+    pub text: Vec<Segment>,
+}
+
+/// A part of a file that is mapped executable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment {
+    /// First address, and the one behind the last.
+    pub start: u64,
+    /// See `start`.
+    pub end: u64,
+    /// Offset in the file of what lies at `start`, bytes.
+    pub offset: u64,
+}
+
+impl Segment {
+    /// Address of an offset in the file.
+    fn address(&self, offset: u64) -> Option<u64> {
+        let address = self.start.checked_add(offset.checked_sub(self.offset)?)?;
+        (address < self.end).then_some(address)
+    }
+}
+
+impl MappedFile {
+    /// Address of an offset in the file; `None`: it is not mapped executable.
+    #[must_use]
+    pub fn address(&self, offset: u64) -> Option<u64> {
+        self.text.iter().find_map(|segment| segment.address(offset))
+    }
 }
 
 /// A running process.
@@ -247,7 +276,7 @@ fn parse_maps(pid: u32, maps: &[u8]) -> Vec<MappedFile> {
     let mut files: Vec<MappedFile> = Vec::new();
     for line in String::from_utf8_lossy(maps).lines() {
         let mut fields = line.splitn(6, ' ');
-        let (Some(range), Some(perms), Some(_), Some(device), Some(inode), Some(path)) =
+        let (Some(range), Some(perms), Some(offset), Some(device), Some(inode), Some(path)) =
             (fields.next(), fields.next(), fields.next(), fields.next(), fields.next(), fields.next())
         else {
             continue;
@@ -257,15 +286,18 @@ fn parse_maps(pid: u32, maps: &[u8]) -> Vec<MappedFile> {
         if !perms.contains('x') || inode == 0 || !path.starts_with('/') {
             continue;
         }
+        let number = |text| u64::from_str_radix(text, 16).ok();
+        let Some((start, end)) = range.split_once('-') else { continue };
+        let (Some(start), Some(end), Some(offset)) = (number(start), number(end), number(offset)) else { continue };
         let id = FileId { device, inode };
-        if files.iter().any(|file| file.id == id) {
+        let segment = Segment { start, end, offset };
+        if let Some(file) = files.iter_mut().find(|file| file.id == id) {
+            file.text.push(segment);
             continue;
         }
         // `maps` pads low addresses with zeros, the names in `map_files` have none (fs/proc/{task_mmu,base}.c).
-        let Some((start, end)) = range.split_once('-') else { continue };
-        let (start, end) = (start.trim_start_matches('0'), end.trim_start_matches('0'));
-        let open = PathBuf::from(format!("/proc/{pid}/map_files/{start}-{end}"));
-        files.push(MappedFile { id, path: PathBuf::from(path), open });
+        let open = PathBuf::from(format!("/proc/{pid}/map_files/{start:x}-{end:x}"));
+        files.push(MappedFile { id, path: PathBuf::from(path), open, text: vec![segment] });
     }
     files
 }
@@ -308,17 +340,20 @@ mod tests {
 
     #[test]
     fn hostile_maps_are_read_as_far_as_they_make_sense() {
-        let maps = b"00400000-00452000 r-xp 00000000 08:02 173521 /usr/bin/a b c\n\
+        let maps = b"00400000-00452000 r-xp 00001000 08:02 173521 /usr/bin/a b c\n\
             garbage\n\
             7f0-7f1 r--p 0 08:02 5 /not/executable\n\
             7f1-7f2 r-xp 0 00:00 0 [vdso]\n\
-            7f2-7f3 r-xp 0 08:02 173521                  /usr/bin/a b c\n\
+            7f2000-7f3000 r-xp 60000 08:02 173521                  /usr/bin/a b c\n\
             7f3-7f4 r-xp 0 fe:zz 9 /bad/device\n\
+            7f3-xyz r-xp 0 08:02 10 /bad/range\n\
             7f4-7f5 r-xp 0 08:02 9 /gone (deleted)\n\xff\xfe";
         let files = parse_maps(7, maps);
         let paths: Vec<_> = files.iter().map(|file| file.path.to_str().unwrap_or_default()).collect();
         assert_eq!(paths, ["/usr/bin/a b c", "/gone (deleted)"]);
         assert_eq!(files[0].open, Path::new("/proc/7/map_files/400000-452000"));
         assert_eq!(files[0].id, FileId { device: libc::makedev(8, 2), inode: 173_521 });
+        let addresses = [0x1000, 0x52fff, 0x53000, 0x60010, 0xfff, u64::MAX].map(|offset| files[0].address(offset));
+        assert_eq!(addresses, [Some(0x40_0000), Some(0x45_1fff), None, Some(0x7f_2010), None, None]);
     }
 }

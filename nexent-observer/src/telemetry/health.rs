@@ -10,7 +10,11 @@ use nexent_observer_core::stats::{DropReason, Stats};
 use prometheus::{Counter, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, core::Collector};
 
 use super::{Metric, Register, process};
-use crate::probe::targets::Census;
+use crate::probe::{
+    attach::Losses,
+    silence::{Cause, Silent},
+    targets::Census,
+};
 
 /// The event loop is taken for stuck when it has not ticked for so long.
 const LOOP_SILENCE: Duration = Duration::from_secs(10);
@@ -40,6 +44,8 @@ pub struct KernelCounts {
     pub attached_probes: u64,
     /// Processes observed now.
     pub attached_processes: u64,
+    /// Probes that were gone from the code of processes.
+    pub probe_losses: Losses,
 }
 
 /// Who exports.
@@ -239,6 +245,8 @@ pub struct Health {
     attached_probes: IntGauge,
     attached_processes: IntGauge,
     found_processes: IntGaugeVec,
+    probe_losses: IntCounterVec,
+    silent_processes: IntGaugeVec,
     /// Spans left out by sampling.
     pub(crate) sampled_out: IntCounter,
     /// Spans kept for a reason, by reason.
@@ -295,6 +303,8 @@ impl Health {
             attached_probes: gauge(Metric::AttachedProbes)?,
             attached_processes: gauge(Metric::AttachedProcesses)?,
             found_processes: register.gauge(Metric::FoundProcesses)?,
+            probe_losses: register.counter(Metric::ProbeLosses)?,
+            silent_processes: register.gauge(Metric::SilentProcesses)?,
             sampled_out: counter(Metric::SampledOut)?,
             kept_spans,
             label_overflow: register.counter(Metric::LabelOverflow)?,
@@ -360,6 +370,7 @@ impl Health {
             aead_rejoined,
             attached_probes,
             attached_processes,
+            probe_losses: Losses { restored, reattached, failed },
         } = counts;
         let read = advance(&self.lost_read, lost_read_records);
         let malformed = advance(&self.malformed, malformed_records);
@@ -371,6 +382,9 @@ impl Health {
         advance(&self.plain_unseen, plain_unseen);
         advance(&self.aead_unjoined, aead_unjoined);
         advance(&self.aead_rejoined, aead_rejoined);
+        for (outcome, count) in [("restored", restored), ("reattached", reattached), ("failed", failed)] {
+            advance(&self.probe_losses.with_label_values(&[outcome]), count);
+        }
         self.attached_probes.set(signed(attached_probes));
         self.attached_processes.set(signed(attached_processes));
     }
@@ -381,6 +395,14 @@ impl Health {
         let states = [("trial", on_trial), ("let_go", let_go), ("candidate", candidates), ("left_alone", left_alone)];
         for (state, count) in states {
             self.found_processes.with_label_values(&[state]).set(signed(count as u64));
+        }
+    }
+
+    /// Processes that should be seen and are not.
+    pub fn silent(&self, silent: &[Silent]) {
+        for cause in Cause::ALL {
+            let count = silent.iter().filter(|process| process.cause == cause).count();
+            self.silent_processes.with_label_values(&[cause.as_str()]).set(signed(count as u64));
         }
     }
 

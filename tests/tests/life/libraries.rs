@@ -55,3 +55,31 @@ fn a_library_whose_public_functions_begin_with_a_push_is_hooked_there_and_cheapl
         assert!(exchange["ttft_s"].is_f64(), "{exchange}");
     }
 }
+
+#[test]
+fn bytes_that_two_hooks_see_one_inside_the_other_count_once_and_are_told() {
+    let place = Place::new("nested-library");
+    let mut target = Guarded::talking("nested_tls", &mut Command::new(env!("CARGO_BIN_EXE_nested_tls"))).unwrap();
+    target.event("ready", SOON).unwrap();
+    let mut observer = place.observe("observer", &["--pid", &target.pid().to_string()]);
+    observer.attached(target.pid());
+    for tls in ["tls=OpenSSL ", "tls=GnuTLS "] {
+        observer.says(tls);
+    }
+    for _ in 0..2 {
+        writeln!(target.stdin().unwrap(), "again").unwrap();
+        target.event("made", SOON).unwrap();
+    }
+    observer.exchanges(2);
+    // A request and five reads each, of all of which the outer call is left out.
+    observer.until_metric("nexent_observer_drops_total", &["reason=\"seen_twice\""], |n| n == 12.0);
+    let metrics = observer.metrics();
+    assert_eq!(metrics.sum("nexent_observer_drops_total", &[]), 12.0, "{}", metrics.0);
+    let exchanges = observer.finish();
+    assert_eq!(exchanges.len(), 2, "each once");
+    for exchange in exchanges {
+        assert_eq!(exchange["outcome"], "completed", "{exchange}");
+        assert_eq!(exchange["output_text"], "one two three", "{exchange}");
+        assert_eq!(exchange["chunks"].as_array().map(Vec::len), Some(3), "{exchange}");
+    }
+}

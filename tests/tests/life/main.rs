@@ -17,6 +17,7 @@ mod exports;
 mod harness;
 mod hostile;
 mod libraries;
+mod liveness;
 mod phases;
 mod plain;
 mod privileges;

@@ -13,7 +13,8 @@ impl Attacher {
     /// its first instruction: a program may be through with its calls before 100 MB are searched. Processes that load their TLS
     /// from other files are hooked when they have. What goes wrong here is left to the first process as well.
     pub fn prepare(&mut self, executable: &Path, file: FileId) {
-        let mapped = MappedFile { id: file, path: executable.to_owned(), open: executable.to_owned() };
+        let mapped =
+            MappedFile { id: file, path: executable.to_owned(), open: executable.to_owned(), text: Vec::new() };
         let files = std::slice::from_ref(&mapped);
         let (hookable, complete) = self.libraries.hookable(files);
         let path = executable.display();

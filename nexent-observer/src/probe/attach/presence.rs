@@ -1,0 +1,291 @@
+//! Whether probes are still where they were put. A breakpoint goes from the code of a process without a word: the process throws its page
+//! away and reads it anew from the file (`MADV_DONTNEED`), or an overlay file system has made another file of a library, and a
+//! process that starts then runs without the probes of the old one. So the code itself is looked at, which costs the process
+//! nothing, and what is gone is put back.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs::File,
+    io,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use nexent_observer_common::cookie::Scope;
+
+use super::{Attacher, KernelError, Library, privileges};
+use crate::probe::process::{FileId, MappedFile, Process};
+
+/// Most shared attachments to one library: each stands for another file below an overlay file system.
+const SETS: usize = 8;
+
+/// Probes of a process that were gone from its code.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loss {
+    /// Which.
+    pub pid: u32,
+    /// Whose code.
+    pub library: PathBuf,
+    /// What came of it.
+    pub outcome: Outcome,
+}
+
+/// What came of a loss.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// What was attached is in the code again.
+    Restored,
+    /// They were attached anew.
+    Reattached,
+    /// They cannot be put back, for this reason.
+    Failed(&'static str),
+}
+
+/// Numbers of losses since the start, by outcome.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Losses {
+    /// [`Outcome::Restored`].
+    pub restored: u64,
+    /// [`Outcome::Reattached`].
+    pub reattached: u64,
+    /// [`Outcome::Failed`].
+    pub failed: u64,
+}
+
+/// How far a loss is.
+#[derive(Debug)]
+enum Stage {
+    /// Seen once: it may be that the process has just become another program.
+    Suspected,
+    /// Probes that do nothing were put in, and are being taken out; what is attached to the same file stays then. Nobody else holds
+    /// the value once they are out.
+    Roused(Arc<()>),
+    /// Nothing helps.
+    Failed(PathBuf, &'static str),
+}
+
+/// Losses that are known.
+#[derive(Debug, Default)]
+pub(super) struct Presence {
+    stages: HashMap<(u32, FileId), Stage>,
+    losses: Losses,
+}
+
+impl Attacher {
+    /// Looks over the observed processes. Gives those that have mapped or unmapped executable files since they were last looked at,
+    /// for they may have loaded another TLS library, and what came of probes that were gone. A loss is believed at the second look.
+    pub fn look_over(&mut self) -> (Vec<u32>, Vec<Loss>) {
+        let (mut outgrown, mut losses) = (Vec::new(), Vec::new());
+        let pids: Vec<u32> = self.pids().collect();
+        for &pid in &pids {
+            let Ok(files) = Process::mapped_files(pid) else { continue };
+            let Some(observed) = self.observed.get(&pid) else { continue };
+            if observed.files != files.len() {
+                outgrown.push(pid);
+            }
+            let hooked: Vec<&MappedFile> =
+                files.iter().filter(|file| observed.libraries.contains_key(&file.id)).collect();
+            // Not readable under some security modules: then nothing is known, and nothing is done.
+            let Ok(memory) = File::open(format!("/proc/{pid}/mem")) else { continue };
+            for file in hooked {
+                if let Some(outcome) = self.check(pid, file, &memory) {
+                    let counted = match outcome {
+                        Outcome::Restored => &mut self.presence.losses.restored,
+                        Outcome::Reattached => &mut self.presence.losses.reattached,
+                        Outcome::Failed(_) => &mut self.presence.losses.failed,
+                    };
+                    *counted += 1;
+                    losses.push(Loss { pid, library: file.path.clone(), outcome });
+                }
+            }
+        }
+        let observed: HashSet<u32> = pids.into_iter().collect();
+        self.presence.stages.retain(|(pid, _), _| observed.contains(pid));
+        (outgrown, losses)
+    }
+
+    /// Losses since the start.
+    #[must_use]
+    pub fn losses(&self) -> Losses {
+        self.presence.losses
+    }
+
+    /// Processes whose probes are gone and cannot be put back, with the library and the reason.
+    pub fn without_probes(&self) -> impl Iterator<Item = (u32, &Path, &'static str)> {
+        self.presence.stages.iter().filter_map(|((pid, _), stage)| match stage {
+            Stage::Failed(library, why) => Some((*pid, library.as_path(), *why)),
+            _ => None,
+        })
+    }
+
+    /// Looks at one library of a process, and takes the next step where probes are gone.
+    fn check(&mut self, pid: u32, file: &MappedFile, memory: &File) -> Option<Outcome> {
+        let there = self.is_in_place(pid, file, memory)?;
+        let key = (pid, file.id);
+        let (next, outcome) = match (self.presence.stages.remove(&key), there) {
+            (Some(Stage::Roused(out)), _) if Arc::strong_count(&out) > 1 => (Some(Stage::Roused(out)), None),
+            (Some(Stage::Roused(_)), true) => (None, Some(Outcome::Restored)),
+            (_, true) => (None, None),
+            (None, false) => (Some(Stage::Suspected), None),
+            (Some(Stage::Suspected), false) => match self.rouse(pid, file, memory) {
+                Ok(out) => (Some(Stage::Roused(out)), None),
+                Err(why) => (Some(Stage::Failed(file.path.clone(), why)), Some(Outcome::Failed(why))),
+            },
+            (Some(Stage::Roused(_)), false) => match self.attach_anew(pid, file, memory) {
+                Ok(()) => (None, Some(Outcome::Reattached)),
+                Err(why) => (Some(Stage::Failed(file.path.clone(), why)), Some(Outcome::Failed(why))),
+            },
+            (failed @ Some(Stage::Failed(..)), false) => (failed, None),
+        };
+        if let Some(stage) = next {
+            self.presence.stages.insert(key, stage);
+        }
+        outcome
+    }
+
+    /// Whether all probes of an attachment to this file are in the code of the process. `None`: that cannot be read.
+    fn is_in_place(&self, pid: u32, file: &MappedFile, memory: &File) -> Option<bool> {
+        let observed = self.observed.get(&pid)?;
+        let sets = match observed.scope {
+            Scope::PerProcess => std::slice::from_ref(observed.libraries.get(&file.id)?),
+            Scope::Filtered => self.filtered.get(&file.id)?.as_slice(),
+        };
+        let mut known = None;
+        for set in sets {
+            let mut whole = !set.is_empty();
+            for probe in set {
+                let Some(code) = code_at(memory, file, probe.offset()) else { continue };
+                whole &= is_breakpoint(code);
+                known = Some(false);
+            }
+            if whole && known.is_some() {
+                return Some(true);
+            }
+        }
+        known
+    }
+
+    /// Puts probes that do nothing into a process, where its hooks belong, and takes them out again. What is attached to the very file that
+    /// it runs is thereby in its code again, and no call is ever seen twice.
+    fn rouse(&mut self, pid: u32, file: &MappedFile, memory: &File) -> Result<Arc<()>, &'static str> {
+        let _raised = privileges::raise();
+        let library = self.library(file)?;
+        let offsets: HashSet<u64> =
+            library.plan.implementations.iter().flat_map(|found| &found.hooks).map(|hook| hook.offset).collect();
+        if !runs_what_is_in_the_file(memory, file, &offsets).unwrap_or(false) {
+            return Err("it runs other code than the file that is there now: restart the process");
+        }
+        self.kernel.mark_unseen(pid);
+        let refused = |error: KernelError| {
+            tracing::debug!(pid, %error, "Probes that were gone are refused.");
+            "the kernel refuses to put them back: restart the process, or attach to it anew"
+        };
+        let probes = self.kernel.rouse(&offsets, &file.open, pid).map_err(refused)?;
+        let there = offsets.iter().all(|offset| code_at(memory, file, *offset).is_none_or(is_breakpoint));
+        let out = Arc::new(());
+        for probe in probes {
+            self.undertaker.bury((probe, Arc::clone(&out)));
+        }
+        if there {
+            Ok(out)
+        } else {
+            Err("it runs a file that its path does not lead to any more (overlay file system): restart the process")
+        }
+    }
+
+    /// What is attached is attached to another file than the process runs: attaches to that one. Shared attachments stay beside each other, for
+    /// no process runs the code of both.
+    fn attach_anew(&mut self, pid: u32, file: &MappedFile, memory: &File) -> Result<(), &'static str> {
+        const REFUSED: &str = "the kernel refuses to put them back: restart the process, or attach to it anew";
+        let _raised = privileges::raise();
+        let library = self.library(file)?;
+        let shared = self.observed.get(&pid).is_some_and(|observed| observed.scope == Scope::Filtered);
+        if shared && self.filtered.get(&file.id).is_some_and(|sets| sets.len() >= SETS) {
+            return Err("its library was changed too often in an overlay file system: restart the observer");
+        }
+        let files = std::slice::from_ref(file);
+        let probes = self.hook(&library, files, (!shared).then_some(pid)).map_err(|error| {
+            tracing::debug!(pid, %error, "Probes that were gone are refused.");
+            REFUSED
+        })?;
+        if shared {
+            self.filtered.entry(file.id).or_default().push(probes);
+        } else if let Some(observed) = self.observed.get_mut(&pid) {
+            let before = observed.libraries.insert(file.id, probes);
+            self.bury(before.unwrap_or_default());
+        }
+        match self.is_in_place(pid, file, memory) {
+            Some(true) => Ok(()),
+            _ => Err(REFUSED),
+        }
+    }
+
+    fn library(&self, file: &MappedFile) -> Result<Library, &'static str> {
+        let plan = self.libraries.plan(file.id).filter(|plan| plan.is_hookable());
+        let plan = plan.ok_or("there is nothing to hook any more in the file that it runs: restart the process")?;
+        Ok(Library { id: file.id, path: file.path.clone(), plan: Arc::clone(plan) })
+    }
+}
+
+/// The code of a process at an offset of a file that it has mapped; `None`: it is not mapped there, or cannot be read.
+fn code_at(memory: &File, file: &MappedFile, offset: u64) -> Option<[u8; 8]> {
+    let mut code = [0; 8];
+    memory.read_exact_at(&mut code, file.address(offset)?).ok()?;
+    Some(code)
+}
+
+/// Whether the kernel has put a probe there: `int3`, or a call where it found a `nop` of five bytes (x86_64); `brk #5` (aarch64).
+fn is_breakpoint(code: [u8; 8]) -> bool {
+    if cfg!(target_arch = "x86_64") {
+        matches!(code[0], 0xcc | 0xe8)
+    } else {
+        code.starts_with(&0xd420_00a0_u32.to_le_bytes())
+    }
+}
+
+/// Whether the process has at these offsets what the file has there now, but for probes. A probe anywhere else could crash it.
+fn runs_what_is_in_the_file(memory: &File, file: &MappedFile, offsets: &HashSet<u64>) -> io::Result<bool> {
+    let opened = File::open(&file.open)?;
+    for offset in offsets {
+        let Some(code) = code_at(memory, file, *offset) else { return Ok(false) };
+        let mut there = [0; 8];
+        opened.read_exact_at(&mut there, *offset)?;
+        let (code, there) = if is_breakpoint(code) { (&code[5..], &there[5..]) } else { (&code[..], &there[..]) };
+        // Another site may follow at once.
+        if code.iter().zip(there).any(|(mine, theirs)| mine != theirs && *mine != 0xcc) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_code_of_a_process_is_told_from_other_code_and_from_probes() {
+        let me = std::process::id();
+        let files = Process::mapped_files(me).unwrap();
+        let exe = FileId::of(Path::new("/proc/self/exe")).unwrap();
+        let file = MappedFile {
+            open: PathBuf::from("/proc/self/exe"),
+            ..files.into_iter().find(|file| file.id == exe).unwrap()
+        };
+        let memory = File::open("/proc/self/mem").unwrap();
+        let text = file.text[0];
+        let offsets = HashSet::from([text.offset, text.offset + 64]);
+        assert!(runs_what_is_in_the_file(&memory, &file, &offsets).unwrap());
+        // The same memory, said to be of another part of the file.
+        let moved = crate::probe::process::Segment { offset: 0, ..text };
+        let other = MappedFile { text: vec![moved], ..file.clone() };
+        assert!(!runs_what_is_in_the_file(&memory, &other, &HashSet::from([0])).unwrap());
+        assert!(!runs_what_is_in_the_file(&memory, &file, &HashSet::from([u64::MAX])).unwrap());
+        assert_eq!(code_at(&memory, &file, u64::MAX), None);
+        if cfg!(target_arch = "x86_64") {
+            assert!(is_breakpoint([0xcc, 0x55, 0, 0, 0, 0, 0, 0]) && is_breakpoint([0xe8; 8]));
+            assert!(!is_breakpoint([0xf3, 0x0f, 0x1e, 0xfa, 0xcc, 0, 0, 0]));
+        }
+    }
+}
