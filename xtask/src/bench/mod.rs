@@ -9,7 +9,7 @@ mod load;
 mod others;
 mod plain;
 mod probe;
-mod sink;
+pub(crate) mod sink;
 mod stamps;
 mod watched;
 
