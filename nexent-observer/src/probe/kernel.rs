@@ -1,6 +1,6 @@
 //! Loads the kernel half and speaks with its maps.
 
-use std::{fs, io, os::fd::OwnedFd};
+use std::{collections::HashSet, fs, io, os::fd::OwnedFd};
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
@@ -482,6 +482,14 @@ impl KernelHalf {
     /// [`KernelError::MapUse`].
     pub fn give_verdict(&mut self, conn: u64, turn: u32) -> Result<(), KernelError> {
         Ok(self.verdicts.set(verdict_slot(conn), verdict_value(conn, turn), 0)?)
+    }
+
+    /// Numbers of the connections that the kernel half knows.
+    ///
+    /// # Errors
+    /// [`KernelError::MapUse`]: it cannot be told whether these are all.
+    pub fn connections(&self) -> Result<HashSet<u64>, KernelError> {
+        Ok(self.conns.iter().map(|entry| entry.map(|(_, conn)| conn.0.id)).collect::<Result<_, _>>()?)
     }
 
     /// A counter of the kernel half, summed over the CPUs.
