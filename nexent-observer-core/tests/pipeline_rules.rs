@@ -181,6 +181,33 @@ fn a_close_that_overtook_all_writes_of_a_short_connection_ends_its_exchange() {
 }
 
 #[test]
+fn a_silent_connection_whose_end_was_lost_leaves_the_table_and_only_what_was_open_on_it_is_incomplete() {
+    let mut b = Bench::new(Limits::default());
+    // Of one an answer is open, of the next one it is whole, and the third one is heard later.
+    for conn in [1, 2, 3] {
+        b.write(conn, 1, CHAT);
+        b.read(conn, 1, &format!("{STREAM}{}", event("a")));
+    }
+    b.read(2, 1, &format!("{}0\r\n\r\n", event("b")));
+    b.drained();
+    assert_eq!(b.take().0.len(), 1);
+    let before = MonoNs(b.now + 1);
+    b.now += 5_000_000_000;
+    b.read(3, 1, &event("b"));
+    let ended: Vec<_> = b.pipeline.silent(before, MonoNs(b.now)).collect();
+    assert_eq!(ended.iter().map(|record| (record.conn.0, record.pid)).collect::<Vec<_>>(), [(1, 101), (2, 102)]);
+    for record in &ended {
+        b.pipeline.handle_event(record);
+    }
+    b.drained();
+    let exchanges = b.take().0;
+    let open = exchanges.iter().map(|exchange| (exchange.id.conn, exchange.outcome, exchange.bytes_lost));
+    assert_eq!(open.collect::<Vec<_>>(), [(ConnId(1), Outcome::Incomplete, None)]);
+    assert_eq!(b.pipeline.stats().connections_open, 1);
+    assert_eq!(b.pipeline.stats().drops(DropReason::RecordInvalid), 0);
+}
+
+#[test]
 fn a_close_of_an_unknown_connection_is_counted_and_leaves_nothing() {
     let mut b = Bench::new(Limits::default());
     b.close(1);

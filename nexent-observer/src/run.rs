@@ -1,7 +1,7 @@
 //! The observer at work: one loop over a closed set of inputs. Whatever may block (exports, the web, detaching) lives elsewhere.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
     sync::{
         Arc,
@@ -38,6 +38,7 @@ use crate::{
     probe::{
         attach::{self, AttachReport, Attacher, Hooked, Loss, Outcome},
         cache::Cache,
+        closes::{self, LostCloses},
         kernel::{KernelHalf, KernelOptions, Rings},
         silence::Silent,
         targets::{Change, Ended, Selection, Targets},
@@ -127,6 +128,7 @@ struct Observer {
     ended: Vec<u32>,
     /// Processes found dead before the last drain; their connections end after the next one.
     dying: Vec<Ended>,
+    lost_closes: LostCloses,
     ends_with_targets: bool,
 }
 
@@ -203,6 +205,7 @@ impl Observer {
             silent: Arc::default(),
             ended: Vec::new(),
             dying: Vec::new(),
+            lost_closes: LostCloses::default(),
             ends_with_targets: config.exes.is_empty() && !config.all,
         };
         for pid in &config.pids {
@@ -440,6 +443,12 @@ impl Observer {
             attached_processes,
             probe_losses,
         };
+        let known = self.lost_closes.due(counts.lost_read_records, now).then(|| kernel.connections());
+        match known {
+            Some(Ok(known)) => self.end_unknown(&known, now),
+            Some(Err(error)) => tracing::debug!(%error, "Connections whose end was lost stay until they are idle."),
+            None => {}
+        }
         let health = &self.exports.health;
         health.kernel(counts);
         self.hooks.spans.keep_house(now);
@@ -457,6 +466,22 @@ impl Observer {
         let unix_s = self.exports.clock.offset().unix_ns(now) / 1_000_000_000;
         self.exports.history.second(unix_s, chunks, open);
         self.show(now);
+    }
+
+    /// Ends the connections that the kernel half does not know any more: it lost the record of their end.
+    fn end_unknown(&mut self, known: &HashSet<u64>, now: MonoNs) {
+        let silent = self.pipeline.silent(MonoNs(now.0.saturating_sub(closes::SILENT)), now);
+        let ended: Vec<_> = silent.filter(|record| !known.contains(&record.conn.0)).collect();
+        if !ended.is_empty() {
+            tracing::debug!(connections = ended.len(), "Connections have ended whose end was lost.");
+        }
+        let recorder = self.recorder.as_ref().filter(|recorder| recorder.with_content());
+        for record in ended {
+            if let Some(recorder) = recorder {
+                recorder.record(&record);
+            }
+            self.pipeline.handle_event(&record);
+        }
     }
 
     /// Shows the open streams.

@@ -105,6 +105,48 @@ fn a_stream_starts_ticks_stalls_and_ends_and_a_hostile_name_stays_text() {
 }
 
 #[test]
+fn a_waterfall_says_whether_data_came_late_or_was_read_late() {
+    let mut scene = scene("causes", &[], &[]);
+    let phase = |key: &str| format!("document.querySelector('#detail [data-phase={key}]')");
+    let cases = [
+        ("stall", json!({}), "late_arrival", "late arrival"),
+        ("steady", json!({"block_s": 3}), "late_read", "late read"),
+    ];
+    for (n, (scenario, more, cause, words)) in cases.into_iter().enumerate() {
+        scene.chat(scenario, "gpt-4o", &more);
+        scene.until(&format!("document.querySelectorAll('#stalls button').length === {}", n + 1));
+        let listed = scene.eval("document.querySelector('#stalls button .what').textContent");
+        assert!(listed.as_str().unwrap().ends_with(&format!("({words})")), "{listed}");
+        scene.eval("document.querySelector('#stalls button').click()");
+        scene.until("document.querySelectorAll('#detail .uplot canvas').length === 2");
+        let bars = format!("{}.querySelectorAll('.ph.cause-{cause}').length", phase("stalls"));
+        assert_eq!(scene.eval(&bars), 1, "{cause}");
+        assert_eq!(scene.eval(&format!("{}.querySelector('.why').innerText", phase("stalls"))), words);
+        // The server let each of them wait for its first token, and the socket was watched from its first byte.
+        let waits = "[...document.querySelectorAll('#detail [data-phase$=_wait] .why')].map((e) => e.innerText)";
+        assert_eq!(scene.eval(waits), json!(["late arrival"]), "{cause}");
+        let drawn = format!("getComputedStyle({}.querySelector('.ph')).backgroundImage !== 'none'", phase("stalls"));
+        assert_eq!(scene.eval(&drawn), cause == "late_read", "{cause}");
+        scene.press("Escape");
+        scene.until("!document.querySelector('#detail').open");
+    }
+    scene.is_clean();
+}
+
+#[test]
+fn where_no_socket_is_watched_a_waterfall_names_no_cause() {
+    let mut scene = scene("no-causes", &["--phases", "false"], &[]);
+    scene.chat("stall", "gpt-4o", &json!({}));
+    scene.until("document.querySelector('#stalls button')");
+    let listed = scene.eval("document.querySelector('#stalls button .what').textContent");
+    assert!(!listed.as_str().unwrap().contains("late"), "{listed}");
+    scene.eval("document.querySelector('#stalls button').click()");
+    scene.until("document.querySelectorAll('#detail .uplot canvas').length === 2");
+    assert_eq!(scene.eval("document.querySelectorAll('#detail .why, #detail [class*=cause-]').length"), 0);
+    scene.is_clean();
+}
+
+#[test]
 fn at_360_pixels_nothing_scrolls_sideways() {
     let mut scene = scene("narrow", &[], &[]);
     scene.browser.resize(360, 740).unwrap();

@@ -43,6 +43,11 @@ fn an_observer_that_was_stopped_counts_what_it_lost_and_is_right_afterwards() {
 }
 
 #[test]
+fn a_connection_whose_end_was_lost_does_not_stay_until_it_is_idle() {
+    assert!(prove("lost-ends").taken.unwrap().lost > 0.0);
+}
+
+#[test]
 fn observers_killed_at_random_moments_leave_no_breakpoint() {
     prove("killed");
 }

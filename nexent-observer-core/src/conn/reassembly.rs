@@ -178,6 +178,14 @@ impl Reassembly {
         }
     }
 
+    /// The record that ends the connection where the kernel half's own was lost, and nobody knows what else: with the offsets until which
+    /// all is known, and the mark of an unknown loss.
+    #[must_use]
+    pub fn lost_close(&self) -> RecordKind<'static> {
+        let flags = RecordFlags { after_unknown_loss: true, ..RecordFlags::default() };
+        RecordKind::Close { read_end: self.read.unwrap_or(0), write_end: self.write.unwrap_or(0), flags }
+    }
+
     /// Both rings are drained at `now`: ends waiting for the rest of a turn that began, and what has waited too long.
     pub fn handle_timeout(&mut self, now: MonoNs, stats: &mut Stats, sink: &mut impl FnMut(StreamEvent<'_>)) {
         if self.held.is_some() {

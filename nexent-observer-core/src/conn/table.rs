@@ -99,6 +99,16 @@ impl<T> Table<T> {
         self.slots.get_mut(at as usize)?.value.as_mut()
     }
 
+    /// Connections that were not heard since `before` and their processes, the one silent longest first.
+    pub fn silent(&self, before: MonoNs) -> impl Iterator<Item = (ConnId, u32, &T)> {
+        let mut at = self.oldest;
+        std::iter::from_fn(move || {
+            let slot = self.slots.get(at as usize).filter(|slot| slot.heard < before)?;
+            at = slot.newer;
+            Some((slot.conn, slot.pid, slot.value.as_ref()?))
+        })
+    }
+
     /// Puts a connection in, heard at `now`. Returns what had to go: the former value of `conn`, or, of a full table, the
     /// connection silent longest (counted [`DropReason::ConnectionsFull`]).
     pub fn insert(&mut self, conn: ConnId, pid: u32, now: MonoNs, value: T, stats: &mut Stats) -> Option<(ConnId, T)> {
@@ -249,6 +259,20 @@ mod tests {
         assert_eq!(t.len(), 2);
         assert_eq!(stats.drops(DropReason::ConnectionsFull), 1);
         assert_eq!(t.touch(ConnId(2), MonoNs(5)), None);
+    }
+
+    #[test]
+    fn the_silent_are_named_in_the_order_of_their_silence_and_stay() {
+        let (mut t, mut stats) = (table(8), Stats::default());
+        for n in 0..4 {
+            t.insert(ConnId(n), 7, MonoNs(n * 10), "x", &mut stats);
+        }
+        t.touch(ConnId(0), MonoNs(50));
+        let silent =
+            |t: &Table<&str>, before| t.silent(MonoNs(before)).map(|(conn, pid, _)| (conn.0, pid)).collect::<Vec<_>>();
+        assert_eq!(silent(&t, 30), [(1, 7), (2, 7)]);
+        assert_eq!(silent(&t, 51), [(1, 7), (2, 7), (3, 7), (0, 7)]);
+        assert_eq!((silent(&t, 10), t.len()), (vec![], 4));
     }
 
     #[test]

@@ -196,6 +196,25 @@ fn what_a_verdict_left_out_before_the_close_is_no_loss() {
 }
 
 #[test]
+fn a_close_that_was_lost_ends_with_a_loss_of_unknown_size_in_what_was_read() {
+    let unknown = Out::Gap(Read, None, GapCause::Lost);
+    let mut b = Bench::default();
+    b.feed(&rec(1, Write, 0, 1, b"ab")).feed(&rec(2, Read, 0, 1, b"cd")).timeout(3);
+    let close = b.conn.lost_close();
+    b.kind(9, close);
+    assert_eq!(b.take()[2..], [unknown.clone(), Out::Close(9, CloseCause::Freed)]);
+    assert_eq!((b.stats.gaps, b.stats.bytes_lost, b.stats.drops(DropReason::RecordInvalid)), (1, 0, 0));
+    // Of one that was joined in its middle, and of which nothing was read.
+    let mut b = Bench::default();
+    let mut joined = rec(1, Write, 70, 4, b"ab");
+    joined.flags.from_start = false;
+    let close = b.feed(&joined).conn.lost_close();
+    b.kind(9, close);
+    assert_eq!(b.take(), [data(Write, b"ab"), unknown, Out::Close(9, CloseCause::Freed)]);
+    assert_eq!(b.stats.drops(DropReason::RecordInvalid), 0);
+}
+
+#[test]
 fn the_missing_middle_of_a_large_write_is_capped_not_lost() {
     let mut b = Bench::default();
     let middle = Rec { len: 1000, flags: RecordFlags { capped: true, ..START }, ..rec(1, Write, 2, 1, b"") };

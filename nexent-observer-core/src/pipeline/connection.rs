@@ -223,6 +223,11 @@ impl Connection {
         self.listed
     }
 
+    /// See [`Reassembly::lost_close`].
+    pub(super) fn lost_close(&self) -> RecordKind<'static> {
+        self.reassembly.lost_close()
+    }
+
     pub(super) fn close(&mut self, at: MonoNs, cause: CloseCause, shared: &mut Shared) {
         self.run(Step::Close(at, cause), shared);
     }

@@ -24,7 +24,7 @@ use std::{
 use crate::{
     chain::{Chain, Inbound, ToolCall},
     conn::{CloseCause, Table},
-    event::{Address, ConnId, Direction, MonoNs, Record, RecordKind, Said},
+    event::{Address, ConnId, Direction, MonoNs, Record, RecordKind, Said, Stamp},
     limits::{Limits, OUTPUTS},
     stats::{DropReason, Stats},
     timing::{ActiveStream, Exchange, ExchangeId, Options, Retries, Rule, Served},
@@ -221,6 +221,20 @@ impl Pipeline {
         }
         self.shared.calls.join_parked();
         self.shared.calls.chain.process_exit(pid);
+    }
+
+    /// The connections that were not heard since `before`, each as the record that ends it at `at`: for those of which the kernel half knows
+    /// nothing any more, so that the record of their end was lost. What came last on them may be lost, too, and an exchange that is
+    /// open there will not be called whole.
+    pub fn silent(&self, before: MonoNs, at: MonoNs) -> impl Iterator<Item = Record<'static>> {
+        let ended = move |(conn, pid, connection): (ConnId, u32, &Connection)| Record {
+            conn,
+            pid,
+            tid: pid,
+            at: Stamp { entry: at, ret: at },
+            kind: connection.lost_close(),
+        };
+        self.table.silent(before).map(ended)
     }
 
     /// When [`Self::handle_timeout`] has something to do, on the clock of the records; possibly in the past, which

@@ -9,7 +9,7 @@ use std::{
 
 use nexent_observer_core::{
     event::{MonoNs, Role},
-    timing::{Exchange, Outcome},
+    timing::{Cause, Exchange, Outcome},
 };
 use serde::Serialize;
 
@@ -88,6 +88,16 @@ pub struct Entry {
     pub chunks: usize,
     /// From and to of each stall; at most [`STALLS`].
     pub stalls: Vec<(f64, f64)>,
+    /// Why, for each of `stalls`: `late_arrival` or `late_read`; null where the socket was not watched.
+    pub stall_causes: Vec<Option<&'static str>>,
+    /// Likewise for the wait for the first token.
+    pub first_token_cause: Option<&'static str>,
+    /// Reads of data that had lain in the socket for over 5 ms; null where the socket was not watched.
+    pub late_reads: Option<u32>,
+    /// The longest time that data lay there.
+    pub read_delay_max_s: Option<f64>,
+    /// Segments that were sent twice.
+    pub retransmits: Option<u32>,
     /// The wait for the first token was a stall too.
     pub stalled_before_first_token: bool,
     /// Why it is slow: `duration`, `token_rate`.
@@ -300,6 +310,11 @@ impl Entry {
             tokens: Tokens::of(exchange),
             chunks: exchange.chunks.len(),
             stalls: exchange.stalls.iter().take(STALLS).map(|(from, to)| (seconds(*from), seconds(*to))).collect(),
+            stall_causes: exchange.stall_causes.iter().take(STALLS).map(|cause| cause.map(Cause::as_str)).collect(),
+            first_token_cause: exchange.first_token_cause.map(Cause::as_str),
+            late_reads: exchange.read_delay.map(|delay| delay.reads),
+            read_delay_max_s: exchange.read_delay.and_then(|it| (it.reads > 0).then_some(it.max_ns as f64 / 1e9)),
+            retransmits: exchange.retransmits,
             stalled_before_first_token: exchange.stalled_before_first_token,
             slow: Slow::REASONS.into_iter().zip(slow.flags()).filter_map(|(r, holds)| holds.then_some(r)).collect(),
             phases: Breakdown::of(exchange),
@@ -405,6 +420,22 @@ mod tests {
         add(&history, counted);
         let ticks = history.get(4).unwrap().timeline();
         assert_eq!(ticks, [Tick(0.0, Some(3), false), Tick(4_294.967_295, Some(7), false)]);
+    }
+
+    #[test]
+    fn each_stall_that_is_kept_has_its_cause_and_unknown_is_null() {
+        let history = History::default();
+        let mut exchange = fixture::completed();
+        exchange.stalls = vec![(MonoNs(fixture::START), MonoNs(fixture::START + 1)); STALLS + 8];
+        exchange.stall_causes = vec![Some(Cause::LateRead); STALLS + 8];
+        exchange.stall_causes[1] = None;
+        add(&history, exchange);
+        let entry = history.get(1).unwrap();
+        assert_eq!((entry.stalls.len(), entry.stall_causes.len()), (STALLS, STALLS));
+        assert_eq!(entry.stall_causes[..3], [Some("late_read"), None, Some("late_read")]);
+        assert_eq!(entry.first_token_cause, Some("late_arrival"));
+        add(&history, fixture::joined());
+        assert_eq!(history.get(2).unwrap().first_token_cause, None);
     }
 
     #[test]

@@ -569,6 +569,14 @@ impl KernelHalf {
         Ok(self.verdicts.set(verdict_slot(conn), verdict_value(conn, turn), 0)?)
     }
 
+    /// Numbers of the connections that the kernel half knows.
+    ///
+    /// # Errors
+    /// [`KernelError::MapUse`]: it cannot be told whether these are all.
+    pub fn connections(&self) -> Result<HashSet<u64>, KernelError> {
+        Ok(self.conns.iter().map(|entry| entry.map(|(_, conn)| conn.0.id)).collect::<Result<_, _>>()?)
+    }
+
     /// A counter of the kernel half, summed over the CPUs.
     ///
     /// # Errors

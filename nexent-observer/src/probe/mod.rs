@@ -6,6 +6,7 @@ pub mod boringssl;
 pub mod btf;
 pub mod cache;
 mod candidates;
+pub mod closes;
 pub mod elf;
 pub mod gnutls;
 pub mod go;

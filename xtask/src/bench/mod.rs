@@ -7,9 +7,10 @@ mod from_memory;
 mod hooks;
 mod load;
 mod others;
+mod page;
 mod plain;
 mod probe;
-mod sink;
+pub(crate) mod sink;
 mod stamps;
 mod watched;
 
@@ -59,6 +60,7 @@ struct Bench {
     fake_tls: PathBuf,
     probe_bench: PathBuf,
     plain_bench: PathBuf,
+    textbook: PathBuf,
 }
 
 /// Figures that are taken together.
@@ -75,12 +77,13 @@ const GROUPS: &[Group] = &[
     Group { name: "probe", observer: false, programs: &["fake_tls", "probe_bench"], run: probe::run },
     Group { name: "plain", observer: false, programs: &["plain_bench"], run: plain::run },
     Group { name: "cpu", observer: true, programs: &["fake_tls"], run: load::cpu },
+    Group { name: "page", observer: true, programs: &["fake_tls"], run: page::run },
     Group { name: "loss", observer: true, programs: &["fake_tls"], run: load::loss },
     Group { name: "core", observer: false, programs: &[], run: from_memory::run },
     Group { name: "stamps", observer: true, programs: &[], run: stamps::run },
     Group { name: "attach", observer: true, programs: &["fake_tls"], run: attach::run },
     Group { name: "hooks", observer: true, programs: &[], run: hooks::run },
-    Group { name: "others", observer: true, programs: &[], run: others::run },
+    Group { name: "others", observer: true, programs: &["textbook"], run: others::run },
 ];
 
 /// Measures and prints; an error when a figure is over its budget or could not be taken.
@@ -157,6 +160,7 @@ fn prepare(root: &Path, options: &Options, groups: &[&Group]) -> Result<Bench> {
         fake_tls: release.join("fake_tls"),
         probe_bench: release.join("probe_bench"),
         plain_bench: release.join("plain_bench"),
+        textbook: release.join("textbook"),
     })
 }
 

@@ -1,4 +1,5 @@
-//! The observer beside other programs that read the same calls: bcc's `sslsniff`, and a textbook script for `bpftrace`.
+//! The observer beside what else reads the same calls: its own probes in a textbook configuration, bcc's `sslsniff`, and a textbook script for
+//! `bpftrace`.
 
 use std::{
     fs::{self, File},
@@ -12,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use xtask::{process::Guarded, server::Certificate, sh, soak::breakpoints};
 
 use super::{
-    Bench,
+    Bench, build,
     figure::Figure,
     sink::Sink,
     watched::{Watcher, cpu_ns},
@@ -45,6 +46,7 @@ const MIN: (&str, &str) =
 enum Reader {
     Nothing,
     Observer,
+    Textbook,
     Sslsniff,
     Bpftrace,
 }
@@ -55,6 +57,10 @@ const READERS: &[(Reader, [&str; 3])] = &[
     (
         Reader::Observer,
         ["target's CPU per read, nexent-observer", "nexent-observer, CPU per read", "nexent-observer, events lost"],
+    ),
+    (
+        Reader::Textbook,
+        ["target's CPU per read, textbook probes", "textbook probes, CPU per read", "textbook probes, events lost"],
     ),
     (
         Reader::Sslsniff,
@@ -118,6 +124,10 @@ fn of(reader: Reader, names: &[&'static str; 3], rounds: &[Taken]) -> Vec<Figure
             STEADY.0, STEADY.1
         ),
         Reader::Observer => "The same, with `run --pid`, metrics, JSON lines and spans.".to_owned(),
+        Reader::Textbook => {
+            "The same, with tests/textbook: SSL_read and SSL_write at their first instruction, whole buffers, a wake-up for each event, its output to a file."
+                .to_owned()
+        }
         Reader::Sslsniff => "The same, with bcc's `sslsniff --pid`, its output to a file.".to_owned(),
         Reader::Bpftrace => "The same, with tests/fixtures/others/textbook.bt, its output to a file.".to_owned(),
     };
@@ -199,7 +209,7 @@ fn measure(bench: &Bench, reader: Reader) -> Result<Taken> {
             ensure!(told.len() == 3, "three answers were made, {} are told", told.len());
             Ok(Taken { target_us, reader_us, made: target.reads as f64, lost })
         }
-        Reader::Sslsniff | Reader::Bpftrace => other(&mut target, reader, &dir),
+        Reader::Textbook | Reader::Sslsniff | Reader::Bpftrace => other(bench, &mut target, reader, &dir),
     }
 }
 
@@ -218,12 +228,17 @@ fn load(target: &mut Target, cpu_ns: impl Fn() -> Result<f64>) -> Result<(f64, f
 }
 
 /// Another program.
-fn other(target: &mut Target, reader: Reader, dir: &Path) -> Result<Taken> {
+fn other(bench: &Bench, target: &mut Target, reader: Reader, dir: &Path) -> Result<Taken> {
     let (out, errors) = (dir.join("out"), dir.join("errors"));
     let (pid, libssl) = (target.client.pid(), target.libssl.to_string_lossy().into_owned());
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-c", NAMESPACE, "sh"]);
-    if reader == Reader::Sslsniff {
+    let mut command =
+        Command::new(if reader == Reader::Textbook { bench.textbook.as_os_str() } else { "unshare".as_ref() });
+    if reader != Reader::Textbook {
+        command.args(["--mount", "sh", "-c", NAMESPACE, "sh"]);
+    }
+    if reader == Reader::Textbook {
+        command.arg(build::textbook(&bench.root)?).arg(pid.to_string()).arg(&libssl);
+    } else if reader == Reader::Sslsniff {
         let program = fs::read_to_string("/usr/sbin/sslsniff-bpfcc").context("cannot read sslsniff")?;
         let copy = dir.join("sslsniff.py");
         fs::write(&copy, program.replacen(MIN.0, MIN.1, 1)).context("cannot write a copy of sslsniff")?;

@@ -13,15 +13,15 @@ use std::{
 use anyhow::{Context, Result};
 
 /// The listening collector; it ends with this process.
-pub(super) struct Sink {
+pub(crate) struct Sink {
     /// Where it listens.
-    pub(super) address: SocketAddr,
+    pub(crate) address: SocketAddr,
     spans: Arc<AtomicU64>,
 }
 
 impl Sink {
     /// Listens on loopback.
-    pub(super) fn start() -> Result<Self> {
+    pub(crate) fn start() -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot listen on loopback")?;
         let address = listener.local_addr().context("cannot listen on loopback")?;
         let spans = Arc::new(AtomicU64::new(0));
@@ -36,7 +36,7 @@ impl Sink {
     }
 
     /// Bytes of spans that it was sent.
-    pub(super) fn span_bytes(&self) -> u64 {
+    pub(crate) fn span_bytes(&self) -> u64 {
         self.spans.load(Ordering::Relaxed)
     }
 }

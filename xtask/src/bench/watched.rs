@@ -24,7 +24,8 @@ pub(super) struct Watcher {
     process: Guarded,
     jsonl: PathBuf,
     log: PathBuf,
-    listen: SocketAddr,
+    /// Where metrics and page are.
+    pub(super) listen: SocketAddr,
 }
 
 impl Watcher {

@@ -2,6 +2,7 @@
 
 mod fingerprint;
 mod kernel_half;
+mod textbook;
 mod tools;
 
 use std::path::{Path, PathBuf};
@@ -9,6 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 pub(crate) use kernel_half::{Source, check_prebuilt, prebuilt_fits};
+pub(crate) use textbook::textbook;
 
 use crate::sh;
 

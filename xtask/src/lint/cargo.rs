@@ -33,7 +33,7 @@ const CLOSED: [(&str, &[&str]); 2] = [
     ("nexent-observer-common", &[]),
 ];
 /// Packages outside of the workspace: their manifests.
-const OUTSIDE: [&str; 2] = ["nexent-observer-ebpf/Cargo.toml", "fuzz/Cargo.toml"];
+const OUTSIDE: [&str; 3] = ["nexent-observer-ebpf/Cargo.toml", "fuzz/Cargo.toml", "tests/textbook/Cargo.toml"];
 
 /// Rule `dependencies`: the core and the wire do not grow by accident.
 pub(super) fn dependencies(tree: &Tree) -> Result<Outcome> {
@@ -112,7 +112,7 @@ pub(super) fn deny(tree: &Tree) -> Result<Outcome> {
         return Ok(Outcome::NotRun(format!("cargo-deny is not installed: {how}")));
     }
     let mut problems = Vec::new();
-    for manifest in ["Cargo.toml", "nexent-observer-ebpf/Cargo.toml"] {
+    for manifest in ["Cargo.toml", "nexent-observer-ebpf/Cargo.toml", "tests/textbook/Cargo.toml"] {
         let mut command = CARGO_DENY.command(tree.root())?.context("cargo-deny is gone")?;
         command.args(["--locked", "--manifest-path", manifest, "--log-level", "error"]);
         command.args(["check", "bans", "licenses", "sources"]);

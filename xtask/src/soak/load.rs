@@ -91,6 +91,59 @@ pub(super) fn overflow(bed: &Bed) -> Result<Figures> {
     })
 }
 
+/// Short connections, made and ended while the observer is stopped and its ring is full.
+pub(super) fn lost_ends(bed: &Bed) -> Result<Figures> {
+    let mut target = FakeTls::start(&bed.fake_tls)?;
+    let pid = target.pid().to_string();
+    let flags = ["--pid", &pid, "--read-ring-bytes", "64KiB"];
+    let mut watched = Watched::start(&bed.observer, &bed.dir, 1, &Start { flags: &flags, ..Start::default() })?;
+    // So slow that it is stopped in the middle: of some connections the beginning is seen, and not the end.
+    let n = 1000 * bed.seconds;
+    target.tell(&format!("connections {n} 1000 one"))?;
+    thread::sleep(Duration::from_millis(700));
+    let mut left: f64 = 0.0;
+    for _ in 0..bed.seconds {
+        watched.signal(Signal::STOP);
+        thread::sleep(Duration::from_millis(500));
+        watched.signal(Signal::CONT);
+        thread::sleep(Duration::from_millis(300));
+        left = left.max(watched.sum("nexent_observer_connections", &[])?);
+    }
+    let said = target.done_within(Duration::from_secs(bed.seconds) + PATIENCE)?;
+    watched.settled()?;
+    ensure_unharmed(&said)?;
+    let lost = watched.sum("nexent_observer_lost_records_total", &[])?;
+    ensure!(lost > 0.0, "nothing was lost");
+    left = left.max(watched.sum("nexent_observer_connections", &[])?);
+    ensure!(left > 0.0, "no end of a connection was lost");
+    // Idle they are after minutes; the process lives, and its addresses are not used again.
+    watched.until("nexent_observer_connections", &[], |left| left == 0.0)?;
+    watched.until("nexent_observer_open_exchanges", &[], |left| left == 0.0)?;
+    let idle = watched.sum("nexent_observer_drops_total", &["reason=\"idle\""])?;
+    ensure!(idle == 0.0, "{idle} connections ended by silence");
+    target.tell("load 50 20 3")?;
+    let next = target.done()?;
+    watched.settled()?;
+    let requests = watched.sum("llm_requests", &[])?;
+    let made = number(&said, "exchanges");
+    let streams = number(&next, "exchanges");
+    let incomplete = watched.sum("nexent_observer_incomplete_exchanges_total", &[])?;
+    ensure!(requests >= streams as f64 && requests - incomplete <= (made + streams) as f64, "{requests} requests");
+    let taken = watched.taken()?;
+    watched.stop()?;
+    Ok(Figures {
+        done: format!(
+            "{n} connections one after the other, 1000 a second; the observer, with a ring of 64 KiB, stopped for half a second again and again."
+        ),
+        seen: format!(
+            "{left} connections at once whose end was lost; seconds later none was left, and none of them had ended by silence."
+        ),
+        streams: made + streams,
+        calls: Some(number(&said, "calls") + number(&next, "calls")),
+        taken: Some(taken),
+    })
+}
+
 /// SIGSTOP in the middle of a load, SIGCONT, and another load.
 pub(super) fn stopped(bed: &Bed) -> Result<Figures> {
     let mut target = FakeTls::start(&bed.fake_tls)?;

@@ -86,6 +86,11 @@ pub const PROOFS: &[Proof] = &[
         run: load::stopped,
     },
     Proof {
+        name: "lost-ends",
+        claim: "A connection whose end was lost with a full ring is known to have ended within seconds, while its process lives.",
+        run: load::lost_ends,
+    },
+    Proof {
         name: "killed",
         claim: "Observers that are killed (SIGKILL) at random moments under load leave no breakpoint, their target gets what it has to, and the next one starts.",
         run: comings::killed,

@@ -50,12 +50,40 @@ pub fn unavailable(dir: &Path) -> Result<Option<String>> {
 
 /// Runs it; logs go to `dir`, which is emptied, images and containers to `store`. What was seen, as lines.
 pub fn run(root: &Path, binary: &Path, python: &Path, dir: &Path, store: &Path) -> Result<Vec<String>> {
+    empty(dir)?;
+    let podman = Podman::new(store)?;
+    let image = podman.image(root, binary, dir)?;
+    let mut seen = vec![
+        "podman built the image from the Dockerfile, on a base by debootstrap, around the executable that is tested"
+            .to_owned(),
+    ];
+    seen.extend(observe(root, &podman, &image, python, dir)?);
+    Ok(seen)
+}
+
+/// The same with an image from `context`, a directory with a Dockerfile and everything that it wants, as a release has one.
+pub fn run_context(root: &Path, context: &Path, python: &Path, dir: &Path, store: &Path) -> Result<Vec<String>> {
+    empty(dir)?;
+    let podman = Podman::new(store)?;
+    podman.base(&context.join("Dockerfile"))?;
+    let image = "localhost/nexent-release:1";
+    let mut build =
+        podman.command(&["build", "--pull=never", "--isolation", "chroot", "--layers=false", "--tag", image]);
+    checked(build.arg(context))?;
+    let mut seen = vec!["podman built the image from the release's context, on a base by debootstrap".to_owned()];
+    seen.extend(observe(root, &podman, image, python, dir)?);
+    Ok(seen)
+}
+
+fn empty(dir: &Path) -> Result<()> {
     if dir.exists() {
         fs::remove_dir_all(dir).with_context(|| format!("cannot empty {}", dir.display()))?;
     }
-    fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    let podman = Podman::new(store)?;
-    let image = podman.image(root, binary, dir)?;
+    fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))
+}
+
+/// An observer in a container of `image` beside a client in another container and one on the host. What was seen, as lines.
+fn observe(root: &Path, podman: &Podman, image: &str, python: &Path, dir: &Path) -> Result<Vec<String>> {
     let client_image = podman.client_image(root, dir)?;
     let server = LlmServer::start(Kind::Simulated, dir, 1)?;
 
@@ -77,8 +105,7 @@ pub fn run(root: &Path, binary: &Path, python: &Path, dir: &Path, store: &Path) 
         .stdin(Stdio::piped())
         .stdout(fs::File::create(&answers)?)
         .stderr(fs::File::create(dir.join("client.stderr"))?);
-    let mut client =
-        Running { process: Guarded::spawn("curl in a container", &mut client)?, podman: &podman, name: CLIENT };
+    let mut client = Running { process: Guarded::spawn("curl in a container", &mut client)?, podman, name: CLIENT };
     let curl = client.pid("curl")?;
 
     let mut host = Driver::start(python, "openai_sync.py", "host", &server, dir, ON_HOST)?;
@@ -90,12 +117,12 @@ pub fn run(root: &Path, binary: &Path, python: &Path, dir: &Path, store: &Path) 
     let listen = truth::free_address()?;
     let mut observing = podman.container(OBSERVER);
     observing.args(privileges(root)?).args(["--network", "host", "--env", &format!("NEXENT_OBSERVER_LISTEN={listen}")]);
-    observing.args([&image, "run", "--pid", &curl.to_string(), "--exe", &executable]).stdin(Stdio::null());
+    observing.args([image, "run", "--pid", &curl.to_string(), "--exe", &executable]).stdin(Stdio::null());
     observing
         .stdout(fs::File::create(dir.join("observer.stdout"))?)
         .stderr(fs::File::create(dir.join("observer.stderr"))?);
     let process = Guarded::spawn("the observer in a container", &mut observing)?;
-    let mut observing = Running { process, podman: &podman, name: OBSERVER };
+    let mut observing = Running { process, podman, name: OBSERVER };
     let pid = observing.pid("nexent-observer")?;
     let confined = confinement(pid)?;
     ready(&mut observing, listen, dir)?;
@@ -110,12 +137,7 @@ pub fn run(root: &Path, binary: &Path, python: &Path, dir: &Path, store: &Path) 
     let seen = same(listen, &answers, &host.log)?;
     let status = observing.process.interrupt().context("the observer does not end")?;
     ensure!(status.success(), "the observer ended with {status}; see {}", dir.display());
-    Ok(vec![
-        "podman built the image from the Dockerfile, on a base by debootstrap, around the executable that is tested"
-            .to_owned(),
-        confined,
-        seen,
-    ])
+    Ok(vec![confined, seen])
 }
 
 /// Builds the image with all stages of the Dockerfile, unoptimised, and asks the result for its configuration. Minutes.

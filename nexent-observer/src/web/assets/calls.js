@@ -6,6 +6,11 @@ export const PHASES = [
   ["connect", "Connect"], ["tls", "TLS handshake"], ["upload", "Upload"], ["first_byte_wait", "Wait for the head"],
   ["first_token_wait", "Head to first token"], ["decode", "Decode"], ["stalls", "Stalls"], ["rest", "Rest"],
 ];
+/** Why something came late, by what the socket showed; nothing is said where it was not watched. */
+const CAUSES = {
+  late_arrival: ["late arrival", "Nothing was in the socket for most of that time: the server or the network."],
+  late_read: ["late read", "Data lay in the socket unread for most of that time: the process itself."],
+};
 /** As many as the observer keeps. */
 const KEPT = 500;
 const PAGE = 50, SHORT = 6;
@@ -23,6 +28,19 @@ export function outcome(call) {
   const words = call.error_type ? clean(call.error_type) : OUTCOMES[call.outcome] ?? clean(call.outcome);
   const slow = call.slow?.length ? el("span", { class: "tag warn", title: `slow: ${call.slow.join(", ").replace("_", " ")}` }, "slow") : null;
   return el("span", { class: "outcome" }, el("span", { class: `mark ${level}`, "aria-hidden": "true" }), el("bdi", { title: OUTCOMES[call.outcome] ?? "" }, words), slow);
+}
+
+/** A cause in words and its explanation; `null` where it is unknown. */
+export const causeWords = (cause) => CAUSES[cause] ?? null;
+
+/** The causes of these stalls in words, the more frequent first, with their numbers where there are several. */
+export function causesOf(causes) {
+  const counted = Object.entries(CAUSES).map(([key, [words]]) => [words, (causes ?? []).filter((cause) => cause === key).length]);
+  const unknown = (causes ?? []).length - counted.reduce((sum, [, n]) => sum + n, 0);
+  const some = counted.filter(([, n]) => n > 0).sort((a, b) => b[1] - a[1]);
+  if (some.length === 0) return null;
+  if (some.length === 1 && unknown === 0) return some[0][0];
+  return some.concat(unknown ? [["cause unknown", unknown]] : []).map(([words, n]) => `${n} ${words}`).join(", ");
 }
 
 /** The phases of a call as one bar. */
@@ -57,10 +75,12 @@ function item(call, ...what) {
 const failed = (call) => call.outcome === "error" || call.outcome === "server_abort";
 const stalled = (call) => call.stalled_before_first_token || call.stalls?.length > 0;
 
+const why = (words) => (words ? ` (${words})` : "");
+
 function stallWords(call) {
   const longest = Math.max(0, ...(call.stalls ?? []).map(([from, to]) => to - from));
-  const inside = call.stalls?.length ? `${call.stalls.length} in the stream, longest ${seconds(longest)}` : null;
-  const before = call.stalled_before_first_token ? `${seconds(call.ttft_s ?? call.duration_s)} before the first token` : null;
+  const inside = call.stalls?.length ? `${call.stalls.length} in the stream, longest ${seconds(longest)}${why(causesOf(call.stall_causes))}` : null;
+  const before = call.stalled_before_first_token ? `${seconds(call.ttft_s ?? call.duration_s)} before the first token${why(causeWords(call.first_token_cause)?.[0])}` : null;
   return [before, inside].filter(Boolean).join("; ");
 }
 

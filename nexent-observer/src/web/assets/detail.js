@@ -1,7 +1,7 @@
 // One call: its waterfall, its token timeline, and what is known of it.
 import { $, clean, clock, el, name, number, rate, seconds, UNKNOWN } from "./dom.js";
 import { gapsChart, growthChart } from "./charts.js";
-import { known, outcome, PHASES } from "./calls.js";
+import { causesOf, causeWords, known, outcome, PHASES } from "./calls.js";
 
 let charts = [];
 let showing = null;
@@ -31,16 +31,26 @@ function spans(call) {
   };
 }
 
+/** Causes of what is shown as a phase, bar by bar. The wait for the first token is told at its longer part. */
+function causes(call) {
+  const { first_byte_wait: head = 0, first_token_wait: token = 0 } = call.phases ?? {};
+  const wait = (token ?? 0) > (head ?? 0) ? "first_token_wait" : "first_byte_wait";
+  return { stalls: call.stall_causes ?? [], [wait]: [call.first_token_cause] };
+}
+
 function waterfall(call) {
   const all = spans(call);
+  const late = causes(call);
   const ends = Object.values(all).flat(2);
   const list = el("dl", { class: "waterfall" });
   const low = Math.min(0, ...ends), high = Math.max(...ends, low + 1e-6);
   const share = (s) => `${((s / (high - low)) * 100).toFixed(3)}%`;
   for (const [key, words] of PHASES) {
     const track = el("span", { class: "track", "aria-hidden": "true" });
-    for (const [from, to] of all[key]) {
-      const bar = el("span", { class: `ph ph-${key}`, title: `${words}: ${seconds(from)} to ${seconds(to)}` });
+    for (const [i, [from, to]] of all[key].entries()) {
+      const cause = late[key]?.[i];
+      const said = causeWords(cause);
+      const bar = el("span", { class: `ph ph-${key}${said ? ` cause-${cause}` : ""}`, title: `${words}: ${seconds(from)} to ${seconds(to)}${said ? `, ${said[0]}. ${said[1]}` : ""}` });
       bar.style.left = share(from - low);
       bar.style.width = share(to - from);
       track.append(bar);
@@ -48,7 +58,9 @@ function waterfall(call) {
     const length = call.phases?.[key];
     const none = key === "stalls" ? "none" : call.stream === false && (key === "first_token_wait" || key === "decode") ? "no stream" : "not seen";
     const largest = call.phases?.largest === key ? " largest" : "";
-    list.append(el("div", { class: `phase${largest}` }, el("dt", {}, words), el("dd", { class: "bar" }, track),
+    const why = all[key].length ? causesOf(late[key]) : null;
+    const line = why ? el("span", { class: "why", title: late[key].map((cause) => causeWords(cause)?.[1]).filter((text, i, texts) => text && texts.indexOf(text) === i).join(" ") }, why) : null;
+    list.append(el("div", { class: `phase${largest}`, "data-phase": key }, el("dt", {}, words), el("dd", { class: "bar" }, track, line),
       el("dd", { class: "num" }, length === null || length === undefined ? el("span", { class: "muted" }, none) : seconds(length))));
   }
   return list;
@@ -71,6 +83,8 @@ function facts(call) {
   text("Error", call.error_type);
   text("HTTP status", call.http_status);
   text("Retry", call.retry_count ? `attempt ${call.retry_count + 1}` : null);
+  if (call.late_reads) add("Late reads", `${number(call.late_reads)}, longest ${seconds(call.read_delay_max_s)}`);
+  text("Retransmits", call.retransmits ? number(call.retransmits) : null);
   if (call.slow?.length) add("Slow", call.slow.join(", ").replace("_", " "));
   if (call.bytes_lost !== 0) add("Bytes lost", call.bytes_lost === null ? "some, not known how many" : number(call.bytes_lost));
   text("Model that answered", call.response_model === call.model ? null : call.response_model);
