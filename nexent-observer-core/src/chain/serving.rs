@@ -149,7 +149,7 @@ impl Serving {
     /// It is over; `peer` is what is known of its connection now. `None` when it was an LLM call.
     pub fn finish(self, at: MonoNs, ended: Ended, peer: Option<Peer>, chain: &mut Chain) -> Option<Inbound> {
         let Self { pid, served, tid, method, route, host, status, first_byte, prints: _, followed, llm } = self;
-        chain.end(pid, served.id, at, followed);
+        chain.end(pid, served.id, (at, ended), followed);
         let end = at.max(served.start);
         let peer = peer.or(served.peer);
         let inbound = Inbound { served, peer, pid, tid, method, route, host, status, first_byte, end, ended };

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot start fails")]
 
 mod inbound;
+mod threads;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},

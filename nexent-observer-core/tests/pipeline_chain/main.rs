@@ -1,5 +1,7 @@
 //! What causes a call: records of a process that serves and calls, joined by the whole pipeline.
 
+mod threads;
+
 use std::{collections::HashMap, mem, sync::Arc};
 
 use nexent_observer_core::{
