@@ -21,7 +21,7 @@ pub struct RecordHeader {
     /// Connection number; 0 in process records.
     pub conn: u64,
     /// Data: offset of the first byte in its direction. Close: final offset of the read direction.
-    /// Process records: `fork` the child's tgid.
+    /// Process records: `fork` the child's tgid, `thread_start` the new thread.
     pub offset: u64,
     /// Process (tgid in the initial pid namespace).
     pub tgid: u32,
@@ -68,6 +68,10 @@ pub mod kind {
     pub const LATE: u16 = 10;
     /// This host sent a segment of the connection again.
     pub const RETRANSMIT: u16 = 11;
+    /// A thread of a watched process started another one: `offset` is its tid.
+    pub const THREAD_START: u16 = 12;
+    /// A thread of a watched process ended, and not its leader.
+    pub const THREAD_END: u16 = 13;
 }
 
 /// Data that lies unread in a socket for so long, in ns, is told ([`kind::LATE`]): well over what a busy scheduler takes, so that a
@@ -202,7 +206,7 @@ impl RecordHeader {
             flags: u16_at(50),
             turn: u32_at(52),
         };
-        if !(kind::READ..=kind::RETRANSMIT).contains(&header.kind) {
+        if !(kind::READ..=kind::THREAD_END).contains(&header.kind) {
             return Err(Malformed::UnknownKind);
         }
         if header.orig_len < header.len {

@@ -77,6 +77,31 @@ pub struct Said {
     pub endpoint: Option<Arc<str>>,
 }
 
+/// Something happened to a thread of an observed process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ThreadEvent {
+    /// When.
+    pub at: MonoNs,
+    /// Process (tgid in the initial pid namespace).
+    pub pid: u32,
+    /// Thread.
+    pub tid: u32,
+    /// What.
+    pub kind: ThreadEventKind,
+}
+
+/// What happened to a thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ThreadEventKind {
+    /// It started another thread of its process, which has not run yet.
+    Started {
+        /// The new thread.
+        child: u32,
+    },
+    /// It ended.
+    Ended,
+}
+
 /// One record of the kernel half.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Record<'a> {

@@ -90,6 +90,15 @@ pub const COMPARED_BYTES: usize = 256 * 1024;
 pub const BLOCKS_OF_REQUEST: usize = 4096;
 /// Most such blocks of all requests that one process is serving.
 pub const BLOCKS: usize = 64 * 1024;
+/// Most threads of one process that were started during a request and are remembered.
+pub const STARTED_THREADS: usize = 4096;
+/// A thread that lives for so long after the request in which it was started was not started for it alone, in nanoseconds: far more than a thread
+/// takes to end on a busy machine.
+pub const THREAD_OUTLIVES_NS: u64 = 2_000_000_000;
+/// Most calls that wait for the end of the request in which their thread was started.
+pub const CALLS_WAITING: usize = 4096;
+/// How long such a call waits at most, in nanoseconds: what the observer says of it is so much late.
+pub const CALL_WAITS_NS: u64 = 60_000_000_000;
 /// Most bytes kept of the request of a tool's call, until its name was read.
 pub const TOOL_BODY_BYTES: usize = 8 * 1024;
 

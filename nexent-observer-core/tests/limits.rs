@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 /// Cap, file and name of the test that proves it.
-const PROVEN: [(&str, &str, &str); 48] = [
+const PROVEN: [(&str, &str, &str); 52] = [
     ("HEAD_BYTES", "src/http/http1/tests/mod.rs", "endless_heads_are_cut_off_and_the_next_exchange_is_right"),
     ("HEAD_FIELDS", "src/http/http1/head.rs", "too_many_fields_are_a_defect_of_their_own"),
     ("HPACK_TABLE_BYTES", "src/http/http2/hpack/tests.rs", "no_block_whatsoever_does_harm"),
@@ -55,7 +55,19 @@ const PROVEN: [(&str, &str, &str); 48] = [
     ("COMPARED_BYTES", "src/chain/content.rs", "a_body_waits_only_up_to_a_cap"),
     ("BLOCKS_OF_REQUEST", "src/chain/content.rs", "a_request_and_a_process_have_only_so_many_blocks"),
     ("BLOCKS", "src/chain/content.rs", "a_request_and_a_process_have_only_so_many_blocks"),
-    ("TOOL_BODY_BYTES", "tests/pipeline_chain.rs", "calls_of_tools_are_told_with_their_names_and_joined"),
+    (
+        "STARTED_THREADS",
+        "tests/pipeline_chain/threads.rs",
+        "more_threads_than_are_remembered_prove_nothing_and_what_is_over_is_forgotten",
+    ),
+    (
+        "THREAD_OUTLIVES_NS",
+        "tests/pipeline_chain/threads.rs",
+        "a_thread_that_makes_calls_and_outlives_its_request_discredits_those_of_its_process",
+    ),
+    ("CALLS_WAITING", "tests/pipeline_chain/threads.rs", "only_so_many_calls_wait_for_their_request_to_end"),
+    ("CALL_WAITS_NS", "tests/pipeline_chain/threads.rs", "a_call_waits_for_its_request_to_end_only_so_long"),
+    ("TOOL_BODY_BYTES", "tests/pipeline_chain/main.rs", "calls_of_tools_are_told_with_their_names_and_joined"),
     ("connections", "src/conn/table.rs", "a_full_table_lets_the_one_silent_longest_go"),
     ("idle_ns", "src/conn/table.rs", "the_idle_go_in_the_order_of_their_silence"),
     (

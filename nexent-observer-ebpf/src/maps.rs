@@ -120,6 +120,10 @@ global!(
     TASK_TGID_OFFSET: u64 = 0, task_tgid_offset
 );
 global!(
+    /// Of `pid` in it, which is the thread's number.
+    TASK_PID_OFFSET: u64 = 0, task_pid_offset
+);
+global!(
     /// Offset of `file` in `struct linux_binprm`, bytes; so are the next ones.
     BINPRM_FILE_OFFSET: u64 = 0, binprm_file_offset
 );

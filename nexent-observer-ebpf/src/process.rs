@@ -16,11 +16,12 @@ use crate::{
     inflight::now,
     maps::{
         EXECUTABLES, TARGETS, binprm_file_offset, count, file_inode_offset, inode_ino_offset, inode_sb_offset,
-        report_all_execs, sb_dev_offset, task_tgid_offset,
+        report_all_execs, sb_dev_offset, task_pid_offset, task_tgid_offset,
     },
 };
 
-/// `sched_process_fork(parent, child)`: in a filtered scope the child is observed from its first instruction.
+/// `sched_process_fork(parent, child)`: in a filtered scope the child is observed from its first instruction. Also fires for a new thread, before
+/// it runs.
 #[btf_tracepoint(function = "sched_process_fork")]
 pub fn process_fork(ctx: BtfTracePointContext) -> i32 {
     let _ = fork(&ctx);
@@ -35,8 +36,13 @@ fn fork(ctx: &BtfTracePointContext) -> Option<()> {
     let target = unsafe { *TARGETS.get(&tgid)? };
     let child: u64 = ctx.arg(1);
     let child_tgid: u32 = kernel_field(child, task_tgid_offset())?;
-    if child_tgid == tgid || child_tgid == 0 {
-        return None; // a new thread, or unreadable
+    if child_tgid == 0 {
+        return None; // unreadable
+    }
+    if child_tgid == tgid {
+        let tid: u32 = kernel_field(child, task_pid_offset())?;
+        note(kind::THREAD_START, pid_tgid, u64::from(tid));
+        return Some(());
     }
     if target.follow_forks != 0 {
         let _ = TARGETS.insert(&child_tgid, &target, 0);
@@ -90,15 +96,15 @@ fn kernel_field<T: Default>(base: u64, offset: u64) -> Option<T> {
     (result == 0).then_some(value)
 }
 
-/// `sched_process_exit` of a leader thread: user space looks whether the whole process is gone, for its leader may exit before
+/// `sched_process_exit`. Of a leader thread: user space looks whether the whole process is gone, for its leader may exit before
 /// its other threads.
 #[btf_tracepoint(function = "sched_process_exit")]
 pub fn process_exit(_ctx: BtfTracePointContext) -> i32 {
     let pid_tgid = bpf_get_current_pid_tgid();
     let tgid = (pid_tgid >> 32) as u32;
     // SAFETY: only presence matters.
-    if pid_tgid as u32 == tgid && unsafe { TARGETS.get(&tgid) }.is_some() {
-        note(kind::EXIT, pid_tgid, 0);
+    if unsafe { TARGETS.get(&tgid) }.is_some() {
+        note(if pid_tgid as u32 == tgid { kind::EXIT } else { kind::THREAD_END }, pid_tgid, 0);
     }
     0
 }

@@ -256,6 +256,9 @@ impl Observer {
                 Input::RingFills => {}
                 Input::Stop => {
                     tracing::info!("Stopping.");
+                    self.drain();
+                    self.pipeline.stop();
+                    self.drain();
                     self.hooks.spans.stop(now);
                     self.export_named();
                     return Ok(());
@@ -321,6 +324,12 @@ impl Observer {
                     }
                     pipeline.handle_said(tid, said);
                 }
+            }
+            RingEvent::Thread(event) => {
+                if let Some(recorder) = recorder {
+                    recorder.thread(&event);
+                }
+                pipeline.handle_thread(&event);
             }
             RingEvent::Process(event) => {
                 if let ProcessEvent { at, pid, kind: ProcessEventKind::Exec } = event {

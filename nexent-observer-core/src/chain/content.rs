@@ -394,8 +394,8 @@ impl Scan {
         self.found = found;
     }
 
-    pub(super) fn found(self) -> Option<Arc<Served>> {
-        self.found
+    pub(super) fn found(&self) -> Option<Arc<Served>> {
+        self.found.clone()
     }
 }
 

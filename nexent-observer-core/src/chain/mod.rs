@@ -9,6 +9,7 @@
 mod content;
 mod route;
 mod serving;
+mod threads;
 mod tool;
 mod traceparent;
 
@@ -29,13 +30,14 @@ use std::{
 use smallvec::SmallVec;
 
 use crate::{
-    event::{Address, MonoNs},
+    event::{Address, MonoNs, ThreadEvent, ThreadEventKind},
     limits::{CALLS_OPEN, HOLD_NS, SERVED_OPEN, SERVING_PROCESSES},
     stats::{DropReason, Stats},
     timing::{CausedBy, ExchangeId, Rule, Served},
 };
 
 use content::{Blocks, Scan};
+use threads::{Drained, Threads, Verdict};
 
 /// The requests that are being served, by process.
 #[derive(Debug, Default)]
@@ -43,9 +45,13 @@ pub struct Chain {
     processes: HashMap<u32, Process>,
     by_content: bool,
     /// Drains of both rings so far.
-    drains: u64,
+    drained: Drained,
     /// Processes with bodies that wait to be compared.
     to_compare: Vec<u32>,
+    /// Processes with threads of which something is to be known at the next drains.
+    to_settle: Vec<u32>,
+    /// More is known of threads than when [`Self::settled`] was asked last.
+    settled: bool,
 }
 
 /// A request that was read before a call may be told after it for so long, ns (what is held back waits for [`HOLD_NS`]), and for
@@ -70,6 +76,9 @@ struct Process {
     latest_call: MonoNs,
     /// A thread serves several requests at a time, or a request is handed from thread to thread: threads prove nothing here.
     shared_threads: bool,
+    /// A thread that made a call outlived the request in which it was started: that threads were started proves nothing here.
+    pooled_threads: bool,
+    threads: Threads,
     blocks: Blocks,
 }
 
@@ -91,7 +100,18 @@ struct Origin {
     by_trace: Found,
     by_thread: Found,
     only: Found,
+    /// When its thread was started, if it is one that was started during a request.
+    thread_started: Option<MonoNs>,
     scan: Option<Box<Scan>>,
+}
+
+/// What the rules say of a call.
+#[derive(Debug)]
+enum Joined {
+    To(Rule, Arc<Served>),
+    /// What its thread was started for is known when the request is over.
+    Later,
+    Unknown,
 }
 
 /// What a rule found.
@@ -112,9 +132,9 @@ impl Found {
         }
     }
 
-    fn one(self) -> Option<Arc<Served>> {
+    fn one(&self) -> Option<Arc<Served>> {
         match self {
-            Self::One(served) => Some(served),
+            Self::One(served) => Some(Arc::clone(served)),
             Self::None | Self::Many => None,
         }
     }
@@ -160,6 +180,7 @@ impl Chain {
                 }
             }
         }
+        process.threads.note(&request);
         process.open.push(request);
         true
     }
@@ -178,11 +199,14 @@ impl Chain {
     pub fn answered(&mut self, pid: u32, id: ExchangeId, writer: Option<u32>) {
         let Some(process) = self.processes.get_mut(&pid) else { return };
         let reader = process.open.iter().find(|request| request.served.id == id).map(|request| request.reader);
-        process.shared_threads |= reader.is_some_and(|reader| reader != writer);
+        if reader.is_some_and(|reader| reader != writer) {
+            self.settled |= process.share_threads();
+        }
     }
 
-    /// A request is over. `followed` is what [`Self::begin`] said.
-    pub fn end(&mut self, pid: u32, id: ExchangeId, at: MonoNs, followed: bool) {
+    /// A request is over, `at` that time in that manner. `followed` is what [`Self::begin`] said.
+    pub fn end(&mut self, pid: u32, id: ExchangeId, (at, ended): (MonoNs, Ended), followed: bool) {
+        let drains = self.drained.number;
         let Some(process) = self.processes.get_mut(&pid) else { return };
         if !followed {
             process.untold = process.untold.saturating_sub(1);
@@ -192,7 +216,38 @@ impl Chain {
         let over = process.open.remove(index);
         process.blocks.remove(id);
         let beside = |other: &Request| other.reader == over.reader && other.served.start < at;
-        process.shared_threads |= over.reader.is_some() && process.open.iter().any(beside);
+        if over.reader.is_some() && process.open.iter().any(beside) {
+            self.settled |= process.share_threads();
+        }
+        process.threads.over(id, at, ended == Ended::Completed, drains);
+        self.look_after(pid);
+    }
+
+    /// Something happened to a thread.
+    pub fn thread(&mut self, event: &ThreadEvent) {
+        let ThreadEvent { at, pid, tid, kind } = *event;
+        let drains = self.drained.number;
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        match kind {
+            ThreadEventKind::Started { child } if process.believes_starts() && process.untold == 0 => {
+                let mut by = Found::None;
+                let own = process.open.iter().filter(|request| request.reader == Some(tid));
+                own.filter(|request| request.served.start <= at).for_each(|request| by.add(&request.served));
+                process.threads.start(child, tid, at, drains, by);
+                self.look_after(pid);
+            }
+            ThreadEventKind::Started { child } => process.threads.start(child, tid, at, drains, Found::Many),
+            ThreadEventKind::Ended => process.threads.end(tid, at),
+        }
+    }
+
+    /// Looks after the threads of a process at the next drains, if there is something to be known of them.
+    fn look_after(&mut self, pid: u32) {
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        if !process.threads.listed && process.threads.waits() {
+            process.threads.listed = true;
+            self.to_settle.push(pid);
+        }
     }
 
     /// The process is gone.
@@ -203,7 +258,7 @@ impl Chain {
     /// A call of `pid` begins: thread `tid` wrote the first byte of its head at `at`. Whether it is followed; not, when the process
     /// never served anything.
     pub fn call(&mut self, pid: u32, id: ExchangeId, tid: Option<u32>, at: MonoNs, traceparent: Option<&str>) -> bool {
-        let (by_content, drains) = (self.by_content, self.drains);
+        let (by_content, drains) = (self.by_content, self.drained.number);
         let Some(process) = self.processes.get_mut(&pid) else { return false };
         if process.calls.len() >= CALLS_OPEN {
             return false;
@@ -217,6 +272,7 @@ impl Chain {
             by_trace: Found::None,
             by_thread: untold.clone(),
             only: untold,
+            thread_started: tid.and_then(|tid| process.threads.call(tid)),
             scan: by_content.then(Box::default),
         };
         process.open.iter().for_each(|request| origin.note(request));
@@ -276,15 +332,31 @@ impl Chain {
         self.processes.get(&pid).is_some_and(|process| process.calls.contains_key(&id))
     }
 
-    /// When [`Self::drained`] has something to do.
+    /// Whether [`Self::drained`] has something to do after this drain.
     #[must_use]
     pub fn is_due(&self) -> bool {
-        !self.to_compare.is_empty()
+        self.settled || !self.to_compare.is_empty()
+    }
+
+    /// When it has something to do again: at the next drain, for threads of which something is to be known.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<MonoNs> {
+        (!self.to_settle.is_empty()).then(|| MonoNs(self.drained.at.0.saturating_add(1)))
     }
 
     /// Both rings are drained: bodies are compared with those of all requests that came before them.
-    pub fn drained(&mut self) {
-        self.drains += 1;
+    pub fn drained(&mut self, now: MonoNs) {
+        self.drained = Drained { number: self.drained.number + 1, at: now };
+        for pid in mem::take(&mut self.to_settle) {
+            let Some(process) = self.processes.get_mut(&pid) else { continue };
+            self.settled = true;
+            process.threads.listed = false;
+            if process.threads.settle(self.drained) {
+                process.pooled_threads = true;
+                process.threads.clear();
+            }
+            self.look_after(pid);
+        }
         for pid in mem::take(&mut self.to_compare) {
             let Some(process) = self.processes.get_mut(&pid) else { continue };
             let Process { open, untold, calls, to_compare, blocks, .. } = process;
@@ -310,9 +382,14 @@ impl Chain {
         traceparent: Option<&str>,
         reader: Option<u32>,
     ) -> Option<CausedBy> {
-        let joined = self.join(pid, id, reader);
-        let told =
-            if said { Some(Rule::Hook) } else { traceparent.and_then(parse_traceparent).map(|_| Rule::Traceparent) };
+        let drained = self.drained;
+        let process = self.processes.get_mut(&pid);
+        let origin = process.and_then(|process| Some((process.calls.remove(&id)?, process)));
+        let joined = match origin.map(|(origin, process)| process.join(&origin, reader, drained)) {
+            Some(Joined::To(rule, served)) => Some((rule, served)),
+            Some(Joined::Later | Joined::Unknown) | None => None,
+        };
+        let told = told(said, traceparent);
         match (told, joined) {
             (Some(rule), joined) => Some(CausedBy { rule, served: joined.map(|(_, served)| served) }),
             (None, Some((rule, served))) => Some(CausedBy { rule, served: Some(served) }),
@@ -320,21 +397,19 @@ impl Chain {
         }
     }
 
-    fn join(&mut self, pid: u32, id: ExchangeId, reader: Option<u32>) -> Option<(Rule, Arc<Served>)> {
-        let process = self.processes.get_mut(&pid)?;
-        let Origin { tid, by_trace, by_thread, only, scan, .. } = process.calls.remove(&id)?;
-        if let Found::One(served) = by_trace {
-            return Some((Rule::Traceparent, served));
-        }
-        // A thread that waits for the answer of its call serves nothing else meanwhile.
-        let alone = tid.is_some() && reader == tid && !process.shared_threads;
-        let by_thread = if alone { by_thread.one() } else { None };
-        match (by_thread, scan.and_then(|scan| scan.found())) {
-            (Some(thread), Some(content)) if thread.id != content.id => None,
-            (Some(thread), _) => Some((Rule::Thread, thread)),
-            (None, Some(content)) => Some((Rule::Content, content)),
-            (None, None) => only.one().map(|served| (Rule::Only, served)),
-        }
+    /// Whether more will be known of a call that is over when [`Self::settled`] says so. The arguments are those of [`Self::cause`].
+    #[must_use]
+    pub fn waits(&self, pid: u32, id: ExchangeId, said: bool, traceparent: Option<&str>, reader: Option<u32>) -> bool {
+        let Some(process) = self.processes.get(&pid).filter(|_| told(said, traceparent).is_none()) else {
+            return false;
+        };
+        let joined = process.calls.get(&id).map(|origin| process.join(origin, reader, self.drained));
+        matches!(joined, Some(Joined::Later))
+    }
+
+    /// Whether more is known of calls that wait than when it was asked last.
+    pub fn settled(&mut self) -> bool {
+        mem::take(&mut self.settled)
     }
 
     /// The request that thread `tid` of a process is serving now, as far as that can be known now.
@@ -359,6 +434,51 @@ impl Chain {
         match found.as_slice() {
             [one] => Some(Arc::clone(&one.served)),
             _ => None,
+        }
+    }
+}
+
+/// The rule that applies because somebody said so.
+fn told(said: bool, traceparent: Option<&str>) -> Option<Rule> {
+    if said { Some(Rule::Hook) } else { traceparent.and_then(parse_traceparent).map(|_| Rule::Traceparent) }
+}
+
+impl Process {
+    /// Threads prove nothing from now on. Whether they did until now.
+    fn share_threads(&mut self) -> bool {
+        self.threads.clear();
+        !mem::replace(&mut self.shared_threads, true)
+    }
+
+    fn believes_starts(&self) -> bool {
+        !self.shared_threads && !self.pooled_threads
+    }
+
+    fn join(&self, origin: &Origin, reader: Option<u32>, drained: Drained) -> Joined {
+        let Origin { tid, by_trace, by_thread, only, thread_started, scan, .. } = origin;
+        if let Some(served) = by_trace.one() {
+            return Joined::To(Rule::Traceparent, served);
+        }
+        // A thread that waits for the answer of its call serves nothing else meanwhile.
+        let alone = tid.is_some() && reader == *tid && !self.shared_threads;
+        let own = if alone { by_thread.one() } else { None };
+        match (own, scan.as_ref().and_then(|scan| scan.found())) {
+            (Some(thread), Some(content)) if thread.id != content.id => return Joined::Unknown,
+            (Some(thread), _) => return Joined::To(Rule::Thread, thread),
+            (None, Some(content)) => return Joined::To(Rule::Content, content),
+            (None, None) => {}
+        }
+        if let Some(served) = only.one() {
+            return Joined::To(Rule::Only, served);
+        }
+        // A thread that reads requests itself works for those.
+        let (Some(tid), Some(started), true) = (*tid, *thread_started, alone && *by_thread == Found::None) else {
+            return Joined::Unknown;
+        };
+        match self.threads.verdict(tid, started, drained) {
+            Verdict::For(served) if self.believes_starts() => Joined::To(Rule::StartedThread, served),
+            Verdict::Pending => Joined::Later,
+            Verdict::For(_) | Verdict::None => Joined::Unknown,
         }
     }
 }

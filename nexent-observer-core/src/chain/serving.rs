@@ -19,8 +19,10 @@ const OTHER_METHOD: &str = "_OTHER";
 /// A request that the process served, and that was no LLM call. Of its contents nothing is kept, of its path only the route.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Inbound {
-    /// Its identity, endpoint, peer, begin and `traceparent`.
+    /// Its identity, endpoint, begin and `traceparent`, and its peer as far as that was known when it began.
     pub served: Arc<Served>,
+    /// The two ends of its connection, where they were seen. Of a TLS connection they are known once the process wrote on it.
+    pub peer: Option<Peer>,
     /// Process (tgid in the initial pid namespace).
     pub pid: u32,
     /// Thread that read its head.
@@ -144,12 +146,13 @@ impl Serving {
         None
     }
 
-    /// It is over; `None` when it was an LLM call.
-    pub fn finish(self, at: MonoNs, ended: Ended, chain: &mut Chain) -> Option<Inbound> {
+    /// It is over; `peer` is what is known of its connection now. `None` when it was an LLM call.
+    pub fn finish(self, at: MonoNs, ended: Ended, peer: Option<Peer>, chain: &mut Chain) -> Option<Inbound> {
         let Self { pid, served, tid, method, route, host, status, first_byte, prints: _, followed, llm } = self;
-        chain.end(pid, served.id, at, followed);
+        chain.end(pid, served.id, (at, ended), followed);
         let end = at.max(served.start);
-        let inbound = Inbound { served, pid, tid, method, route, host, status, first_byte, end, ended };
+        let peer = peer.or(served.peer);
+        let inbound = Inbound { served, peer, pid, tid, method, route, host, status, first_byte, end, ended };
         (!llm).then_some(inbound)
     }
 }

@@ -1,4 +1,4 @@
-//! Caps of the chain. What it joins is in `tests/pipeline_chain.rs`.
+//! Caps of the chain. What it joins is in `tests/pipeline_chain/main.rs`.
 
 use super::*;
 use crate::event::ConnId;
@@ -24,7 +24,7 @@ fn more_requests_than_are_followed_leave_only_what_was_said() {
         chain.cause(PID, id, false, None, Some(tid)).map(|cause| cause.rule)
     };
     assert_eq!((cause(&mut chain, 3), chain.serving(PID, 3)), (None, None), "one is not followed");
-    chain.end(PID, served(u32::MAX).id, MonoNs(9), false);
+    chain.end(PID, served(u32::MAX).id, (MonoNs(9), Ended::Completed), false);
     assert_eq!(cause(&mut chain, 3), Some(Rule::Thread));
     for pid in 0..SERVING_PROCESSES as u32 + 9 {
         let told = chain.begin(1000 + pid, served(0), None, false, &mut stats);
@@ -54,7 +54,7 @@ fn more_calls_than_are_followed_have_no_cause() {
     }
     assert_eq!(chain.processes[&PID].fresh.len(), CALLS_OPEN);
     assert_eq!(chain.cause(PID, id(3), false, None, Some(1)), None, "it would not hear of what is told late");
-    (0..=FRESH_DRAINS).for_each(|_| chain.drained());
+    (0..=FRESH_DRAINS).for_each(|_| chain.drained(MonoNs(0)));
     assert!(chain.call(PID, id(3), Some(1), MonoNs(2 * FRESH_NS + 9), None));
     assert_eq!(chain.processes[&PID].fresh.len(), 1);
     assert_eq!(chain.cause(PID, id(7), false, None, Some(1)).map(|cause| cause.rule), Some(Rule::Thread));

@@ -55,7 +55,7 @@ impl Beside {
                 self.serving.extend(begun.map(Box::new));
                 // The stage before ends its oldest exchange at the same cap; this one is for it not to matter.
                 if self.serving.len() > OPEN_EXCHANGES {
-                    self.over(0, event, Ended::Broken, shared);
+                    self.over(0, event, Ended::Broken, of, shared);
                 }
             }
             Role::Client if self.tools.len() < OPEN_EXCHANGES => {
@@ -73,7 +73,7 @@ impl Beside {
             && let Some(serving) = self.serving.get_mut(at)
             && let Some(ended) = serving.feed(event, of.writer, &mut shared.chain)
         {
-            self.over(at, event, ended, shared);
+            self.over(at, event, ended, of, shared);
         }
         if let Some(at) = self.tools.iter().position(|tool| tool.draft.id() == id)
             && self.tools.get_mut(at).is_some_and(|tool| tool.draft.feed(event))
@@ -85,9 +85,9 @@ impl Beside {
         }
     }
 
-    fn over(&mut self, at: usize, event: &HttpEvent<'_>, ended: Ended, shared: &mut SharedCalls) {
+    fn over(&mut self, at: usize, event: &HttpEvent<'_>, ended: Ended, of: Of, shared: &mut SharedCalls) {
         let serving = self.serving.remove(at);
-        if let Some(inbound) = serving.finish(event.at.ret, ended, &mut shared.chain) {
+        if let Some(inbound) = serving.finish(event.at.ret, ended, of.peer, &mut shared.chain) {
             shared.give_out(Output::Inbound(Box::new(inbound)));
         }
     }

@@ -24,8 +24,8 @@ use std::{
 use crate::{
     chain::{Chain, Inbound, ToolCall},
     conn::{CloseCause, Table},
-    event::{Address, ConnId, Direction, MonoNs, Record, RecordKind, Said, Stamp},
-    limits::{Limits, OUTPUTS},
+    event::{Address, ConnId, Direction, MonoNs, Record, RecordKind, Said, Stamp, ThreadEvent},
+    limits::{CALL_WAITS_NS, CALLS_WAITING, Limits, OUTPUTS},
     stats::{DropReason, Stats},
     timing::{ActiveStream, Exchange, ExchangeId, Options, Retries, Rule, Served},
 };
@@ -92,6 +92,8 @@ struct SharedCalls {
     chain: Chain,
     /// What waits for both rings to be drained, to be joined to what caused it; with the thread that read its end.
     parked: Vec<(Parked, Option<u32>)>,
+    /// What waits until a request is over, in the order in which it began to; with the thread, and when it has waited long enough.
+    waiting: VecDeque<(Parked, Option<u32>, MonoNs)>,
     outputs: VecDeque<Output>,
     tap: Option<Box<dyn Tap>>,
     /// For a tap: what was counted in the event of a WebSocket.
@@ -204,14 +206,27 @@ impl Pipeline {
         self.said.insert(tid, said);
     }
 
+    /// Something happened to a thread. Call it in the order of the ring.
+    pub fn handle_thread(&mut self, event: &ThreadEvent) {
+        self.shared.calls.chain.thread(event);
+    }
+
     /// The process is gone: its connections end at `at`. Call it after the drain in which the last records of the
     /// process came.
     pub fn process_exit(&mut self, pid: u32, at: MonoNs) {
         for (_, mut connection) in self.table.remove_pid(pid) {
             connection.close(at, CloseCause::ProcessExit, &mut self.shared);
         }
-        self.shared.calls.join_parked();
-        self.shared.calls.chain.process_exit(pid);
+        self.shared.calls.process_exit(pid);
+    }
+
+    /// The observer ends: nothing more is waited for.
+    pub fn stop(&mut self) {
+        let calls = &mut self.shared.calls;
+        calls.join_parked(None);
+        for (call, reader, _) in std::mem::take(&mut calls.waiting) {
+            calls.join(call, reader);
+        }
     }
 
     /// The observer detached from a process that lives on.
@@ -219,8 +234,7 @@ impl Pipeline {
         for (_, mut connection) in self.table.remove_pid(pid) {
             connection.close(at, CloseCause::Evicted, &mut self.shared);
         }
-        self.shared.calls.join_parked();
-        self.shared.calls.chain.process_exit(pid);
+        self.shared.calls.process_exit(pid);
     }
 
     /// The connections that were not heard since `before`, each as the record that ends it at `at`: for those of which the kernel half knows
@@ -245,11 +259,9 @@ impl Pipeline {
         if !self.verdicts.is_empty() || !calls.parked.is_empty() || calls.chain.is_due() {
             return Some(MonoNs(0));
         }
+        let waits = calls.waiting.front().map(|(.., until)| *until);
         let held = self.held.iter().filter_map(|&id| self.table.get(id)?.poll_timeout()).min();
-        match (held, self.table.poll_timeout()) {
-            (Some(held), Some(idle)) => Some(held.min(idle)),
-            (held, idle) => held.or(idle),
-        }
+        [held, self.table.poll_timeout(), waits, calls.chain.poll_timeout()].into_iter().flatten().min()
     }
 
     /// Does what was due at `now`. Call it only after a drain of both rings: what waits for a record of the other ring
@@ -273,8 +285,9 @@ impl Pipeline {
         while let Some((_, mut connection)) = table.pop_idle(now, &mut shared.conn) {
             connection.close(now, CloseCause::Evicted, shared);
         }
-        shared.calls.chain.drained();
-        shared.calls.join_parked();
+        shared.calls.chain.drained(now);
+        shared.calls.join_waiting(now);
+        shared.calls.join_parked(Some(now));
     }
 
     /// The next output.
@@ -301,6 +314,14 @@ impl Pipeline {
 }
 
 impl Parked {
+    /// What tells its cause without the chain: a hook's word, and its `traceparent`.
+    fn told(&self) -> (bool, Option<&str>) {
+        match self {
+            Self::Exchange(exchange) => (exchange.said.is_some(), exchange.call.traceparent.as_deref()),
+            Self::Tool(call) => (call.said.is_some(), call.traceparent.as_deref()),
+        }
+    }
+
     fn id(&self) -> (u32, ExchangeId) {
         match self {
             Self::Exchange(exchange) => (exchange.pid, exchange.id),
@@ -326,6 +347,7 @@ impl SharedCalls {
             timing: Stats::default(),
             chain: Chain::default(),
             parked: Vec::new(),
+            waiting: VecDeque::new(),
             outputs: VecDeque::new(),
             tap: None,
             counted: Vec::new(),
@@ -334,11 +356,11 @@ impl SharedCalls {
     }
 
     /// Gives out a call together with what caused it: now, if nothing can have, else when both rings are drained. No call
-    /// overtakes another, so that those of one connection come in their order.
+    /// overtakes another until then, so that those of one connection come in their order.
     fn give_out_joined(&mut self, call: Parked, reader: Option<u32>) {
         let (pid, id) = call.id();
         if self.parked.len() >= OUTPUTS {
-            self.join_parked();
+            self.join_parked(None);
         }
         if self.chain.follows(pid, id) || !self.parked.is_empty() {
             self.parked.push((call, reader));
@@ -347,22 +369,62 @@ impl SharedCalls {
         }
     }
 
-    fn join_parked(&mut self) {
+    /// Both rings are drained; `now`: some may wait for more.
+    fn join_parked(&mut self, now: Option<MonoNs>) {
         for (call, reader) in std::mem::take(&mut self.parked) {
-            self.join(call, reader);
+            match now {
+                Some(now) if self.waits(&call, reader) && self.waiting.len() < CALLS_WAITING => {
+                    self.waiting.push_back((call, reader, MonoNs(now.0.saturating_add(CALL_WAITS_NS))));
+                }
+                _ => self.join(call, reader),
+            }
         }
+    }
+
+    /// Both rings are drained: what has waited long enough, or has nothing more to wait for, is joined.
+    fn join_waiting(&mut self, now: MonoNs) {
+        let settled = self.chain.settled();
+        if !settled && self.waiting.front().is_none_or(|(.., until)| *until > now) {
+            return;
+        }
+        for (call, reader, until) in std::mem::take(&mut self.waiting) {
+            if until > now && self.waits(&call, reader) {
+                self.waiting.push_back((call, reader, until));
+            } else {
+                self.join(call, reader);
+            }
+        }
+    }
+
+    fn waits(&self, call: &Parked, reader: Option<u32>) -> bool {
+        let (pid, id) = call.id();
+        let (said, traceparent) = call.told();
+        self.chain.waits(pid, id, said, traceparent, reader)
+    }
+
+    fn process_exit(&mut self, pid: u32) {
+        self.join_parked(None);
+        for (call, reader, until) in std::mem::take(&mut self.waiting) {
+            if call.id().0 == pid {
+                self.join(call, reader);
+            } else {
+                self.waiting.push_back((call, reader, until));
+            }
+        }
+        self.chain.process_exit(pid);
     }
 
     fn join(&mut self, call: Parked, reader: Option<u32>) {
         let (pid, id) = call.id();
-        let mut cause = |said: bool, traceparent: Option<&str>| self.chain.cause(pid, id, said, traceparent, reader);
+        let (said, traceparent) = call.told();
+        let cause = self.chain.cause(pid, id, said, traceparent, reader);
         let output = match call {
             Parked::Exchange(mut exchange) => {
-                exchange.cause = cause(exchange.said.is_some(), exchange.call.traceparent.as_deref());
+                exchange.cause = cause;
                 Output::Exchange(exchange)
             }
             Parked::Tool(mut call) => {
-                call.cause = cause(call.said.is_some(), call.traceparent.as_deref());
+                call.cause = cause;
                 Output::Tool(call)
             }
         };

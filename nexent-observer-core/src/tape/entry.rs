@@ -6,7 +6,10 @@ use std::sync::Arc;
 use super::wire::{self, Reader};
 use crate::{
     conn::{CloseCause, GapCause},
-    event::{Address, ConnId, Direction, Found, MonoNs, Peer, Record, RecordFlags, RecordKind, Role, Said, Stamp},
+    event::{
+        Address, ConnId, Direction, Found, MonoNs, Peer, Record, RecordFlags, RecordKind, Role, Said, Stamp,
+        ThreadEvent, ThreadEventKind,
+    },
     http::{
         AbortCause, ExchangeNo, Head, Headers, HttpEvent, HttpEventKind, Message, MessageKind, RequestHead,
         ResponseHead, Side,
@@ -47,6 +50,8 @@ pub enum Entry<'a> {
         /// When.
         at: MonoNs,
     },
+    /// With content: what happened to a thread went into the pipeline.
+    Thread(ThreadEvent),
     /// With content: time passed, and something was due.
     Timeout(MonoNs),
     /// Without content: a tap was shown something.
@@ -69,6 +74,8 @@ mod tag {
     pub(super) const SENT: u8 = 22;
     pub(super) const LATE: u8 = 23;
     pub(super) const RETRANSMIT: u8 = 24;
+    pub(super) const THREAD_STARTED: u8 = 25;
+    pub(super) const THREAD_ENDED: u8 = 26;
     pub(super) const CONNECTION: u8 = 32;
     pub(super) const BEGIN: u8 = 33;
     pub(super) const UNSAID: u8 = 34;
@@ -123,6 +130,21 @@ pub fn exit(out: &mut Vec<u8>, pid: u32, at: MonoNs) {
     out.push(tag::EXIT);
     wire::number(out, pid.into());
     wire::number(out, at.0);
+}
+
+/// Appends an [`Entry::Thread`].
+pub fn thread(out: &mut Vec<u8>, event: &ThreadEvent) {
+    let ThreadEvent { at, pid, tid, kind } = *event;
+    out.push(match kind {
+        ThreadEventKind::Started { .. } => tag::THREAD_STARTED,
+        ThreadEventKind::Ended => tag::THREAD_ENDED,
+    });
+    wire::number(out, pid.into());
+    wire::number(out, tid.into());
+    wire::number(out, at.0);
+    if let ThreadEventKind::Started { child } = kind {
+        wire::number(out, child.into());
+    }
 }
 
 /// Appends an [`Entry::Timeout`].
@@ -405,6 +427,15 @@ pub fn read<R>(bytes: &[u8], with: impl FnOnce(Entry<'_>) -> R) -> Result<R, Mal
             let (pid, at) = (from.small()?, MonoNs(from.number()?));
             from.end()?;
             Entry::Exit { pid, at }
+        }
+        tag::THREAD_STARTED | tag::THREAD_ENDED => {
+            let (pid, tid, at) = (from.small()?, from.small()?, MonoNs(from.number()?));
+            let kind = match tag {
+                tag::THREAD_STARTED => ThreadEventKind::Started { child: from.small()? },
+                _ => ThreadEventKind::Ended,
+            };
+            from.end()?;
+            Entry::Thread(ThreadEvent { at, pid, tid, kind })
         }
         tag::TIMEOUT => {
             let now = MonoNs(from.number()?);

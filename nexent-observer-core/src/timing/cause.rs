@@ -44,10 +44,12 @@ pub enum Rule {
     Content,
     /// It was the only request that the process was serving.
     Only,
+    /// The thread that made the call was started by one that was serving exactly this request, and ended before the request did.
+    StartedThread,
 }
 
 impl Rule {
-    /// Value of `parent_rule`: `hook`, `traceparent`, `thread`, `content`, `only`.
+    /// Value of `parent_rule`: `hook`, `traceparent`, `thread`, `content`, `only`, `started_thread`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -56,6 +58,7 @@ impl Rule {
             Self::Thread => "thread",
             Self::Content => "content",
             Self::Only => "only",
+            Self::StartedThread => "started_thread",
         }
     }
 }

@@ -5,7 +5,10 @@ use nexent_observer_core::{
     http::{ExchangeNo, Head, HttpEvent, HttpEventKind, Side},
 };
 use nexent_observer_core::{
-    event::{Address, ConnId, Direction, Found, MonoNs, Peer, Record, RecordFlags, RecordKind, Stamp},
+    event::{
+        Address, ConnId, Direction, Found, MonoNs, Peer, Record, RecordFlags, RecordKind, Stamp, ThreadEvent,
+        ThreadEventKind,
+    },
     limits::{REDACT_BYTES, REDACT_EVENTS, TAPE_BLOCK_BYTES, TAPE_ENTRY_BYTES},
     pipeline::{Counted, SocketTold, Tapped},
     tape::{
@@ -33,6 +36,21 @@ fn entries() -> Vec<Vec<u8>> {
             out
         })
         .collect()
+}
+
+#[test]
+fn what_happened_to_a_thread_is_read_as_it_was_written_and_not_when_it_is_cut() {
+    for kind in [ThreadEventKind::Started { child: 70_000 }, ThreadEventKind::Ended] {
+        let event = ThreadEvent { at: MonoNs(u64::MAX), pid: 7, tid: 300, kind };
+        let mut out = Vec::new();
+        entry::thread(&mut out, &event);
+        assert_eq!(entry::read(&out, |entry| entry == Entry::Thread(event)), Ok(true));
+        for cut in 1..out.len() {
+            assert!(entry::read(&out[..cut], |_| ()).is_err(), "{cut}");
+        }
+        out.push(0);
+        assert!(entry::read(&out, |_| ()).is_err());
+    }
 }
 
 /// A file of blocks of ten entries each.

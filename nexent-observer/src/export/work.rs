@@ -99,7 +99,7 @@ impl Work {
         attributes.text("http.route", route);
         attributes.int("http.response.status_code", inbound.status.map(i64::from));
         attributes.host(inbound.host.as_deref());
-        attributes.peer(inbound.served.peer);
+        attributes.peer(inbound.peer);
         attributes.int("thread.id", inbound.tid.map(i64::from));
         attributes.text("nexent.outcome", Some(outcome(inbound.ended)));
         let failed = inbound.status.filter(|status| *status >= 500);
@@ -257,7 +257,8 @@ mod tests {
         let peer = fixture::completed().peer;
         let endpoint = Some("POST /api/agent/run".into());
         Inbound {
-            served: Arc::new(Served { id: ID, endpoint, peer, start: MonoNs(1_000_000_000), traceparent: None }),
+            served: Arc::new(Served { id: ID, endpoint, peer: None, start: MonoNs(1_000_000_000), traceparent: None }),
+            peer,
             pid: 7,
             tid: Some(8),
             method: Some("POST"),

@@ -70,6 +70,7 @@ impl Play {
         self.now += 1_000;
         let inbound = Inbound {
             served: Arc::clone(served),
+            peer: served.peer,
             pid: PID,
             tid: Some(8),
             method: Some("GET"),

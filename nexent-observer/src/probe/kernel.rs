@@ -285,6 +285,7 @@ impl KernelHalf {
         let btf_bytes = fs::read(btf::KERNEL_BTF).map_err(|source| KernelError::NoBtf { source })?;
         let members = btf::Members::parse(&btf_bytes)?;
         let tgid_offset = members.offset("task_struct", "tgid")?;
+        let pid_offset = members.offset("task_struct", "pid")?;
         let socket_offsets = plain::Offsets::find(&members)?;
         let exec_offsets = exec_offsets(&members)?;
         let phase_offsets = phases::offsets(&members)?;
@@ -302,6 +303,7 @@ impl KernelHalf {
             .override_global("READ_WAKE_BYTES", &read_wake, true)
             .override_global("WRITE_WAKE_BYTES", &write_wake, true)
             .override_global("TASK_TGID_OFFSET", &tgid_offset, true)
+            .override_global("TASK_PID_OFFSET", &pid_offset, true)
             .override_global("REPORT_ALL_EXECS", &report_all, true)
             .override_global("PHASES", &phases_wanted, true)
             .map_max_entries("READS", options.read_ring_bytes)

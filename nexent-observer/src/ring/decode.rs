@@ -4,7 +4,8 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use nexent_observer_common::record::{self, AF_INET, AF_INET6, AF_UNIX, Malformed, RecordHeader, flag, found, kind};
 use nexent_observer_core::event::{
-    Address, ConnId, Direction, Found, MonoNs, Peer, Record, RecordFlags, RecordKind, Stamp,
+    Address, ConnId, Direction, Found, MonoNs, Peer, Record, RecordFlags, RecordKind, Stamp, ThreadEvent,
+    ThreadEventKind,
 };
 
 /// What comes out of the rings.
@@ -14,6 +15,8 @@ pub enum RingEvent<'a> {
     Record(Record<'a>),
     /// A process was born, changed or ended.
     Process(ProcessEvent),
+    /// A thread of a process started another one, or ended.
+    Thread(ThreadEvent),
     /// An in-process hook said something.
     Announcement(Announcement<'a>),
 }
@@ -66,6 +69,7 @@ pub fn decode(entry: &[u8]) -> Result<RingEvent<'_>, Malformed> {
     let at = Stamp { entry: MonoNs(entry_ns), ret: MonoNs(return_ns) };
     let process = |kind| RingEvent::Process(ProcessEvent { at: at.ret, pid: tgid, kind });
     let record = |kind| RingEvent::Record(Record { conn: ConnId(conn), pid: tgid, tid, at, kind });
+    let thread = |kind| RingEvent::Thread(ThreadEvent { at: at.ret, pid: tgid, tid, kind });
     let has = |bit| flags & bit != 0;
     let flags = RecordFlags {
         from_start: has(flag::FROM_START),
@@ -97,6 +101,8 @@ pub fn decode(entry: &[u8]) -> Result<RingEvent<'_>, Malformed> {
         kind::FORK => process(ProcessEventKind::Fork { child: offset as u32 }),
         kind::EXEC => process(ProcessEventKind::Exec),
         kind::EXIT => process(ProcessEventKind::Exit),
+        kind::THREAD_START => thread(ThreadEventKind::Started { child: offset as u32 }),
+        kind::THREAD_END => thread(ThreadEventKind::Ended),
         _ => return Err(Malformed::UnknownKind),
     })
 }

@@ -16,7 +16,7 @@ use std::{
 };
 
 use nexent_observer_core::{
-    event::{ConnId, MonoNs, Record, Said},
+    event::{ConnId, MonoNs, Record, Said, ThreadEvent},
     limits::Limits,
     pipeline::{Tap, Tapped},
     tape::{
@@ -196,6 +196,11 @@ impl Recorder {
     /// The pipeline is told that a process is gone.
     pub fn exit(&self, pid: u32, at: MonoNs) {
         self.sink().put(|out| entry::exit(out, pid, at));
+    }
+
+    /// What happened to a thread goes into the pipeline.
+    pub fn thread(&self, event: &ThreadEvent) {
+        self.sink().put(|out| entry::thread(out, event));
     }
 
     /// The pipeline is told the time.

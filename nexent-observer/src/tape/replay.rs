@@ -14,7 +14,7 @@ use std::{
 
 use mio::{Events, Poll, Token, Waker};
 use nexent_observer_core::{
-    event::MonoNs,
+    event::{MonoNs, ThreadEvent},
     limits::Limits,
     pipeline::{Output, Pipeline, Replay, Tapped},
     stats::Stats,
@@ -127,6 +127,8 @@ pub fn run(options: &Options, mut config: Config) -> Result<(), RunError> {
         lost: 0,
     };
     let report = source::read(&options.file, |kind, entry| replaying.take(kind, &entry))?;
+    replaying.core.end();
+    replaying.collect();
     replaying.deliver(true);
     let Replaying { exports, pace, lost, core, .. } = replaying;
     exports.health.core(&core.stats());
@@ -192,9 +194,17 @@ impl Core {
             (Self::Pipeline(pipeline), Entry::Record(record)) => pipeline.handle_event(record),
             (Self::Pipeline(pipeline), Entry::Said { tid, said }) => pipeline.handle_said(*tid, said.clone()),
             (Self::Pipeline(pipeline), Entry::Exit { pid, at }) => pipeline.process_exit(*pid, *at),
+            (Self::Pipeline(pipeline), Entry::Thread(event)) => pipeline.handle_thread(event),
             (Self::Pipeline(pipeline), Entry::Timeout(now)) => pipeline.handle_timeout(*now),
             (Self::Replay(replay), Entry::Tapped(conn, tapped)) => replay.handle(*conn, tapped),
             _ => {}
+        }
+    }
+
+    /// The recording is over.
+    pub(super) fn end(&mut self) {
+        if let Self::Pipeline(pipeline) = self {
+            pipeline.stop();
         }
     }
 
@@ -235,7 +245,7 @@ impl Core {
 fn time(entry: &Entry<'_>) -> Option<MonoNs> {
     match entry {
         Entry::Record(record) => Some(record.at.ret),
-        Entry::Exit { at, .. } => Some(*at),
+        Entry::Exit { at, .. } | Entry::Thread(ThreadEvent { at, .. }) => Some(*at),
         Entry::Timeout(now) => Some(*now),
         Entry::Tapped(_, Tapped::Http(event)) => Some(event.at.ret),
         _ => None,
@@ -310,16 +320,21 @@ impl Replaying {
                     return false;
                 }
                 self.core.take(entry);
-                while let Some(output) = self.core.next() {
-                    if self.services.nameless.len() < NAMELESS {
-                        self.services.nameless.push(output);
-                    }
-                }
+                self.collect();
                 return !self.pace.is_stopped();
             }
         }
         self.deliver(false);
         true
+    }
+
+    /// Takes what ended out of the core.
+    fn collect(&mut self) {
+        while let Some(output) = self.core.next() {
+            if self.services.nameless.len() < NAMELESS {
+                self.services.nameless.push(output);
+            }
+        }
     }
 
     /// Exports what ended; `all`: also of processes that have no name.

@@ -153,6 +153,15 @@ fn pick(file: &Path, wanted: ExchangeId) -> Result<Answer, RunError> {
     Ok(answer)
 }
 
+/// Takes the exchanges that ended out of the core.
+fn ended(core: &mut Core, each: &mut dyn FnMut(&Exchange)) {
+    while let Some(output) = core.next() {
+        if let Output::Exchange(exchange) = output {
+            each(&exchange);
+        }
+    }
+}
+
 /// Reads a recording to its end.
 fn through(file: &Path, mut pick: Option<Pick>, each: &mut dyn FnMut(&Exchange)) -> Result<(), RunError> {
     let mut core = Core::None;
@@ -170,12 +179,11 @@ fn through(file: &Path, mut pick: Option<Pick>, each: &mut dyn FnMut(&Exchange))
             pick.take(*conn, *tapped);
         }
         core.take(&entry);
-        while let Some(output) = core.next() {
-            let Output::Exchange(exchange) = output else { continue };
-            each(&exchange);
-        }
+        ended(&mut core, each);
         true
     })?;
+    core.end();
+    ended(&mut core, each);
     if report.ending != Ending::Whole {
         tracing::warn!("The recording is not whole; what comes before its end is used.");
     }

@@ -2,6 +2,7 @@
 #![expect(clippy::print_stdout, reason = "the table is what this command is for")]
 
 mod attach;
+mod chain;
 mod figure;
 mod from_memory;
 mod hooks;
@@ -80,6 +81,7 @@ const GROUPS: &[Group] = &[
     Group { name: "page", observer: true, programs: &["fake_tls"], run: page::run },
     Group { name: "loss", observer: true, programs: &["fake_tls"], run: load::loss },
     Group { name: "core", observer: false, programs: &[], run: from_memory::run },
+    Group { name: "chain", observer: true, programs: &[], run: chain::run },
     Group { name: "stamps", observer: true, programs: &[], run: stamps::run },
     Group { name: "attach", observer: true, programs: &["fake_tls"], run: attach::run },
     Group { name: "hooks", observer: true, programs: &[], run: hooks::run },

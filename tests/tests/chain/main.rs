@@ -3,6 +3,9 @@
 //! marker that the backend puts into each call. Needs root, eBPF and `cargo xtask build`.
 #![expect(clippy::unwrap_used, reason = "a test that cannot start fails")]
 
+mod inbound;
+mod threads;
+
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fs,
@@ -30,6 +33,7 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 static PYTHON: OnceLock<PathBuf> = OnceLock::new();
 
 /// One run of a backend.
+#[derive(Clone, Copy)]
 struct Run<'a> {
     name: &'a str,
     shape: &'a str,
@@ -37,6 +41,15 @@ struct Run<'a> {
     observer: &'a [&'a str],
     requests: usize,
     concurrency: usize,
+    /// How it is asked; `None`: by HTTP/1.1 without TLS, a thread for each connection.
+    front: Option<Front>,
+}
+
+/// A backend that answers with streams of events is asked like this.
+#[derive(Clone, Copy)]
+struct Front {
+    http: u32,
+    tls: bool,
 }
 
 /// What was seen of it.
@@ -46,6 +59,8 @@ struct Seen {
     spans: Vec<Value>,
     metrics: String,
     requests: usize,
+    /// What the clients of a [`Front`] saw of each request.
+    clients: Vec<Value>,
 }
 
 fn lines(path: &Path) -> Vec<Value> {
@@ -65,6 +80,9 @@ impl Run<'_> {
         command.arg(sh::fixture("chain/backend.py").unwrap()).args(["--shape", self.shape]).args(self.flags);
         command.args(["--base-url", &server.base_url]).env("SSL_CERT_FILE", &server.certificate.cert);
         command.env("ENABLE_TELEMETRY", "true").stderr(fs::File::create(dir.join("backend.stderr")).unwrap());
+        if self.front.is_some_and(|front| front.tls) {
+            command.arg("--cert").arg(&server.certificate.cert).arg("--key").arg(&server.certificate.key);
+        }
         let backend = Guarded::talking("the backend", &mut command).unwrap();
         let ready = backend.event("ready", Duration::from_secs(60)).unwrap();
         let (collector, otlp) = Receiver::collector(&dir).unwrap();
@@ -73,8 +91,24 @@ impl Run<'_> {
         let binary = target.join("release/nexent-observer");
         let mut observer = Observer::start(&binary, &targets, &dir, truth::free_address().unwrap(), None).unwrap();
         observer.attached(1, Duration::from_secs(30)).unwrap();
-        let mut load = Command::new("python3");
-        load.arg(sh::fixture("chain/load.py").unwrap()).args(["--port", &ready["port"].to_string()]);
+        let log = dir.join("clients.jsonl");
+        let mut load = match self.front {
+            None => {
+                let mut load = Command::new("python3");
+                load.arg(sh::fixture("chain/load.py").unwrap());
+                load
+            }
+            Some(Front { http, tls }) => {
+                let mut load = Command::new(python);
+                load.arg(sh::fixture("chain/load_async.py").unwrap()).args(["--http", &http.to_string()]);
+                load.env("SSL_CERT_FILE", &server.certificate.cert).arg("--log").arg(&log);
+                if !tls {
+                    load.arg("--plain");
+                }
+                load
+            }
+        };
+        load.args(["--port", &ready["port"].to_string()]);
         load.args(["--requests", &self.requests.to_string(), "--concurrency", &self.concurrency.to_string()]);
         let load = Guarded::talking("the load", &mut load).unwrap();
         let done = load.event("done", Duration::from_secs(180)).unwrap();
@@ -94,7 +128,8 @@ impl Run<'_> {
         assert_eq!(calls.len(), markers.len(), "{}: every call is seen, and once", self.name);
         let spans: PathBuf = collector.spans_from(&dir, markers.len() + self.requests).unwrap();
         let spans = lines(&spans).into_iter().filter(|line| line["t"] == "span").collect();
-        Seen { calls, spans, metrics, requests: self.requests }
+        let clients = self.front.map(|_| lines(&log)).unwrap_or_default();
+        Seen { calls, spans, metrics, requests: self.requests, clients }
     }
 }
 
@@ -172,7 +207,8 @@ fn below_its_request(marker: &str, way: &[&Value]) {
 
 #[test]
 fn flask_with_threads_is_joined_rightly_at_any_concurrency_without_hooks() {
-    let run = Run { name: "flask", shape: "flask", flags: &[], observer: &[], requests: 120, concurrency: 16 };
+    let run =
+        Run { name: "flask", shape: "flask", flags: &[], observer: &[], requests: 120, concurrency: 16, front: None };
     let seen = run.seen();
     assert_eq!(seen.judge(by_route), (seen.calls.len(), 0));
     seen.trees(below_its_request);
@@ -190,7 +226,8 @@ fn flask_with_threads_is_joined_rightly_at_any_concurrency_without_hooks() {
 
 #[test]
 fn an_event_loop_is_never_joined_wrongly_without_hooks() {
-    let run = Run { name: "loop", shape: "fastapi", flags: &[], observer: &[], requests: 150, concurrency: 50 };
+    let run =
+        Run { name: "loop", shape: "fastapi", flags: &[], observer: &[], requests: 150, concurrency: 50, front: None };
     let seen = run.seen();
     let (right, unknown) = seen.judge(by_route);
     assert_eq!(right + unknown, seen.calls.len());
@@ -199,7 +236,8 @@ fn an_event_loop_is_never_joined_wrongly_without_hooks() {
 
 #[test]
 fn one_request_at_a_time_is_joined_without_hooks() {
-    let run = Run { name: "one", shape: "fastapi", flags: &[], observer: &[], requests: 40, concurrency: 1 };
+    let run =
+        Run { name: "one", shape: "fastapi", flags: &[], observer: &[], requests: 40, concurrency: 1, front: None };
     let seen = run.seen();
     let (right, _) = seen.judge(by_route);
     assert!(right * 100 >= seen.calls.len() * 95, "{right} of {}", seen.calls.len());
@@ -208,8 +246,15 @@ fn one_request_at_a_time_is_joined_without_hooks() {
 
 #[test]
 fn an_event_loop_with_hooks_is_joined_rightly_and_hook_and_probe_are_one_span() {
-    let run =
-        Run { name: "hooks", shape: "fastapi", flags: &["--hooks"], observer: &[], requests: 150, concurrency: 50 };
+    let run = Run {
+        name: "hooks",
+        shape: "fastapi",
+        flags: &["--hooks"],
+        observer: &[],
+        requests: 150,
+        concurrency: 50,
+        front: None,
+    };
     let seen = run.seen();
     assert_eq!(seen.judge(|marker| format!("work.{marker}")), (seen.calls.len(), 0));
     let retried: HashSet<&str> =
@@ -242,7 +287,8 @@ fn an_event_loop_with_hooks_is_joined_rightly_and_hook_and_probe_are_one_span() 
 
 #[test]
 fn a_thread_for_each_run_is_joined_rightly_by_content_and_never_wrongly_without() {
-    let run = |name, observer| Run { name, shape: "runs", flags: &[], observer, requests: 100, concurrency: 25 };
+    let run =
+        |name, observer| Run { name, shape: "runs", flags: &[], observer, requests: 100, concurrency: 25, front: None };
     let seen = run("runs", &[]).seen();
     let (right, unknown) = seen.judge(by_route);
     assert_eq!(right + unknown, seen.calls.len());

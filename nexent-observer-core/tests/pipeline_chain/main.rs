@@ -1,10 +1,12 @@
 //! What causes a call: records of a process that serves and calls, joined by the whole pipeline.
 
+mod threads;
+
 use std::{collections::HashMap, mem, sync::Arc};
 
 use nexent_observer_core::{
     chain::{Ended, Inbound},
-    event::{ConnId, Direction, MonoNs, Record, RecordFlags, RecordKind, Role, Said, Stamp},
+    event::{Address, ConnId, Direction, Found, MonoNs, Peer, Record, RecordFlags, RecordKind, Role, Said, Stamp},
     limits::{Limits, TOOL_BODY_BYTES},
     pipeline::{Output, Pipeline},
     timing::{CausedBy, Exchange, Options, Rule},
@@ -146,6 +148,22 @@ fn a_served_request_is_told_with_its_route_and_times_and_without_its_query() {
     assert_eq!((inbound.status, inbound.tid, inbound.ended), (Some(201), Some(10), Ended::Completed));
     assert_eq!((inbound.served.start.0, inbound.first_byte, inbound.end.0), (start, Some(MonoNs(first)), p.now - 1000));
     assert!(inbound.served.traceparent.is_some());
+}
+
+#[test]
+fn a_peer_that_is_known_only_once_the_answer_begins_is_told_all_the_same() {
+    let mut p = Play::new();
+    p.asked(1, 10, "/a");
+    p.write(1, 10, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no");
+    let address = |port| Address::Inet(([127, 0, 0, 1], port).into());
+    let found = Some(Found::NextSend);
+    let peer =
+        Peer { local: address(443), remote: address(9), connect_ns: None, tls_ns: None, socket: found, retransmits: 0 };
+    let at = Stamp { entry: MonoNs(p.now), ret: MonoNs(p.now) };
+    p.pipeline.handle_event(&Record { conn: ConnId(1), pid: PID, tid: 10, at, kind: RecordKind::Peer(peer) });
+    p.write(1, 10, "k");
+    let inbound = p.inbound();
+    assert_eq!((inbound.served.peer, inbound.peer), (None, Some(peer)));
 }
 
 #[test]
