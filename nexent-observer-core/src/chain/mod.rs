@@ -72,6 +72,8 @@ struct Process {
     fresh: VecDeque<(ExchangeId, MonoNs, u64)>,
     /// Calls with bytes that wait to be compared.
     to_compare: Vec<ExchangeId>,
+    /// Requests that ended since, with their ends: calls that they made may be among those.
+    ended: Vec<(Request, MonoNs)>,
     /// When the latest call began.
     latest_call: MonoNs,
     /// A thread serves several requests at a time, or a request is handed from thread to thread: threads prove nothing here.
@@ -214,7 +216,11 @@ impl Chain {
         }
         let Some(index) = process.open.iter().position(|request| request.served.id == id) else { return };
         let over = process.open.remove(index);
-        process.blocks.remove(id);
+        if process.to_compare.is_empty() || process.ended.len() >= SERVED_OPEN {
+            process.blocks.remove(id);
+        } else {
+            process.ended.push((over.clone(), at));
+        }
         let beside = |other: &Request| other.reader == over.reader && other.served.start < at;
         if over.reader.is_some() && process.open.iter().any(beside) {
             self.settled |= process.share_threads();
@@ -359,16 +365,19 @@ impl Chain {
         }
         for pid in mem::take(&mut self.to_compare) {
             let Some(process) = self.processes.get_mut(&pid) else { continue };
-            let Process { open, untold, calls, to_compare, blocks, .. } = process;
+            let Process { open, untold, calls, to_compare, ended, blocks, .. } = process;
             for id in to_compare.drain(..) {
-                let Some(scan) = calls.get_mut(&id).and_then(|origin| origin.scan.as_deref_mut()) else { continue };
+                let Some(Origin { at, scan: Some(scan), .. }) = calls.get_mut(&id) else { continue };
                 scan.compare(blocks);
                 let owner = scan.owner();
-                let hidden = |request: &Request| request.opaque && Some(request.served.id) != owner;
-                let doubt = *untold > 0 || open.iter().any(hidden);
-                let found = open.iter().find(|request| Some(request.served.id) == owner && !doubt);
+                let hidden = |request: &&Request| request.opaque && Some(request.served.id) != owner;
+                let was_open = ended.iter().filter(|(_, end)| *at < *end).map(|(request, _)| request);
+                let mut open = open.iter().chain(was_open);
+                let doubt = *untold > 0 || open.clone().any(|request| hidden(&request));
+                let found = open.find(|request| Some(request.served.id) == owner && !doubt);
                 scan.decide(found.map(|request| Arc::clone(&request.served)));
             }
+            ended.drain(..).for_each(|(request, _)| blocks.remove(request.served.id));
         }
     }
 

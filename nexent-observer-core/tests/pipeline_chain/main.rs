@@ -320,6 +320,36 @@ fn texts_tell_which_request_a_call_is_for_where_that_is_asked_for() {
 }
 
 #[test]
+fn a_request_that_ends_before_the_rings_are_drained_is_found_by_its_text_all_the_same() {
+    let text = |what: &str| format!("{{\"query\":\"please tell me all about {what}, and nothing else\"}}");
+    let mut p = Play::new();
+    p.pipeline.join_by_content();
+    for (conn, what) in [(1, "apples"), (2, "pears")] {
+        p.posted(conn, 10, &format!("/{what}"), &text(what));
+    }
+    let call = |p: &mut Play| {
+        p.write(3, 20, &Play::call_text("please tell me all about apples, and nothing else", ""));
+        p.read(3, 20, &Play::call_answer());
+    };
+    call(&mut p);
+    p.answered(1, 10);
+    p.out.clear();
+    assert_eq!(p.joined(), by(Rule::Content, "POST /apples"));
+    // Work that goes on after the answer is of no open request, also if that was open in this drain.
+    p.posted(4, 10, "/plums", &text("plums"));
+    p.posted(1, 10, "/apples", &text("apples"));
+    p.write(5, 20, &Play::call_text("hello", ""));
+    p.answered(1, 10);
+    call(&mut p);
+    p.out.clear();
+    assert_eq!(p.joined(), None);
+    // It is forgotten then.
+    p.posted(1, 10, "/again", &text("apples"));
+    call(&mut p);
+    assert_eq!(p.joined(), by(Rule::Content, "POST /again"));
+}
+
+#[test]
 fn a_thread_and_a_text_that_contradict_each_other_prove_nothing() {
     let body = |text: &str| format!("{{\"query\":\"{text}\"}}");
     let mut p = Play::new();
