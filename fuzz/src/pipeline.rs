@@ -251,7 +251,12 @@ pub fn check(input: &[u8]) {
         let mut alone = play(&own.collect::<Vec<_>>());
         together.iter_mut().chain(&mut alone).for_each(forget_others);
         // A call waits for what may have caused it; a served request and a verdict wait for nothing.
-        let kind = |output: &Output| (matches!(output, Output::Inbound(_)), matches!(output, Output::NotLlm { .. }));
+        let kind = |output: &Output| match output {
+            Output::Exchange(exchange) => (0, exchange.id.no),
+            Output::Tool(call) => (0, call.id.no),
+            Output::Inbound(_) => (1, 0),
+            Output::NotLlm { .. } => (2, 0),
+        };
         together.sort_by_key(kind);
         alone.sort_by_key(kind);
         assert_eq!(together, alone, "connection {conn} among others, and alone");
