@@ -237,10 +237,26 @@ pub struct Flow {
     pub need: u64,
     /// Return of the latest write that waits, ns.
     pub until_ns: u64,
+    /// Bytes sent since the ClientHello while no connection of TLS was known to be on it; not once one is.
+    pub unclaimed: u64,
     /// Segments sent again.
     pub retransmits: u32,
     /// Always 0.
     pub zero: u32,
+}
+
+/// A socket on which this many bytes were sent since its ClientHello carries more than a handshake. Without a client certificate
+/// the rest of one takes at most some hundred bytes.
+pub const MORE_THAN_A_HANDSHAKE: u64 = 2048;
+
+/// What the sockets of a process say of TLS that its probes did not see. Made when there is any.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Unseen {
+    /// Bytes, either way, on sockets that carry TLS of no connection that is known, each from [`MORE_THAN_A_HANDSHAKE`] on.
+    pub bytes: u64,
+    /// Connections of TLS that ended since, of which bytes were seen.
+    pub ended: u64,
 }
 
 /// Bits of [`Flow::state`].
@@ -249,6 +265,8 @@ pub mod flow_state {
     pub const INSIDE: u32 = 1;
     /// Something was sent that may be of the handshake or not: its end is not known.
     pub const BLURRED: u32 = 1 << 1;
+    /// It began neither with a ClientHello nor with a request for a tunnel: TLS on it is of a protocol with a prelude (Postgres, mail).
+    pub const PRELUDE: u32 = 1 << 2;
 }
 
 /// What a thread (or goroutine) wrote to a TLS connection whose socket is not known.
@@ -351,7 +369,8 @@ const _: () = assert!(size_of::<Socket>() == 40);
 const _: () = assert!(size_of::<AeadKey>() == 24);
 const _: () = assert!(size_of::<Aead>() == 16);
 const _: () = assert!(size_of::<Thread>() == 96);
-const _: () = assert!(size_of::<Flow>() == 104);
+const _: () = assert!(size_of::<Flow>() == 112);
+const _: () = assert!(size_of::<Unseen>() == 16);
 const _: () = assert!(size_of::<Writer>() == 72);
 const _: () = assert!(VERDICT_SLOTS.is_power_of_two());
 

@@ -4,7 +4,7 @@ use nexent_observer_common::{
     counters::Counter,
     piece::Window,
     record::{RecordHeader, flag, kind},
-    state::{Conn, ConnKey, conn_flag, verdict_slot, verdict_value},
+    state::{Conn, ConnKey, conn_flag, socket_key, verdict_slot, verdict_value},
 };
 
 use crate::{
@@ -160,6 +160,9 @@ pub fn retire(key: &ConnKey, pid_tgid: u64) -> Option<()> {
     flow::leave(&conn, pid_tgid);
     if conn.read_offset == 0 && conn.write_offset == 0 {
         return None;
+    }
+    if key.tls < socket_key(0) {
+        flow::seen_ended(key.tgid);
     }
     let now = inflight::now();
     let (skipped, unknown) =

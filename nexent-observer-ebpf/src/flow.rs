@@ -17,15 +17,15 @@ use aya_ebpf::{
 use nexent_observer_common::{
     counters::Counter,
     record::{AF_INET, AF_INET6, LATE_NS, RecordHeader, flag, found, kind},
-    state::{CallKey, Conn, ConnKey, Flow, Writer, flow_state, writer_state},
+    state::{CallKey, Conn, ConnKey, Flow, MORE_THAN_A_HANDSHAKE, Unseen, Writer, flow_state, writer_state},
     tls::{Header, RECORD_HEADER, least_on_wire},
 };
 
 use crate::{
-    conn,
+    conn::{self, NO_EXIST},
     emit::{self, Fact},
     inflight::now,
-    maps::{self, CONNS, FLOWS, TARGETS, WRITERS, count},
+    maps::{self, CONNS, FLOWS, TARGETS, UNSEEN, WRITERS, count},
     socket::{self, Seen, Sock},
     syscalls,
 };
@@ -49,9 +49,15 @@ static NO_FLOW: Flow = Flow {
     sent: 0,
     need: 0,
     until_ns: 0,
+    unclaimed: 0,
     retransmits: 0,
     zero: 0,
 };
+#[unsafe(no_mangle)]
+static NOTHING_UNSEEN: Unseen = Unseen { bytes: 0, ended: 0 };
+
+/// `CONNECT ` as a word in memory order: a proxy is asked for a tunnel, and TLS comes through it.
+const CONNECT: u64 = u64::from_le_bytes(*b"CONNECT ");
 
 /// Records at the head of a send that are looked through for the one that begins a write: the end of a handshake may go first.
 const RECORDS_BEFORE: u32 = 4;
@@ -240,6 +246,7 @@ pub fn leave(conn: &Conn, pid_tgid: u64) {
         late(flow, flow.unread_ns, now(), pid_tgid);
         (flow.conn, flow.state, flow.need, flow.sent) = (0, 0, 0, 0);
         (flow.connect_ns, flow.hello_ns, flow.handshake_ns, flow.retransmits) = (0, 0, 0, 0);
+        flow.unclaimed = 0;
     }
 }
 
@@ -299,7 +306,7 @@ fn sent(sock: Sock, bytes: i32) -> Option<()> {
     if WRITERS.get_ptr(&writer).is_none() {
         writer = goroutine(pid_tgid, syscalls::goroutine()?);
     }
-    let Some(known) = WRITERS.get_ptr_mut(&writer) else { return handshake_sent(cookie) };
+    let Some(known) = WRITERS.get_ptr_mut(&writer) else { return unclaimed_sent(cookie, bytes) };
     if !is_tcp(sock) {
         return None; // a thread that is woken up, a name service: not the network
     }
@@ -398,18 +405,49 @@ fn write_at(first: u64, bytes: u64) -> u64 {
     bytes
 }
 
-/// A send without a write before it: of a handshake, once that has begun.
+/// A send without a write before it: of a handshake, once that has begun, or of TLS that no probe sees.
 #[inline(always)]
-fn handshake_sent(cookie: u64) -> Option<()> {
+fn unclaimed_sent(cookie: u64, bytes: u64) -> Option<()> {
     let flow = FLOWS.get_ptr_mut(&cookie)?;
     // SAFETY: the verifier checked the value.
     let flow = unsafe { &mut *flow };
     if flow.hello_ns != 0 {
         flow.handshake_ns = now();
-    } else if Header::of(word_at(syscalls::buffer()?)).is_handshake() {
+        flow.unclaimed = flow.unclaimed.wrapping_add(bytes);
+        unseen(flow, bytes);
+        return Some(());
+    }
+    let begins = word_at(syscalls::buffer()?);
+    if Header::of(begins).is_handshake() {
         flow.hello_ns = now();
+    } else if begins != CONNECT {
+        flow.state |= flow_state::PRELUDE;
     }
     Some(())
+}
+
+/// Bytes moved on a socket with TLS of which no connection is known.
+#[inline(always)]
+fn unseen(flow: &Flow, bytes: u64) {
+    if flow.unclaimed < MORE_THAN_A_HANDSHAKE || flow.state & flow_state::PRELUDE != 0 {
+        return;
+    }
+    if UNSEEN.get_ptr(&flow.tgid).is_none() {
+        let _ = UNSEEN.insert(&flow.tgid, &NOTHING_UNSEEN, NO_EXIST);
+    }
+    if let Some(unseen) = UNSEEN.get_ptr_mut(&flow.tgid) {
+        // SAFETY: the verifier checked the value. Two threads may lose a count to each other: it is compared with nothing.
+        unsafe { (*unseen).bytes = (*unseen).bytes.wrapping_add(bytes) };
+    }
+}
+
+/// A connection of TLS has ended of which bytes were seen.
+#[inline(always)]
+pub fn seen_ended(tgid: u32) {
+    if let Some(unseen) = UNSEEN.get_ptr_mut(&tgid) {
+        // SAFETY: as above.
+        unsafe { (*unseen).ended = (*unseen).ended.wrapping_add(1) };
+    }
 }
 
 /// `sock_recv_length(sk, ret, flags)`: the process has taken `ret` bytes from the socket.
@@ -439,9 +477,12 @@ fn received(sock: Sock, bytes: i32, flags: u32) -> Option<()> {
     }
     if flow.conn != 0 {
         late(flow, since, at, bpf_get_current_pid_tgid());
-    } else if flow.hello_ns != 0 && Header::of(word_at(syscalls::buffer()?)).is_handshake() {
+    } else if flow.hello_ns != 0 {
+        unseen(flow, bytes as u64);
         // Only what can be nothing else: tickets of TLS 1.3 come after the handshake and look like data.
-        flow.handshake_ns = at;
+        if Header::of(word_at(syscalls::buffer()?)).is_handshake() {
+            flow.handshake_ns = at;
+        }
     }
     Some(())
 }

@@ -7,8 +7,8 @@ use aya_ebpf::{
 use nexent_observer_common::{
     counters::Counter,
     state::{
-        Aead, AeadKey, Call, CallKey, Conn, ConnKey, FileKey, Flow, SockCall, Socket, Target, Thread, VERDICT_SLOTS,
-        Writer,
+        Aead, AeadKey, Call, CallKey, Conn, ConnKey, FileKey, Flow, SockCall, Socket, Target, Thread, Unseen,
+        VERDICT_SLOTS, Writer,
     },
 };
 
@@ -64,6 +64,10 @@ pub static FLOWS: HashMap<u64, Flow> = HashMap::with_max_entries(65_536, 0);
 /// is not used for longest goes when it is full.
 #[map]
 pub static WRITERS: LruHashMap<CallKey, Writer> = LruHashMap::with_max_entries(16_384, 0);
+
+/// TLS of processes that no probe saw, by tgid. User space takes out what it does not need.
+#[map]
+pub static UNSEEN: LruHashMap<u32, Unseen> = LruHashMap::with_max_entries(4096, 0);
 
 /// Verdicts of user space, one word a slot (`state::verdict_value`).
 #[map]

@@ -39,6 +39,7 @@ use crate::{
         attach::{self, AttachReport, Attacher, Hooked, Loss, Outcome},
         cache::Cache,
         kernel::{KernelHalf, KernelOptions, Rings},
+        silence::Silent,
         targets::{Change, Ended, Selection, Targets},
     },
     ring::{Drain, ProcessEvent, ProcessEventKind, RingEvent},
@@ -121,6 +122,7 @@ struct Observer {
     recorder: Option<Recorder>,
     strips: Strips,
     processes: Arc<[Arc<Service>]>,
+    silent: Arc<[Silent]>,
     /// Processes whose last exchanges are in the core: what hooks began in them ends after the next drain.
     ended: Vec<u32>,
     /// Processes found dead before the last drain; their connections end after the next one.
@@ -198,6 +200,7 @@ impl Observer {
             recorder,
             strips: Strips::default(),
             processes: Arc::default(),
+            silent: Arc::default(),
             ended: Vec::new(),
             dying: Vec::new(),
             ends_with_targets: config.exes.is_empty() && !config.all,
@@ -402,6 +405,9 @@ impl Observer {
                 }
                 Change::Refused(error) => tracing::warn!("{error}."),
                 Change::Lost(loss) => say_lost(&loss),
+                Change::Silent(Silent { pid, why, advice, .. }) => {
+                    tracing::warn!(pid, "A process is not seen though it talks: {why}; {advice}.");
+                }
                 Change::OptedOut { pid } => {
                     tracing::info!(pid, "A process asks to be left alone (ENABLE_TELEMETRY=false): not observed.");
                 }
@@ -438,6 +444,8 @@ impl Observer {
         health.kernel(counts);
         self.hooks.spans.keep_house(now);
         health.census(census);
+        self.silent = self.targets.silent().into();
+        health.silent(&self.silent);
         health.hooks(self.hooks.heard, self.hooks.not_understood);
         health.core(&self.pipeline.stats());
         health.tick();
@@ -453,7 +461,7 @@ impl Observer {
 
     /// Shows the open streams.
     fn show(&mut self, now: MonoNs) {
-        let Self { pipeline, targets, exports, services, strips, processes, .. } = self;
+        let Self { pipeline, targets, exports, services, strips, processes, silent, .. } = self;
         let watched = exports.live.is_watched();
         if watched {
             strips.begin();
@@ -472,6 +480,7 @@ impl Observer {
             streams,
             processes: Arc::clone(processes),
             processes_total: targets.observed(),
+            silent: Arc::clone(silent),
         });
     }
 }

@@ -15,6 +15,7 @@ use nexent_observer_core::{
 use tokio::sync::watch;
 
 use super::Service;
+use crate::probe::silence::Silent;
 
 /// Streams whose ticks are followed for those who watch; of more, ticks are not shown.
 pub const STRIPS: usize = 200;
@@ -68,6 +69,8 @@ pub struct Snapshot {
     pub processes: Arc<[Arc<Service>]>,
     /// All of them.
     pub processes_total: usize,
+    /// Those that should be seen now and are not.
+    pub silent: Arc<[Silent]>,
 }
 
 /// The last snapshot. The event loop replaces it; readers get the whole of one moment, and may wait for the next.

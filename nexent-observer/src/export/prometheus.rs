@@ -358,6 +358,7 @@ mod tests {
         bench.health.core(&Stats::default());
         bench.health.kernel(KernelCounts::default());
         bench.health.census(crate::probe::targets::Census::default());
+        bench.health.silent(&[]);
         bench.health.held_capabilities(&[("CAP_SYS_ADMIN".to_owned(), "attaching")]);
         bench.health.channel(Exporter::Otlp, Signal::Spans).dropped(DropCause::QueueFull, 1);
         let text = bench.prometheus.render().unwrap();

@@ -1,6 +1,10 @@
 //! Loads the kernel half and speaks with its maps.
 
-use std::{collections::HashSet, fs, io, os::fd::OwnedFd};
+use std::{
+    collections::{HashMap, HashSet},
+    fs, io,
+    os::fd::OwnedFd,
+};
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
@@ -14,8 +18,8 @@ use nexent_observer_common::{
     cookie::{Cookie, Scope},
     counters::Counter,
     state::{
-        Call, CallKey, Conn, ConnKey, FileKey, Flow, SockCall, Socket, Target, conn_flag, socket_key, socket_state,
-        sockets, verdict_slot, verdict_value,
+        Call, CallKey, Conn, ConnKey, FileKey, Flow, SockCall, Socket, Target, Unseen, conn_flag, socket_key,
+        socket_state, sockets, verdict_slot, verdict_value,
     },
 };
 
@@ -125,6 +129,8 @@ unsafe impl aya::Pod for Plain<Socket> {}
 unsafe impl aya::Pod for Plain<Flow> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Plain<FileKey> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Plain<Unseen> {}
 
 /// When the hooks of an implementation are attached: reads before writes, so that no request is seen without its response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -264,6 +270,7 @@ pub struct KernelHalf {
     syscalls: BpfMap<MapData, u64, Plain<SockCall>>,
     sockets: BpfMap<MapData, u64, Plain<Socket>>,
     flows: BpfMap<MapData, u64, Plain<Flow>>,
+    unseen: BpfMap<MapData, u32, Plain<Unseen>>,
     verdicts: Array<MapData, u64>,
     counters: PerCpuArray<MapData, u64>,
 }
@@ -313,6 +320,7 @@ impl KernelHalf {
             syscalls: BpfMap::try_from(take(&mut ebpf, "SYSCALLS")?)?,
             sockets: BpfMap::try_from(take(&mut ebpf, "SOCKETS")?)?,
             flows: BpfMap::try_from(take(&mut ebpf, "FLOWS")?)?,
+            unseen: BpfMap::try_from(take(&mut ebpf, "UNSEEN")?)?,
             verdicts: Array::try_from(take(&mut ebpf, "VERDICTS")?)?,
             counters: PerCpuArray::try_from(take(&mut ebpf, "COUNTERS")?)?,
             ebpf,
@@ -423,6 +431,32 @@ impl KernelHalf {
             drop(self.flows.remove(&cookie));
         }
         phases::attach(&mut self.ebpf)
+    }
+
+    /// Processes that moved bytes over TLS that no probe saw, and how many; nothing is known where phases are not looked at.
+    #[must_use]
+    pub fn unseen(&self) -> Vec<(u32, Unseen)> {
+        self.unseen.iter().flatten().map(|(pid, unseen)| (pid, unseen.0)).collect()
+    }
+
+    /// Forgets what a process moved unseen.
+    pub fn forget_unseen(&mut self, pid: u32) {
+        drop(self.unseen.remove(&pid));
+    }
+
+    /// Bytes that were seen on the open TLS connections of these processes, of each.
+    #[must_use]
+    pub fn bytes_on_tls(&self, pids: &[u32]) -> HashMap<u32, u64> {
+        let mut found: HashMap<u32, u64> = pids.iter().map(|pid| (*pid, 0)).collect();
+        if found.is_empty() {
+            return found;
+        }
+        for (key, conn) in self.conns.iter().flatten().filter(|(key, _)| key.0.tls < socket_key(0)) {
+            if let Some(bytes) = found.get_mut(&key.0.tgid) {
+                *bytes = bytes.wrapping_add(conn.0.read_offset).wrapping_add(conn.0.write_offset);
+            }
+        }
+        found
     }
 
     /// Arms the probes of a process, or moves it to another scope. Its children are observed from their first instruction where

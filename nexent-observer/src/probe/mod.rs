@@ -19,6 +19,7 @@ mod phases;
 pub mod plain;
 pub mod plan;
 pub mod process;
+pub mod silence;
 pub mod static_openssl;
 pub mod targets;
 pub mod trial;

@@ -15,6 +15,7 @@ use super::{
     candidates::{Candidate, Candidates, Reason},
     plan::Family,
     process::{FileId, Process},
+    silence::{Cause, Silences, Silent},
     trial::Trials,
 };
 use crate::{
@@ -50,6 +51,8 @@ pub enum Change {
     Refused(AttachError),
     /// Probes were gone from the code of a process.
     Lost(Loss),
+    /// A process moves bytes over TLS that none of its probes sees.
+    Silent(Silent),
     /// A process asked to be left alone (`ENABLE_TELEMETRY=false` in its environment).
     OptedOut {
         /// Which.
@@ -111,6 +114,7 @@ pub struct Targets {
     reasons: HashMap<u32, Reason>,
     candidates: Candidates,
     trials: Trials,
+    silences: Silences,
     /// Executables that were found to call LLMs: their next processes are armed at their exec.
     learned: HashSet<FileId>,
     /// Libraries with probes that nobody uses, and since when.
@@ -191,6 +195,7 @@ impl Targets {
             reasons: HashMap::new(),
             candidates: Candidates::default(),
             trials,
+            silences: Silences::default(),
             learned: HashSet::new(),
             unused: HashMap::new(),
             suspects: HashMap::new(),
@@ -499,6 +504,7 @@ impl Targets {
         }
         self.attacher.tidy();
         self.let_go(now);
+        self.listen_for_silence(now);
         let (mut changed, losses) = self.attacher.look_over();
         self.changes.extend(losses.into_iter().map(Change::Lost));
         self.sweeps = self.sweeps.wrapping_add(1);
@@ -547,6 +553,36 @@ impl Targets {
             self.candidates.add(pid, Candidate { sibling, next: now, ..Candidate::new(reason, since, 0) });
         }
         self.release_unused(now);
+    }
+
+    /// Finds processes that move bytes over TLS that none of their probes sees.
+    fn listen_for_silence(&mut self, now: MonoNs) {
+        let mut readings = self.attacher.kernel().unseen();
+        // Of all processes only those whose TLS is hooked: that others cannot be seen is no news.
+        let expected = |pid: u32| {
+            let named = self.reasons.get(&pid).is_some_and(|reason| *reason != Reason::All);
+            self.attacher.observes(pid) && (named || !self.attacher.libraries_of(pid).is_empty())
+        };
+        let others: Vec<u32> = readings.iter().map(|(pid, _)| *pid).filter(|pid| !expected(*pid)).collect();
+        readings.retain(|(pid, _)| !others.contains(pid));
+        let suspects = self.silences.suspects(&readings);
+        let kernel = self.attacher.kernel();
+        let open = kernel.bytes_on_tls(&suspects);
+        let (fresh, forgotten) = self.silences.look(now, &readings, &open);
+        others.into_iter().chain(forgotten).for_each(|pid| kernel.forget_unseen(pid));
+        self.changes.extend(fresh.into_iter().map(Change::Silent));
+    }
+
+    /// Processes that should be seen now and are not.
+    #[must_use]
+    pub fn silent(&self) -> Vec<Silent> {
+        let gone = self.attacher.without_probes().map(|(pid, library, why)| Silent {
+            pid,
+            cause: Cause::ProbesGone,
+            why: format!("its probes are gone from the code of {}", library.display()),
+            advice: why.to_owned(),
+        });
+        gone.chain(self.silences.silent()).collect()
     }
 
     /// Takes out shared probes that nobody needs any more: they cost whoever uses the library.

@@ -4,6 +4,7 @@
 pub mod host;
 pub mod marks;
 pub mod process;
+mod running;
 pub mod text;
 
 use serde::Serialize;

@@ -10,7 +10,10 @@ use std::{
 
 use serde::Serialize;
 
-use super::marks::{self, Marks, Unseen};
+use super::{
+    marks::{self, Marks, Unseen},
+    running,
+};
 use crate::{
     config::Config,
     enrich::{
@@ -26,6 +29,7 @@ use crate::{
         plain::{Listeners, PlainHttp},
         plan::{Family, FamilyPlan, Hook, Plan},
         process::{FileId, MappedFile, Process},
+        silence::Silent,
         targets,
     },
 };
@@ -73,6 +77,8 @@ pub struct Subject {
     pub listens: bool,
     /// Mapped files with something to hook, or with something that is left alone.
     pub libraries: Vec<FoundLibrary>,
+    /// Whether an observer that runs here says that it should see this process now and does not; `None`: none was found that could be asked.
+    pub silent: Option<bool>,
     /// What cannot be seen of it.
     pub unseen: Vec<Unseen>,
 }
@@ -135,6 +141,8 @@ pub struct LeftAlone {
     pub why: String,
 }
 
+/// What is unseen of a process that is silent.
+const NOW: &str = "what it says now";
 /// How long names of containers are waited for.
 const NAMES: Duration = Duration::from_secs(3);
 
@@ -148,6 +156,8 @@ pub struct Surveyor<'a> {
     kernel: String,
     plans: HashMap<FileId, Option<Plan>>,
     marks: HashMap<FileId, Marks>,
+    /// What an observer that runs says.
+    silent: Option<Vec<Silent>>,
 }
 
 impl<'a> Surveyor<'a> {
@@ -165,6 +175,7 @@ impl<'a> Surveyor<'a> {
             kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default(),
             plans: HashMap::new(),
             marks: HashMap::new(),
+            silent: running::ask(config.listen),
         })
     }
 
@@ -207,8 +218,11 @@ impl<'a> Surveyor<'a> {
             plain_http: false,
             listens: self.listeners.listens(pid),
             libraries: Vec::new(),
+            silent: self.silent.as_ref().map(|silent| silent.iter().any(|process| process.pid == pid)),
             unseen: Vec::new(),
         };
+        let silent = self.silent.iter().flatten().filter(|process| process.pid == pid);
+        subject.unseen.extend(silent.map(|process| Unseen::new(NOW, clean(&process.why), &clean(&process.advice))));
         let files = match Process::mapped_files(pid) {
             Ok(files) => files,
             Err(error) => {

@@ -101,6 +101,7 @@ fn is_hot(hook: &str) -> bool {
 
 fn status(subject: &Subject) -> &'static str {
     match subject.status {
+        Status::Tls | Status::PlainHttp if subject.silent == Some(true) => "SILENT",
         Status::Tls if subject.plain_http => "tls, plain http",
         Status::Tls => "tls",
         Status::PlainHttp => "plain http",

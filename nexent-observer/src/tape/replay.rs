@@ -354,6 +354,7 @@ impl Replaying {
             unix_ms: unix_ns / 1_000_000,
             streams,
             processes_total: pids.len(),
+            silent: Arc::default(),
             processes: pids.into_iter().take(PROCESSES).map(|pid| services.of(pid)).collect(),
         });
     }

@@ -10,7 +10,11 @@ use nexent_observer_core::stats::{DropReason, Stats};
 use prometheus::{Counter, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, core::Collector};
 
 use super::{Metric, Register, process};
-use crate::probe::{attach::Losses, targets::Census};
+use crate::probe::{
+    attach::Losses,
+    silence::{Cause, Silent},
+    targets::Census,
+};
 
 /// The event loop is taken for stuck when it has not ticked for so long.
 const LOOP_SILENCE: Duration = Duration::from_secs(10);
@@ -242,6 +246,7 @@ pub struct Health {
     attached_processes: IntGauge,
     found_processes: IntGaugeVec,
     probe_losses: IntCounterVec,
+    silent_processes: IntGaugeVec,
     /// Spans left out by sampling.
     pub(crate) sampled_out: IntCounter,
     /// Spans kept for a reason, by reason.
@@ -299,6 +304,7 @@ impl Health {
             attached_processes: gauge(Metric::AttachedProcesses)?,
             found_processes: register.gauge(Metric::FoundProcesses)?,
             probe_losses: register.counter(Metric::ProbeLosses)?,
+            silent_processes: register.gauge(Metric::SilentProcesses)?,
             sampled_out: counter(Metric::SampledOut)?,
             kept_spans,
             label_overflow: register.counter(Metric::LabelOverflow)?,
@@ -389,6 +395,14 @@ impl Health {
         let states = [("trial", on_trial), ("let_go", let_go), ("candidate", candidates), ("left_alone", left_alone)];
         for (state, count) in states {
             self.found_processes.with_label_values(&[state]).set(signed(count as u64));
+        }
+    }
+
+    /// Processes that should be seen and are not.
+    pub fn silent(&self, silent: &[Silent]) {
+        for cause in Cause::ALL {
+            let count = silent.iter().filter(|process| process.cause == cause).count();
+            self.silent_processes.with_label_values(&[cause.as_str()]).set(signed(count as u64));
         }
     }
 

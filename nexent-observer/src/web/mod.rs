@@ -37,6 +37,8 @@ use crate::{
 
 /// Where the observer listens when nothing else is said.
 pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9464);
+/// Path under which processes are told that should be seen and are not.
+pub const SILENT: &str = "/silent";
 /// Scrapes that are rendered at once; more wait.
 const RENDERS: usize = 2;
 /// Open requests have so long to end at shutdown.
@@ -154,7 +156,7 @@ fn router(shared: &Arc<Shared>, page: bool) -> Router {
         router.route_layer(middleware::from_fn_with_state(Arc::clone(shared), access::guard_host))
     };
     let mut router = Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz));
-    router = router.merge(guarded(Router::new().route("/metrics", get(metrics))));
+    router = router.merge(guarded(Router::new().route("/metrics", get(metrics)).route(SILENT, get(silent))));
     if page {
         let api = Router::new()
             .route("/", get(|| async { assets::page() }))
@@ -197,6 +199,12 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
         Ok(Err(error)) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
+}
+
+/// Processes that should be seen and are not, for `doctor` and `targets`. Numbers of processes and files, as the metrics have services and
+/// models.
+async fn silent(State(shared): State<Arc<Shared>>) -> Response {
+    axum::Json(&*shared.live.get().silent).into_response()
 }
 
 async fn healthz(State(shared): State<Arc<Shared>>) -> Response {

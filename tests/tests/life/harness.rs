@@ -233,9 +233,14 @@ impl Observer {
         self.says(&format!("Its sockets are observed for plain HTTP. pid={pid} "));
     }
 
+    /// Where it listens.
+    pub(crate) fn listen(&self) -> SocketAddr {
+        self.listen.expect("its address is known")
+    }
+
     /// What `/metrics` gives.
     pub(crate) fn metrics(&self) -> Metrics {
-        let address = self.listen.expect("its address is known");
+        let address = self.listen();
         let mut stream = TcpStream::connect_timeout(&address, SOON).unwrap();
         stream.set_read_timeout(Some(SOON)).unwrap();
         write!(stream, "GET /metrics HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();

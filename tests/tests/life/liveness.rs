@@ -2,14 +2,22 @@
 
 use std::{
     fs,
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
+    thread,
+    time::{Duration, Instant},
 };
 
-use serde_json::json;
+use serde_json::{Value, json};
+use xtask::{
+    process::Guarded,
+    server::{Kind, LlmServer},
+};
 
-use crate::harness::{Place, SOON, assert_right, by_request};
+use crate::harness::{Place, SOON, assert_right, binary, by_request, until};
 
 /// Libraries on an overlay file system; unmounted when dropped.
 struct Overlay {
@@ -67,6 +75,7 @@ fn probes_that_a_process_throws_away_with_its_code_are_put_back() {
     let metrics = observer.until_metric("llm_requests", &[], |n| n >= 3.0);
     assert_eq!(metrics.sum("nexent_observer_probe_losses_total", &["outcome=\"restored\""]), 1.0);
     assert_eq!(metrics.sum("nexent_observer_probe_losses_total", &[]), 1.0);
+    assert_eq!(metrics.sum("nexent_observer_silent_processes", &[]), 0.0);
     let exchanges = observer.finish();
     let found = by_request(&exchanges);
     for made in [&first, &last] {
@@ -113,8 +122,125 @@ fn a_library_that_an_overlay_file_system_has_copied_is_hooked_again_where_it_can
     let mut late = place.observe("late", &["--pid", &old.pid()]);
     let said = late.says("Probes are gone from the code of a process");
     assert!(said.contains(&format!("pid={} ", old.pid())) && said.contains("restart the process"), "{said}");
+    late.until_metric("nexent_observer_silent_processes", &["cause=\"probes_gone\""], |n| n == 1.0);
     assert_eq!(old.chat()["outcome"], before["outcome"], "it works as ever");
     let metrics = late.metrics();
     assert_eq!(metrics.sum("nexent_observer_probe_losses_total", &["outcome=\"failed\""]), 1.0);
     assert!(late.finish().is_empty());
+}
+
+/// A program whose traffic goes through a TLS that nobody can hook, and which has a hooked one besides.
+struct TwoTls(Guarded);
+
+impl TwoTls {
+    fn start(name: &str, server: &LlmServer, port: u16) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_two_tls"));
+        command.arg(format!("127.0.0.1:{port}")).arg(&server.certificate.cert);
+        let process = Guarded::talking(name, &mut command).unwrap();
+        process.event("ready", SOON).unwrap();
+        Self(process)
+    }
+
+    fn does(&mut self, command: &str) {
+        writeln!(self.0.stdin().unwrap(), "{command}").unwrap();
+        self.0.event("made", SOON).unwrap();
+    }
+}
+
+/// A command of the observer, as JSON.
+fn json_of(arguments: &[&str]) -> Value {
+    let output = Command::new(binary()).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn a_process_whose_tls_no_probe_sees_is_told_until_something_is_seen() {
+    let place = Place::new("silent");
+    let server = place.server();
+    let mut process = TwoTls::start("two_tls", &server, server.port);
+    let pid = process.0.pid().to_string();
+    let mut observer = place.observe("observer", &["--pid", &pid]);
+    observer.attached(process.0.pid());
+    let silent = &["cause=\"bytes_unseen\""];
+    until("it is silent", || {
+        process.does("ask 3000");
+        thread::sleep(Duration::from_millis(100));
+        (observer.metrics().sum("nexent_observer_silent_processes", silent) == 1.0).then_some(())
+    });
+    let said = observer.says("A process is not seen though it talks");
+    assert!(said.contains(&format!("pid={pid}")) && said.contains("doctor --pid"), "{said}");
+    let listen = observer.listen().to_string();
+    let doctor = json_of(&["doctor", "--json", "--pid", &pid, "--listen", &listen]);
+    let told = &doctor["processes"][0];
+    assert_eq!((&told["silent"], &told["status"]), (&Value::from(true), &Value::from("tls")), "{told}");
+    let unseen = told["unseen"].as_array().unwrap().iter().find(|unseen| unseen["what"] == "what it says now");
+    let unseen = unseen.unwrap_or_else(|| panic!("{told}"));
+    assert!(unseen["why"].as_str().is_some_and(|why| why.contains("none came through its probes")), "{unseen}");
+    let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap();
+    let of_exe = ["--only-exe", exe.to_str().unwrap(), "--listen", &listen];
+    let targets = json_of(&[&["targets", "--json"], &of_exe[..]].concat());
+    assert_eq!(targets["targets"][0]["silent"], true, "{targets}");
+    let text = Command::new(binary()).arg("targets").args(of_exe).output().unwrap();
+    assert!(String::from_utf8_lossy(&text.stdout).contains("SILENT"), "{text:?}");
+    let unknown = json_of(&["doctor", "--json", "--pid", &pid, "--listen", "off"]);
+    assert_eq!(unknown["processes"][0]["silent"], Value::Null, "nobody was asked");
+    process.does("seen");
+    process.does("ask 3000");
+    observer.until_metric("nexent_observer_silent_processes", silent, |n| n == 0.0);
+    let doctor = json_of(&["doctor", "--json", "--pid", &pid, "--listen", &listen]);
+    assert_eq!(doctor["processes"][0]["silent"], false);
+    observer.finish();
+}
+
+/// A server that answers eight bytes in the clear with one, and hands on what follows, as Postgres goes over to TLS.
+fn behind_a_prelude(server: u16) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        let (mut client, _) = listener.accept().unwrap();
+        client.read_exact(&mut [0; 8]).unwrap();
+        client.write_all(b"S").unwrap();
+        let mut server = TcpStream::connect(("127.0.0.1", server)).unwrap();
+        let (mut back, mut from) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+        let answers = thread::spawn(move || std::io::copy(&mut from, &mut back));
+        // Until either end closes.
+        drop(std::io::copy(&mut client, &mut server));
+        drop(answers);
+    });
+    port
+}
+
+#[test]
+fn plain_http_older_connections_preludes_and_tls_that_is_seen_make_nobody_silent() {
+    let place = Place::new("not-silent");
+    let of_plain = place.dir.join("plain");
+    fs::create_dir(&of_plain).unwrap();
+    let (server, plain) = (place.server(), LlmServer::start(Kind::Plain, &of_plain, 1).unwrap());
+    let mut seen = place.client(&server, "seen");
+    let mut in_the_clear = place.client(&plain, "in-the-clear");
+    let idle = place.client(&server, "idle");
+    let mut older = TwoTls::start("older", &server, server.port);
+    older.does("ask 3000");
+    let mut prelude = TwoTls::start("prelude", &server, behind_a_prelude(server.port));
+    prelude.does("prelude");
+    let pids = [&seen, &in_the_clear, &idle].map(|client| client.process.pid());
+    let pids = pids.into_iter().chain([older.0.pid(), prelude.0.pid()]);
+    let arguments: Vec<String> = pids.clone().flat_map(|pid| ["--pid".to_owned(), pid.to_string()]).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let mut observer = place.observe("observer", &arguments);
+    pids.for_each(|pid| observer.attached(pid));
+    // Long enough for one that is silent to be told, and with as many bytes.
+    let (end, mut rounds) = (Instant::now() + Duration::from_secs(12), 0);
+    while Instant::now() < end || rounds < 10 {
+        seen.chat();
+        in_the_clear.chat();
+        older.does("ask 3000");
+        prelude.does("ask 3000");
+        rounds += 1;
+        assert_eq!(observer.metrics().sum("nexent_observer_silent_processes", &[]), 0.0, "{}", observer.said());
+    }
+    assert!(!observer.said().contains("not seen though it talks"), "{}", observer.said());
+    observer.exchanges(rounds);
+    observer.finish();
 }
