@@ -133,6 +133,8 @@ struct Observed {
     libraries: HashMap<FileId, Vec<Attached>>,
     /// Number of files that were mapped executable when it was last looked at.
     files: usize,
+    /// [`Process::mapped_code`] then.
+    code: Option<u64>,
     /// What its sockets are looked at for.
     sockets: Sockets,
 }
@@ -266,6 +268,7 @@ impl Attacher {
             self.detach(pid); // a reused pid
         }
         check_seccomp(pid)?;
+        let code = Process::mapped_code(pid); // before the files: what is mapped in between is looked at again
         let mut files = Process::mapped_files(pid).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => AttachError::NoProcess { pid },
             _ => AttachError::Unreadable { pid, source },
@@ -326,10 +329,11 @@ impl Attacher {
             scope,
             libraries: HashMap::new(),
             files: 0,
+            code: None,
             sockets,
         });
         // What is not searched yet is looked at again.
-        observed.files = if complete { mapped } else { usize::MAX };
+        (observed.files, observed.code) = (if complete { mapped } else { usize::MAX }, code.filter(|_| complete));
         observed.sockets = sockets;
         observed.libraries.extend(fresh);
         if filtered {
@@ -406,8 +410,14 @@ impl Attacher {
             return false;
         }
         let libraries = observed.libraries.keys().map(|id| (*id, Vec::new())).collect();
-        let child_of =
-            Observed { process, scope: Scope::Filtered, libraries, files: observed.files, sockets: observed.sockets };
+        let child_of = Observed {
+            process,
+            scope: Scope::Filtered,
+            libraries,
+            files: observed.files,
+            code: observed.code,
+            sockets: observed.sockets,
+        };
         self.observed.insert(child, child_of);
         true
     }
@@ -443,12 +453,21 @@ impl Attacher {
     /// Observed processes that have mapped or unmapped executable files since they were last looked at: they may have loaded
     /// another TLS library.
     #[must_use]
-    pub fn outgrown(&self) -> Vec<u32> {
-        self.observed
-            .iter()
-            .filter(|(pid, observed)| Process::mapped_files(**pid).is_ok_and(|files| files.len() != observed.files))
-            .map(|(pid, _)| *pid)
-            .collect()
+    pub fn outgrown(&mut self) -> Vec<u32> {
+        let mut outgrown = Vec::new();
+        for (pid, observed) in &mut self.observed {
+            // The list of mappings is long, and hardly ever another one. Where code is compiled at run time its amount changes all the time.
+            let code = Process::mapped_code(*pid);
+            if code.is_some() && code == observed.code {
+                continue;
+            }
+            match Process::mapped_files(*pid) {
+                Ok(files) if files.len() != observed.files => outgrown.push(*pid),
+                Ok(_) => observed.code = code,
+                Err(_) => {}
+            }
+        }
+        outgrown
     }
 
     /// Observed processes whose sockets are to be looked at from now on: they have begun to listen.
