@@ -138,6 +138,10 @@ struct Observed {
     libraries: HashMap<FileId, Vec<Attached>>,
     /// Number of files that were mapped executable when it was last looked at.
     files: usize,
+    /// [`Process::mapped_code`] then; `None`: what it has mapped is read again.
+    code: Option<u64>,
+    /// Those of the files then that are hooked.
+    hooked: Vec<MappedFile>,
     /// What its sockets are looked at for.
     sockets: Sockets,
 }
@@ -333,10 +337,12 @@ impl Attacher {
             scope,
             libraries: HashMap::new(),
             files: 0,
+            code: None,
+            hooked: Vec::new(),
             sockets,
         });
         // What is not searched yet is looked at again.
-        observed.files = if complete { mapped } else { usize::MAX };
+        (observed.files, observed.code) = (if complete { mapped } else { usize::MAX }, None);
         observed.sockets = sockets;
         observed.libraries.extend(fresh);
         if filtered {
@@ -413,8 +419,15 @@ impl Attacher {
             return false;
         }
         let libraries = observed.libraries.keys().map(|id| (*id, Vec::new())).collect();
-        let child_of =
-            Observed { process, scope: Scope::Filtered, libraries, files: observed.files, sockets: observed.sockets };
+        let child_of = Observed {
+            process,
+            scope: Scope::Filtered,
+            libraries,
+            files: observed.files,
+            code: None,
+            hooked: Vec::new(),
+            sockets: observed.sockets,
+        };
         self.observed.insert(child, child_of);
         true
     }

@@ -79,17 +79,14 @@ impl Attacher {
         let (mut outgrown, mut losses) = (Vec::new(), Vec::new());
         let pids: Vec<u32> = self.pids().collect();
         for &pid in &pids {
-            let Ok(files) = Process::mapped_files(pid) else { continue };
-            let Some(observed) = self.observed.get(&pid) else { continue };
-            if observed.files != files.len() {
+            let Some((hooked, grown)) = self.hooked_files(pid) else { continue };
+            if grown {
                 outgrown.push(pid);
             }
-            let hooked: Vec<&MappedFile> =
-                files.iter().filter(|file| observed.libraries.contains_key(&file.id)).collect();
             // Not readable under some security modules: then nothing is known, and nothing is done.
             let Ok(memory) = File::open(format!("/proc/{pid}/mem")) else { continue };
             for file in hooked {
-                if let Some(outcome) = self.check(pid, file, &memory) {
+                if let Some(outcome) = self.check(pid, &file, &memory) {
                     let counted = match outcome {
                         Outcome::Restored => &mut self.presence.losses.restored,
                         Outcome::Reattached => &mut self.presence.losses.reattached,
@@ -103,6 +100,23 @@ impl Attacher {
         let observed: HashSet<u32> = pids.into_iter().collect();
         self.presence.stages.retain(|(pid, _), _| observed.contains(pid));
         (outgrown, losses)
+    }
+
+    /// Files of a process that are hooked, and whether the number of those that it has mapped executable is another one. The list of
+    /// mappings is long, and hardly ever another one: it is read when the amount of code is (where code is compiled at run time that
+    /// changes all the time), or a probe is missed.
+    fn hooked_files(&mut self, pid: u32) -> Option<(Vec<MappedFile>, bool)> {
+        let code = Process::mapped_code(pid); // before the files: what is mapped in between is looked at again
+        let observed = self.observed.get_mut(&pid)?;
+        let missed = self.presence.stages.keys().any(|(of, _)| *of == pid);
+        if !missed && code.is_some() && code == observed.code {
+            return Some((observed.hooked.clone(), false));
+        }
+        let files = Process::mapped_files(pid).ok()?;
+        let grown = files.len() != observed.files;
+        observed.hooked = files.into_iter().filter(|file| observed.libraries.contains_key(&file.id)).collect();
+        observed.code = code.filter(|_| !grown);
+        Some((observed.hooked.clone(), grown))
     }
 
     /// Losses since the start.
