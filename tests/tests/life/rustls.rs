@@ -243,6 +243,33 @@ fn attaching_again_and_again_never_disturbs_a_busy_client() {
 }
 
 #[test]
+fn a_program_that_is_soon_through_is_seen_from_its_first_byte_the_first_time_it_runs() {
+    let place = Place::new("rustls-soon");
+    let server = place.server();
+    let program = place.dir.join("fetcher");
+    fs::copy(rust::fetcher(Tls::AwsLcStripped).unwrap(), &program).unwrap();
+    let mut observer = place.observe("observer", &["--exe", program.to_str().unwrap()]);
+    observer.says("It is hooked: its processes are observed from their first instruction.");
+    let mut texts = Vec::new();
+    for _ in 0..4 {
+        // Nothing is waited for: its request is there before it is.
+        let mut fetcher = Fetcher::start(&place, &program, &server);
+        fetcher.begin();
+        let came = fetcher.came();
+        fetcher.process.close_stdin();
+        assert!(fetcher.process.wait(SOON).unwrap().success());
+        texts.push(fetcher.text(came));
+    }
+    observer.exchanges(texts.len());
+    let exchanges = observer.finish();
+    let seen: Vec<&str> = exchanges.iter().map(|exchange| exchange["output_text"].as_str().unwrap()).collect();
+    assert_eq!(seen, texts);
+    for exchange in &exchanges {
+        assert_eq!((&exchange["outcome"], &exchange["bytes_lost"]), (&json!("completed"), &json!(0)), "{exchange}");
+    }
+}
+
+#[test]
 fn uv_installs_from_an_index_while_it_is_observed() {
     let place = Place::new("rustls-uv");
     let server = place.server(); // for its certificate

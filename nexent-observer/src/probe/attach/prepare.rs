@@ -6,7 +6,11 @@ use std::{
 };
 
 use super::{Attacher, kills_under_seccomp};
-use crate::probe::process::{FileId, MappedFile};
+use crate::probe::{
+    kernel::{KernelError, Sockets},
+    plain::PlainHttp,
+    process::{FileId, MappedFile},
+};
 
 impl Attacher {
     /// Looks into an executable, and hooks for all processes the TLS that it holds itself, so that the first process is observed from
@@ -27,10 +31,22 @@ impl Attacher {
         if hookable.is_empty() || !same || kills_under_seccomp(&release()) {
             return;
         }
-        match self.share(&hookable, files) {
+        let needs_sockets = hookable.iter().any(|library| library.plan.needs_sockets());
+        match self.share(&hookable, files).and_then(|()| if needs_sockets { self.join_from_exec(file) } else { Ok(()) })
+        {
             Ok(()) => tracing::info!(%path, "It is hooked: its processes are observed from their first instruction."),
             Err(error) => tracing::warn!(%path, %error, "It cannot be hooked before it runs."),
         }
+    }
+}
+
+impl Attacher {
+    /// Looks at the sockets of processes of an executable from their exec on, whether one runs or not: what is sealed or opened before
+    /// that belongs to no connection.
+    fn join_from_exec(&mut self, file: FileId) -> Result<(), KernelError> {
+        self.attach_sockets()?;
+        self.kept_plain = true;
+        self.kernel.arm_executable(file, Sockets { plain: self.plain_http == PlainHttp::On, join: true })
     }
 }
 
