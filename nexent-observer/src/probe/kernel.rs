@@ -18,8 +18,8 @@ use nexent_observer_common::{
     cookie::{Cookie, Scope},
     counters::Counter,
     state::{
-        Call, CallKey, Conn, ConnKey, FileKey, Flow, SockCall, Socket, Target, Unseen, conn_flag, flow_slot, socket_key,
-        socket_state, sockets, verdict_slot, verdict_value,
+        Call, CallKey, Conn, ConnKey, FileKey, Flow, SockCall, Socket, Target, Unseen, conn_flag, flow_slot,
+        socket_key, socket_state, sockets, verdict_slot, verdict_value,
     },
 };
 
@@ -266,8 +266,6 @@ impl Attached {
     }
 }
 
-/// Only what is in a map is changed (include/uapi/linux/bpf.h).
-const BPF_EXIST: u64 = 2;
 /// Cookie of a probe that counts for nobody: no process has this scope.
 const FOR_NOBODY: u64 = 0xff;
 
