@@ -8,8 +8,7 @@ use nexent_observer_common::{
     counters::Counter,
     state::{
         Aead, AeadKey, Call, CallKey, Conn, ConnKey, FLOW_SLOT_COUNT, FileKey, Flow, SockCall, Socket, Target, Thread,
-        Unseen,
-        VERDICT_SLOTS, Writer,
+        Unseen, VERDICT_SLOTS, Writer,
     },
 };
 

@@ -1,5 +1,7 @@
 //! The observer at work: one loop over a closed set of inputs. Whatever may block (exports, the web, detaching) lives elsewhere.
 
+mod say;
+
 use std::{
     collections::{HashMap, HashSet},
     io,
@@ -36,7 +38,7 @@ use crate::{
     },
     privileges,
     probe::{
-        attach::{self, AttachReport, Attacher, Hooked, Loss, Outcome},
+        attach::Attacher,
         cache::Cache,
         closes::{self, LostCloses},
         kernel::{KernelHalf, KernelOptions, Rings},
@@ -402,7 +404,7 @@ impl Observer {
             match change {
                 Change::Attached { report, after_exec } => {
                     let service = self.services.of(report.pid);
-                    say_attached(&report, &service, after_exec);
+                    say::attached(&report, &service, after_exec);
                 }
                 Change::Adopted { pid, parent } => {
                     self.services.adopt(pid, parent);
@@ -422,7 +424,7 @@ impl Observer {
                     self.dying.push(ended);
                 }
                 Change::Refused(error) => tracing::warn!("{error}."),
-                Change::Lost(loss) => say_lost(&loss),
+                Change::Lost(loss) => say::lost(&loss),
                 Change::Silent(Silent { pid, why, advice, .. }) => {
                     tracing::warn!(pid, "A process is not seen though it talks: {why}; {advice}.");
                 }
@@ -629,49 +631,6 @@ pub(crate) fn export(done: Done, exports: &mut Exports, service: &mut impl FnMut
             let HookSpan { pid, tid, ids, server, start, end, named } = *span;
             let kind = if server { Kind::Server } else { Kind::Internal };
             exports.work(Work::of_hook(service(pid), ids, kind, (start, end), tid, named));
-        }
-    }
-}
-
-fn say_attached(report: &AttachReport, service: &Service, after_exec: Option<u64>) {
-    let after_exec_ms = after_exec.map(|ns| ns / 1_000_000);
-    for Hooked { path, plan } in &report.hooked {
-        tracing::info!(
-            pid = report.pid,
-            service = service.name,
-            library = %path.display(),
-            tls = %plan.family,
-            probes = plan.hooks.len(),
-            shared = report.filtered,
-            after_exec_ms,
-            "Attached."
-        );
-        for note in &plan.notes {
-            tracing::info!(pid = report.pid, "{note}.");
-        }
-    }
-    if report.plain {
-        tracing::info!(pid = report.pid, service = service.name, "Its sockets are observed for plain HTTP.");
-    }
-    if attach::is_expensive(report) {
-        tracing::warn!(
-            pid = report.pid,
-            "Probes in this process cost about 9 us a call instead of 1; see docs/overhead.md."
-        );
-    }
-}
-
-fn say_lost(Loss { pid, library, outcome }: &Loss) {
-    let library = library.display();
-    match outcome {
-        Outcome::Restored | Outcome::Reattached => tracing::warn!(
-            pid,
-            %library,
-            anew = *outcome == Outcome::Reattached,
-            "Probes were gone from the code of a process and are back: what it read and wrote meanwhile was not seen."
-        ),
-        Outcome::Failed(why) => {
-            tracing::warn!(pid, %library, "Probes are gone from the code of a process, and it is not seen any more: {why}.");
         }
     }
 }
