@@ -103,10 +103,10 @@ impl Play {
 
 fn main() {
     let rounds: u64 = std::env::args().nth(1).and_then(|arg| arg.parse().ok()).unwrap_or(20);
-    let mut took = [[0.0; TURNS]; WAYS.len()];
-    for turn in 0..TURNS {
-        for (index, (way, _)) in WAYS.iter().enumerate() {
-            took[index][turn] = run(*way, rounds);
+    let mut took: [Vec<f64>; WAYS.len()] = Default::default();
+    for _ in 0..TURNS {
+        for ((way, _), took) in WAYS.iter().zip(&mut took) {
+            took.push(run(*way, rounds));
         }
     }
     let of_way = WAYS.iter().zip(&mut took).map(|((_, name), took)| {
