@@ -1,7 +1,7 @@
 //! Target `ring_decode`: any bytes as one entry of a ring, against the layout as a person reads it off `record.rs`.
 
 use nexent_observer_common::record::{AF_INET, AF_INET6, CLASS_BYTES, HEADER_BYTES, Malformed, PEER_BYTES, flag, kind};
-use nexent_observer_core::event::{Address, Direction, RecordFlags, RecordKind};
+use nexent_observer_core::event::{Address, Direction, RecordFlags, RecordKind, ThreadEventKind};
 
 #[cfg(feature = "planted")]
 use crate::planted::decode;
@@ -27,7 +27,7 @@ pub fn check(entry: &[u8]) {
         u64::from_le_bytes(bytes)
     };
     let (len, orig_len, kind) = (number(40, 4), number(44, 4), number(48, 2) as u16);
-    let known = matches!(kind, 1..=8);
+    let known = matches!(kind, kind::READ..=kind::THREAD_END);
     let event = match got {
         // A family of addresses that is not known is no peer.
         Err(Malformed::UnknownKind) => return assert!(!known || kind == kind::PEER),
@@ -50,6 +50,16 @@ pub fn check(entry: &[u8]) {
                 ProcessEventKind::Fork { child } => assert_eq!((kind, child), (kind::FORK, number(24, 8) as u32)),
                 ProcessEventKind::Exec => assert_eq!(kind, kind::EXEC),
                 ProcessEventKind::Exit => assert_eq!(kind, kind::EXIT),
+            };
+        }
+        RingEvent::Thread(thread) => {
+            assert_eq!((thread.at.0, u64::from(thread.pid)), (number(8, 8), number(32, 4)));
+            assert_eq!(u64::from(thread.tid), number(36, 4));
+            return match thread.kind {
+                ThreadEventKind::Started { child } => {
+                    assert_eq!((kind, child), (kind::THREAD_START, number(24, 8) as u32));
+                }
+                ThreadEventKind::Ended => assert_eq!(kind, kind::THREAD_END),
             };
         }
         RingEvent::Announcement(announcement) => {
