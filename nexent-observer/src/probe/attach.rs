@@ -135,6 +135,8 @@ struct Observed {
     libraries: HashMap<FileId, Vec<Attached>>,
     /// Number of files that were mapped executable when it was last looked at.
     files: usize,
+    /// [`Process::mapped_code`] then.
+    code: Option<u64>,
     /// What its sockets are looked at for.
     sockets: Sockets,
 }
@@ -268,6 +270,7 @@ impl Attacher {
             self.detach(pid); // a reused pid
         }
         check_seccomp(pid)?;
+        let code = Process::mapped_code(pid); // before the files: what is mapped in between is looked at again
         let mut files = Process::mapped_files(pid).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => AttachError::NoProcess { pid },
             _ => AttachError::Unreadable { pid, source },
@@ -328,10 +331,11 @@ impl Attacher {
             scope,
             libraries: HashMap::new(),
             files: 0,
+            code: None,
             sockets,
         });
         // What is not searched yet is looked at again.
-        observed.files = if complete { mapped } else { usize::MAX };
+        (observed.files, observed.code) = (if complete { mapped } else { usize::MAX }, code.filter(|_| complete));
         observed.sockets = sockets;
         observed.libraries.extend(fresh);
         if filtered {
@@ -408,8 +412,14 @@ impl Attacher {
             return false;
         }
         let libraries = observed.libraries.keys().map(|id| (*id, Vec::new())).collect();
-        let child_of =
-            Observed { process, scope: Scope::Filtered, libraries, files: observed.files, sockets: observed.sockets };
+        let child_of = Observed {
+            process,
+            scope: Scope::Filtered,
+            libraries,
+            files: observed.files,
+            code: observed.code,
+            sockets: observed.sockets,
+        };
         self.observed.insert(child, child_of);
         true
     }
@@ -445,12 +455,16 @@ impl Attacher {
     /// Observed processes that have mapped or unmapped executable files since they were last looked at: they may have loaded
     /// another TLS library.
     #[must_use]
-    pub fn outgrown(&self) -> Vec<u32> {
-        self.observed
-            .iter()
-            .filter(|(pid, observed)| Process::mapped_files(**pid).is_ok_and(|files| files.len() != observed.files))
-            .map(|(pid, _)| *pid)
-            .collect()
+    pub fn outgrown(&mut self) -> Vec<u32> {
+        // The list of mappings is long, and hardly ever another one. Where code is compiled at run time its amount changes all the time.
+        let changed = |pid: u32, observed: &mut Observed| {
+            let code = Process::mapped_code(pid);
+            let files = if code.is_some() && code == observed.code { None } else { Process::mapped_files(pid).ok() };
+            let more = files.as_ref().is_some_and(|files| files.len() != observed.files);
+            observed.code = if files.is_some() && !more { code } else { observed.code };
+            more
+        };
+        self.observed.iter_mut().filter_map(|(pid, it)| changed(*pid, it).then_some(*pid)).collect()
     }
 
     /// Observed processes whose sockets are to be looked at from now on: they have begun to listen.

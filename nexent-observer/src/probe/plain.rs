@@ -203,30 +203,74 @@ fn show_tracefs() -> io::Result<()> {
 }
 
 /// Sockets that listen, by network namespace, for a moment: the tables of a busy host are megabytes long, and the same for all of
-/// its processes.
+/// its processes. The kernel walks through the connections of all namespaces for each: 3 ms for a host without any, so it is asked for
+/// one only when there may be news.
 #[derive(Debug, Default)]
-pub struct Listeners(HashMap<PathBuf, (Instant, HashSet<u64>)>);
+pub struct Listeners {
+    tables: HashMap<PathBuf, (Instant, HashSet<u64>)>,
+    /// Processes that did not listen, with the sockets that they had.
+    silent: HashMap<u32, Silent>,
+}
+
+/// A process that did not listen when it was looked at.
+#[derive(Debug)]
+struct Silent {
+    sockets: Vec<u64>,
+    wait: Duration,
+    until: Instant,
+}
 
 /// How long a table of sockets is good.
 const TABLE_IS_FRESH: Duration = Duration::from_secs(2);
+/// How soon a process that does not listen is looked at again while it has the same sockets: at first, and at last. A socket mostly
+/// listens as soon as it is made; where a server loads a model in between, it has waited longer than this already.
+const WAITS: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(30));
+/// Processes that are remembered.
+const SILENT: usize = 4096;
 
 impl Listeners {
     /// Whether a process has a TCP socket that listens.
     pub fn listens(&mut self, pid: u32) -> bool {
-        self.0.retain(|_, (read, _)| read.elapsed() < TABLE_IS_FRESH);
-        let tables = || ["tcp", "tcp6"].iter().flat_map(|table| listening_inodes(&format!("/proc/{pid}/net/{table}")));
-        let Ok(namespace) = fs::read_link(format!("/proc/{pid}/ns/net")) else { return false };
-        let (_, listening) = self.0.entry(namespace).or_insert_with(|| (Instant::now(), tables().collect()));
-        if listening.is_empty() {
+        self.listens_at(pid, Instant::now())
+    }
+
+    fn listens_at(&mut self, pid: u32, now: Instant) -> bool {
+        let sockets = sockets_of(pid);
+        if sockets.is_empty() {
             return false;
         }
-        let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
-        descriptors.flatten().any(|entry| {
-            let link = fs::read_link(entry.path()).unwrap_or_default();
-            let inode = link.to_str().and_then(|name| name.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
-            inode.is_some_and(|inode| listening.contains(&inode))
-        })
+        let old = |before: &&Silent| sockets.iter().all(|inode| before.sockets.binary_search(inode).is_ok());
+        let before = self.silent.get(&pid).filter(old);
+        if before.is_some_and(|before| now < before.until) {
+            return false;
+        }
+        let wait = before.map_or(WAITS.0, |before| (before.wait * 2).min(WAITS.1));
+        self.tables.retain(|_, (read, _)| now.saturating_duration_since(*read) < TABLE_IS_FRESH);
+        let tables = || ["tcp", "tcp6"].iter().flat_map(|table| listening_inodes(&format!("/proc/{pid}/net/{table}")));
+        let Ok(namespace) = fs::read_link(format!("/proc/{pid}/ns/net")) else { return false };
+        let (_, listening) = self.tables.entry(namespace).or_insert_with(|| (now, tables().collect()));
+        if sockets.iter().any(|inode| listening.contains(inode)) {
+            self.silent.remove(&pid);
+            return true;
+        }
+        if self.silent.len() >= SILENT {
+            self.silent.clear();
+        }
+        self.silent.insert(pid, Silent { sockets, wait, until: now + wait });
+        false
     }
+}
+
+/// Inodes of a process's sockets, in order.
+fn sockets_of(pid: u32) -> Vec<u64> {
+    let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { return Vec::new() };
+    let inode = |entry: fs::DirEntry| {
+        let link = fs::read_link(entry.path()).ok()?;
+        link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+    };
+    let mut inodes: Vec<u64> = descriptors.flatten().filter_map(inode).collect();
+    inodes.sort_unstable();
+    inodes
 }
 
 /// Inodes of the sockets in state LISTEN (0A) of a table of sockets (proc_net_tcp in Documentation/networking).
@@ -245,6 +289,7 @@ mod tests {
     use std::{
         net::{Ipv4Addr, Ipv6Addr, TcpListener},
         os::fd::AsRawFd,
+        process::{Child, Command, Stdio},
     };
 
     use super::*;
@@ -267,6 +312,37 @@ mod tests {
         let gone = inode(&four);
         drop((four, talking));
         assert!(!listening_inodes("/proc/self/net/tcp").contains(&gone));
+    }
+
+    #[test]
+    fn the_table_of_all_sockets_is_asked_for_only_when_there_may_be_news() {
+        // A process of its own, whose only socket is its input.
+        let end = |input: Stdio| Command::new("sleep").arg("600").stdin(input).spawn().expect("sleep");
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let talking = std::net::TcpStream::connect(listener.local_addr().expect("bound")).expect("it listens");
+        let (mut without, mut client) = (end(Stdio::null()), end(Stdio::from(std::os::fd::OwnedFd::from(talking))));
+        let mut server = end(Stdio::from(std::os::fd::OwnedFd::from(listener)));
+        let began = Instant::now();
+        let asked = |child: &Child, after: u64| {
+            let mut listeners = Listeners::default();
+            let listens: Vec<bool> = (0..=after)
+                .map(|second| {
+                    listeners.tables.clear();
+                    listeners.listens_at(child.id(), began + Duration::from_secs(second))
+                        || !listeners.tables.is_empty()
+                })
+                .collect();
+            listens.iter().filter(|asked| **asked).count()
+        };
+        assert_eq!(asked(&without, 10), 0, "no socket, no question");
+        // At 0, 2, 6, 14, 30, 60 and 90 s.
+        assert_eq!(asked(&client, 100), 7);
+        let mut listeners = Listeners::default();
+        assert!(listeners.listens(server.id()) && !listeners.listens(client.id()));
+        for child in [&mut without, &mut client, &mut server] {
+            child.kill().expect("it runs");
+            child.wait().expect("it ends");
+        }
     }
 
     #[test]

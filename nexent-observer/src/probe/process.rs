@@ -203,6 +203,12 @@ impl Process {
         Self::status(pid, "Seccomp:").and_then(|mode| mode.trim().parse().ok()).unwrap_or(0)
     }
 
+    /// Kilobytes that it has mapped executable, without its program's own code (proc(5), `VmLib`): cheaper to ask for than what is mapped.
+    #[must_use]
+    pub fn mapped_code(pid: u32) -> Option<u64> {
+        Self::status(pid, "VmLib:")?.split_ascii_whitespace().next()?.parse().ok()
+    }
+
     /// Pid of its parent.
     #[must_use]
     pub fn parent(pid: u32) -> Option<u32> {
@@ -292,6 +298,7 @@ mod tests {
         assert!(Process::all().contains(&me.pid));
         assert!(!Process::is_kernel_thread(me.pid));
         assert_eq!(Process::parent(me.pid), Some(std::os::unix::process::parent_id()));
+        assert!(Process::mapped_code(me.pid) > Some(0) && Process::mapped_code(u32::MAX).is_none());
         // SAFETY: no memory is involved.
         assert_eq!(Process::user(me.pid), Some(unsafe { libc::geteuid() }));
         assert_eq!((Process::parent(u32::MAX), Process::user(u32::MAX)), (None, None));
