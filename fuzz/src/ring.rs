@@ -16,7 +16,7 @@ use decode::{ProcessEventKind, RingEvent};
 
 /// Decodes `entry`: it must be refused for the right reason, or say exactly what its bytes say.
 pub fn check(entry: &[u8]) {
-    let entry = &entry[..entry.len().min(CLASS_BYTES[3])];
+    let entry = &entry[..entry.len().min(CLASS_BYTES[4])];
     let got = decode(entry);
     let Some((head, rest)) = entry.split_at_checked(HEADER_BYTES) else {
         return assert_eq!(got, Err(Malformed::ShortHeader));

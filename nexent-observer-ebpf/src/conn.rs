@@ -36,21 +36,21 @@ pub fn of(key: &ConnKey) -> Option<*mut Conn> {
 pub fn make(key: &ConnKey, flags: u32) {
     let Some(next) = NEXT_CONN.get_ptr_mut(0) else { return };
     // SAFETY: the slot is an aligned u64 of a map; all access to it is atomic.
-    let id = unsafe { fetch_add_one(next) } + 1;
+    let id = unsafe { fetch_add(next, 1) } + 1;
     let conn = Conn { id, read_offset: 0, write_offset: 0, turn_written: 0, turn: 0, flags, socket: 0 };
     if CONNS.insert(key, &conn, NO_EXIST).is_err() && CONNS.get_ptr_mut(key).is_none() {
         count(Counter::ConnectionsFull);
     }
 }
 
-/// Adds one to a word of a map, atomically over all CPUs, and gives the value before. In assembly, because Rust declares
+/// Adds to a word of a map, atomically over all CPUs, and gives the value before. In assembly, because Rust declares
 /// no atomic read-modify-write for the BPF target; the instruction is `BPF_ATOMIC | BPF_FETCH` (kernel 5.12).
 ///
 /// # Safety
 /// `word` must point to an aligned word of a map.
 #[inline(always)]
-unsafe fn fetch_add_one(word: *mut u64) -> u64 {
-    let mut value = 1u64;
+pub unsafe fn fetch_add(word: *mut u64, change: u64) -> u64 {
+    let mut value = change;
     // SAFETY: by contract.
     unsafe {
         core::arch::asm!(

@@ -13,7 +13,7 @@ use aya_ebpf::{
 use nexent_observer_common::{
     counters::Counter,
     piece::{self, MAX_PIECES, Window},
-    record::{CLASS_BYTES, HEADER_BYTES, MAX_PIECE, Peer, RecordHeader, flag},
+    record::{CLASS_BYTES, HEADER_BYTES, MAX_PIECE, Peer, RecordHeader, flag, kind},
     state::SockCall,
 };
 
@@ -49,18 +49,27 @@ impl Ring {
         if self.map().query(u64::from(BPF_RB_AVAIL_DATA)) < limit {
             return u64::from(BPF_RB_NO_WAKEUP);
         }
-        let Some(woken) = WOKEN.get_ptr_mut(self.index) else { return u64::from(BPF_RB_NO_WAKEUP) };
-        // SAFETY: an aligned word of a map. Two programs may both see 0 and both wake: harmless.
-        unsafe {
-            if core::ptr::read_volatile(woken) != 0 {
-                return u64::from(BPF_RB_NO_WAKEUP);
-            }
-            core::ptr::write_volatile(woken, 1);
-        }
-        count(Counter::Wakeups);
-        u64::from(BPF_RB_FORCE_WAKEUP)
+        wake_once(self.index)
     }
 }
+
+/// Flags for a submission that wakes user space, if it was not woken for this before.
+#[inline(always)]
+fn wake_once(reason: u32) -> u64 {
+    let Some(woken) = WOKEN.get_ptr_mut(reason) else { return u64::from(BPF_RB_NO_WAKEUP) };
+    // SAFETY: an aligned word of a map. Two programs may both see 0 and both wake: harmless.
+    unsafe {
+        if core::ptr::read_volatile(woken) != 0 {
+            return u64::from(BPF_RB_NO_WAKEUP);
+        }
+        core::ptr::write_volatile(woken, 1);
+    }
+    count(Counter::Wakeups);
+    u64::from(BPF_RB_FORCE_WAKEUP)
+}
+
+/// Why `WOKEN` says that user space was woken: a process runs another program.
+const EXECUTED: u32 = 2;
 
 /// A record of one class.
 #[repr(C)]
@@ -72,7 +81,8 @@ struct Slot<const ROOM: usize> {
 const ROOM_0: usize = CLASS_BYTES[0] - HEADER_BYTES;
 const ROOM_1: usize = CLASS_BYTES[1] - HEADER_BYTES;
 const ROOM_2: usize = CLASS_BYTES[2] - HEADER_BYTES;
-const ROOM_3: usize = MAX_PIECE;
+const ROOM_3: usize = CLASS_BYTES[3] - HEADER_BYTES;
+const ROOM_4: usize = MAX_PIECE;
 
 /// Puts one record of a class: `len` bytes (at most `ROOM`) from the user address `from`.
 #[inline(always)]
@@ -113,8 +123,10 @@ fn put_smallest(ring: Ring, header: &RecordHeader, from: u64, len: u64) {
         put::<ROOM_1>(ring, header, from, len);
     } else if len <= ROOM_2 as u64 {
         put::<ROOM_2>(ring, header, from, len);
-    } else {
+    } else if len <= ROOM_3 as u64 {
         put::<ROOM_3>(ring, header, from, len);
+    } else {
+        put::<ROOM_4>(ring, header, from, len);
     }
 }
 
@@ -277,7 +289,8 @@ impl ToRing for ToWrites {
     const RING: Ring = WRITE_RING;
 }
 
-/// Puts a record whose payload is one word (close) or nothing (process events).
+/// Puts a record whose payload is one word (close) or nothing (process events). An exec wakes user space, once a tick: what begins there may
+/// have to be attached to, and costs a thousand times as much itself.
 #[inline(always)]
 pub fn note(header: &RecordHeader, word: Option<u64>) -> bool {
     let Some(mut entry) = READS.reserve::<Slot<ROOM_0>>(0) else { return false };
@@ -289,7 +302,7 @@ pub fn note(header: &RecordHeader, word: Option<u64>) -> bool {
             (&raw mut (*slot).payload).cast::<u64>().write(word);
         }
     }
-    let flags = READ_RING.submit_flags();
+    let flags = if header.kind == kind::EXEC { wake_once(EXECUTED) } else { READ_RING.submit_flags() };
     entry.submit(flags);
     true
 }

@@ -17,7 +17,7 @@ use aya_ebpf::{
 use nexent_observer_common::{
     counters::Counter,
     record::{AF_INET, AF_INET6, LATE_NS, RecordHeader, flag, found, kind},
-    state::{CallKey, Conn, ConnKey, Flow, Writer, flow_state, writer_state},
+    state::{CallKey, Conn, ConnKey, Flow, Writer, flow_slot, flow_state, writer_state},
     tls::{Header, RECORD_HEADER, least_on_wire},
 };
 
@@ -25,7 +25,7 @@ use crate::{
     conn,
     emit::{self, Fact},
     inflight::now,
-    maps::{self, CONNS, FLOWS, TARGETS, WRITERS, count},
+    maps::{self, CONNS, FLOW_SLOTS, FLOWS, TARGETS, WRITERS, count},
     socket::{self, Seen, Sock},
     syscalls,
 };
@@ -255,10 +255,34 @@ fn known_or_made(sock: Sock, cookie: u64, tgid: u32) -> bool {
     FLOWS.get_ptr(&cookie).is_some() || made(sock, cookie, tgid).is_some()
 }
 
+/// Whether a socket may be known. The programs run for every send, receive and arrival of the host: most end here, without a search in a
+/// map.
+#[inline(always)]
+fn may_be_known(cookie: u64) -> bool {
+    // SAFETY: the verifier checked the slot.
+    FLOW_SLOTS.get_ptr(flow_slot(cookie)).is_some_and(|slot| unsafe { core::ptr::read_volatile(slot) != 0 })
+}
+
+/// Counts a socket in, or out. Two programs on two processors may do so at once.
+#[inline(always)]
+fn count_known(cookie: u64, change: u64) {
+    if let Some(slot) = FLOW_SLOTS.get_ptr_mut(flow_slot(cookie)) {
+        // SAFETY: the verifier checked the slot, an aligned word of a map.
+        unsafe { conn::fetch_add(slot, change) };
+    }
+}
+
 /// Makes a socket known, as a new one.
 #[inline(always)]
 fn made(sock: Sock, cookie: u64, tgid: u32) -> Option<*mut Flow> {
+    let fresh = FLOWS.get_ptr(&cookie).is_none();
+    if fresh {
+        count_known(cookie, 1); // before it is there: what is known is never overlooked
+    }
     if FLOWS.insert(&cookie, &NO_FLOW, 0).is_err() {
+        if fresh {
+            count_known(cookie, u64::MAX);
+        }
         count(Counter::SocketsFull);
         return None;
     }
@@ -422,7 +446,11 @@ pub fn flow_received(ctx: BtfTracePointContext) -> i32 {
 #[inline(always)]
 fn received(sock: Sock, bytes: i32, flags: u32) -> Option<()> {
     // SAFETY: as in `sent`.
-    let flow = FLOWS.get_ptr_mut(&unsafe { bpf_get_socket_cookie(sock) })?;
+    let cookie = unsafe { bpf_get_socket_cookie(sock) };
+    if !may_be_known(cookie) {
+        return None;
+    }
+    let flow = FLOWS.get_ptr_mut(&cookie)?;
     if bytes < 0 || flags & socket::NOT_TAKEN != 0 {
         return None;
     }
@@ -459,7 +487,10 @@ fn late(flow: &Flow, since: u64, at: u64, pid_tgid: u64) {
 pub fn flow_arrived(ctx: BtfTracePointContext) -> i32 {
     let sock: Sock = ctx.arg(0);
     // SAFETY: as in `sent`.
-    if let Some(flow) = FLOWS.get_ptr_mut(&unsafe { bpf_get_socket_cookie(sock) }) {
+    let cookie = unsafe { bpf_get_socket_cookie(sock) };
+    if may_be_known(cookie)
+        && let Some(flow) = FLOWS.get_ptr_mut(&cookie)
+    {
         // SAFETY: the verifier checked the value.
         unsafe {
             if (*flow).unread_ns == 0 {
@@ -475,7 +506,10 @@ pub fn flow_arrived(ctx: BtfTracePointContext) -> i32 {
 pub fn flow_retransmitted(ctx: BtfTracePointContext) -> i32 {
     let sock: Sock = ctx.arg(0);
     // SAFETY: as in `sent`.
-    if let Some(flow) = FLOWS.get_ptr_mut(&unsafe { bpf_get_socket_cookie(sock) }) {
+    let cookie = unsafe { bpf_get_socket_cookie(sock) };
+    if may_be_known(cookie)
+        && let Some(flow) = FLOWS.get_ptr_mut(&cookie)
+    {
         // SAFETY: the verifier checked the value; the kernel holds the socket.
         let flow = unsafe { &mut *flow };
         flow.retransmits = flow.retransmits.wrapping_add(1);
@@ -524,7 +558,9 @@ pub fn flow_destroyed(ctx: BtfTracePointContext) -> i32 {
     let sock: Sock = ctx.arg(0);
     // SAFETY: as in `sent`.
     let cookie = unsafe { bpf_get_socket_cookie(sock) };
-    if let Some(flow) = FLOWS.get_ptr_mut(&cookie) {
+    if may_be_known(cookie)
+        && let Some(flow) = FLOWS.get_ptr_mut(&cookie)
+    {
         // SAFETY: the verifier checked the value.
         let flow = unsafe { &mut *flow };
         if flow.conn != 0 {
@@ -538,7 +574,9 @@ pub fn flow_destroyed(ctx: BtfTracePointContext) -> i32 {
                 }
             }
         }
-        let _ = FLOWS.remove(&cookie);
+        if FLOWS.remove(&cookie).is_ok() {
+            count_known(cookie, u64::MAX);
+        }
     }
     0
 }

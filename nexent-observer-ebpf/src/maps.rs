@@ -7,8 +7,8 @@ use aya_ebpf::{
 use nexent_observer_common::{
     counters::Counter,
     state::{
-        Aead, AeadKey, Call, CallKey, Conn, ConnKey, FileKey, Flow, SockCall, Socket, Target, Thread, VERDICT_SLOTS,
-        Writer,
+        Aead, AeadKey, Call, CallKey, Conn, ConnKey, FLOW_SLOT_COUNT, FileKey, Flow, SockCall, Socket, Target, Thread,
+        VERDICT_SLOTS, Writer,
     },
 };
 
@@ -60,6 +60,10 @@ pub static THREADS: LruHashMap<u64, Thread> = LruHashMap::with_max_entries(16_38
 #[map]
 pub static FLOWS: HashMap<u64, Flow> = HashMap::with_max_entries(65_536, 0);
 
+/// Number of entries of `FLOWS` by `flow_slot`: whether a socket may be known can be told without a search.
+#[map]
+pub static FLOW_SLOTS: Array<u64> = Array::with_max_entries(FLOW_SLOT_COUNT, 0);
+
 /// TLS writes of threads and goroutines whose socket is not known, `sp` being 0 or the goroutine. Threads end and tell nobody, so what
 /// is not used for longest goes when it is full.
 #[map]
@@ -73,9 +77,9 @@ pub static VERDICTS: Array<u64> = Array::with_max_entries(VERDICT_SLOTS, 0);
 #[map]
 pub static NEXT_CONN: Array<u64> = Array::with_max_entries(1, 0);
 
-/// Per ring (0 reads, 1 writes): user space was woken and has not drained since.
+/// Per ring (0 reads, 1 writes): user space was woken and has not drained since. For an exec (2): since its last tick.
 #[map]
-pub static WOKEN: Array<u32> = Array::with_max_entries(2, 0);
+pub static WOKEN: Array<u32> = Array::with_max_entries(3, 0);
 
 /// Counters, by `Counter`.
 #[map]

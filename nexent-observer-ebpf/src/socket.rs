@@ -55,6 +55,7 @@ pub fn field<T: Copy + Default>(sock: Sock, offset: u64) -> T {
 
 /// `sock_send_length(sk, ret, flags)`: a sending call has handed over `ret` bytes.
 #[btf_tracepoint(function = "sock_send_length")]
+#[inline(always)]
 pub fn plain_sent(ctx: BtfTracePointContext) -> i32 {
     let _ = touched(ctx.arg(0), ctx.arg(1), 0, kind::WRITE);
     0
@@ -62,6 +63,7 @@ pub fn plain_sent(ctx: BtfTracePointContext) -> i32 {
 
 /// `sock_recv_length(sk, ret, flags)`: a receiving call has put `ret` bytes into the process's memory.
 #[btf_tracepoint(function = "sock_recv_length")]
+#[inline(always)]
 pub fn plain_received(ctx: BtfTracePointContext) -> i32 {
     let _ = touched(ctx.arg(0), ctx.arg(1), ctx.arg(2), kind::READ);
     0

@@ -48,6 +48,7 @@ impl Faulty {
     }
 
     /// The record as it goes on; `None`: it is lost.
+    #[inline]
     pub fn pass<'a>(&mut self, record: Record<'a>) -> Option<Record<'a>> {
         let Some(fault) = self.fault else { return Some(record) };
         let RecordKind::Data { dir: Direction::Read, .. } = record.kind else { return Some(record) };

@@ -218,6 +218,7 @@ impl Observer {
         let mut events = Events::with_capacity(8);
         let (mut next_tick, mut next_housekeeping) = (Instant::now() + interval, Instant::now());
         let mut next_showing = Instant::now();
+        let mut woken = false;
         loop {
             let input = wait(&mut poll, &mut events, next_tick, &stop).map_err(failed)?;
             let now = monotonic();
@@ -225,9 +226,13 @@ impl Observer {
             // Also when the time for a tick had come: what is not re-armed never wakes us again.
             if events.iter().any(|event| [WAKE_READS, WAKE_WRITES].contains(&event.token())) {
                 self.drain.rearm_wakeups();
+                woken = true;
             }
             match input {
                 Input::Tick => {
+                    if std::mem::take(&mut woken) {
+                        self.drain.rearm_execs();
+                    }
                     self.turn(now);
                     let hurried =
                         self.targets.is_due(MonoNs(now.0 + interval.as_nanos() as u64)) || !self.dying.is_empty();
@@ -247,6 +252,7 @@ impl Observer {
                         }
                     }
                 }
+                Input::RingFills if self.targets.is_due(now) => next_tick = Instant::now(),
                 Input::RingFills => {}
                 Input::Stop => {
                     tracing::info!("Stopping.");

@@ -14,8 +14,8 @@ use nexent_observer_common::{
     cookie::{Cookie, Scope},
     counters::Counter,
     state::{
-        Call, CallKey, Conn, ConnKey, FileKey, Flow, SockCall, Socket, Target, socket_key, socket_state, sockets,
-        verdict_slot, verdict_value,
+        Call, CallKey, Conn, ConnKey, FileKey, Flow, SockCall, Socket, Target, flow_slot, socket_key, socket_state,
+        sockets, verdict_slot, verdict_value,
     },
 };
 
@@ -28,6 +28,9 @@ use super::{
 
 /// The kernel half, built by `cargo xtask build` or taken from the repository (see nexent-observer-ebpf/prebuilt/README.md).
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("NEXENT_OBSERVER_BPF_OBJECT"));
+
+/// An update of what is in a map already, and of nothing else (include/uapi/linux/bpf.h).
+const BPF_EXIST: u64 = 2;
 
 /// Why the kernel half cannot run here. Each message says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -231,6 +234,14 @@ impl Woken {
         self.0.set(0, 0, 0)?;
         self.0.set(1, 0, 0)
     }
+
+    /// Allows an exec to wake us again. Done at a tick, so that many execs are no more wake-ups than ticks.
+    ///
+    /// # Errors
+    /// [`MapError`].
+    pub fn clear_exec(&mut self) -> Result<(), MapError> {
+        self.0.set(2, 0, 0)
+    }
 }
 
 /// One probe at one place. Detached when dropped, which takes the kernel up to 250 ms: drop it off the loop.
@@ -247,6 +258,7 @@ pub struct KernelHalf {
     syscalls: BpfMap<MapData, u64, Plain<SockCall>>,
     sockets: BpfMap<MapData, u64, Plain<Socket>>,
     flows: BpfMap<MapData, u64, Plain<Flow>>,
+    flow_slots: Array<MapData, u64>,
     verdicts: Array<MapData, u64>,
     counters: PerCpuArray<MapData, u64>,
 }
@@ -296,6 +308,7 @@ impl KernelHalf {
             syscalls: BpfMap::try_from(take(&mut ebpf, "SYSCALLS")?)?,
             sockets: BpfMap::try_from(take(&mut ebpf, "SOCKETS")?)?,
             flows: BpfMap::try_from(take(&mut ebpf, "FLOWS")?)?,
+            flow_slots: Array::try_from(take(&mut ebpf, "FLOW_SLOTS")?)?,
             verdicts: Array::try_from(take(&mut ebpf, "VERDICTS")?)?,
             counters: PerCpuArray::try_from(take(&mut ebpf, "COUNTERS")?)?,
             ebpf,
@@ -370,6 +383,8 @@ impl KernelHalf {
         let known: Vec<_> = self.flows.keys().flatten().collect();
         for cookie in known {
             drop(self.flows.remove(&cookie));
+            // All of them go, and no program counts while none is attached.
+            drop(self.flow_slots.set(flow_slot(cookie), 0, 0));
         }
         phases::attach(&mut self.ebpf)
     }
@@ -438,8 +453,10 @@ impl KernelHalf {
         for (key, conn) in &open {
             drop(self.conns.remove(key));
             // The socket lives on if the process does, and may be met again under another number.
-            if conn.0.socket != 0 {
-                drop(self.flows.remove(&conn.0.socket));
+            if let Ok(known) = self.flows.get(&conn.0.socket, 0) {
+                // Not taken out: the kernel half counts what is in there, and takes it out at the socket's end.
+                let fresh = Flow { tgid: known.0.tgid, sock: known.0.sock, ..Flow::default() };
+                drop(self.flows.insert(conn.0.socket, Plain(fresh), BPF_EXIST));
             }
         }
         Ok(open.into_iter().map(|(_, conn)| conn.0).collect())

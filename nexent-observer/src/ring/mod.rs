@@ -52,6 +52,7 @@ impl Drain {
             };
             let ring = if from_reads { &mut *reads } else { &mut *writes };
             if let Some(entry) = ring.next() {
+                fetch_behind(&entry);
                 match decode(&entry) {
                     Ok(event) => sink(event),
                     Err(_) => self.defects.malformed += 1,
@@ -76,11 +77,38 @@ impl Drain {
         }
     }
 
+    /// Allows an exec to wake us again.
+    pub fn rearm_execs(&mut self) {
+        if let Err(error) = self.rings.woken.clear_exec() {
+            tracing::warn!(%error, "The mark of an exec's wake-up could not be cleared.");
+        }
+    }
+
     /// The rings, for their file descriptors.
     #[must_use]
     pub fn rings(&self) -> &Rings {
         &self.rings
     }
+}
+
+/// Bytes behind a record that are fetched while it is handled: the header of the next one, and the payload that most have.
+const FETCHED: usize = 448;
+
+/// Fetches what lies behind an entry into the caches. A ring is memory that another processor wrote once and that nobody has looked at
+/// since: waiting for it took a quarter of the time of a drain.
+fn fetch_behind(entry: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        const LINE: usize = 64;
+        let behind = entry.as_ptr_range().end;
+        for line in (0..FETCHED).step_by(LINE) {
+            // SAFETY: a hint. It reads nothing that the program sees, and an address that is not mapped is no fault.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(behind.wrapping_add(line).cast()) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (entry, FETCHED);
 }
 
 /// Return time of the entry at a ring's head, without a look at the rest of it; an entry that is too short for one comes first.
