@@ -35,6 +35,9 @@ use crate::{
 const QUEUE_LINES: usize = 4096;
 /// Bytes of lines that may wait.
 const QUEUE_BYTES: usize = 32 * 1024 * 1024;
+/// Below so many bytes a write waits this long for more.
+const FEW_BYTES: usize = 64 * 1024;
+const GATHERING: Duration = Duration::from_millis(50);
 /// A write is made at the latest at so many bytes.
 const WRITE_BYTES: usize = 256 * 1024;
 
@@ -154,14 +157,23 @@ impl<W: Write> Writer<W> {
         Self { out, buffer: Vec::new(), channel, failing: false, torn: false }
     }
 
-    /// Writes until all senders are gone; at the latest when the queue is empty, so that a reader sees lines promptly.
+    /// Writes until all senders are gone; a little after a line came, together with those that come until then. Waking this thread costs the
+    /// event loop as much as most of a line does, and so does each write.
     fn run(mut self, queue: &Receiver<Line>) {
         while let Ok(line) = queue.recv() {
             self.add(&line);
-            while let Ok(line) = queue.try_recv() {
-                self.add(&line);
+            self.add_waiting(queue);
+            if self.buffer.len() < FEW_BYTES {
+                thread::sleep(GATHERING);
+                self.add_waiting(queue);
             }
             self.write_out();
+        }
+    }
+
+    fn add_waiting(&mut self, queue: &Receiver<Line>) {
+        while let Ok(line) = queue.try_recv() {
+            self.add(&line);
         }
     }
 
@@ -213,7 +225,7 @@ impl<W: Write> Writer<W> {
 }
 
 fn count_lines(bytes: &[u8]) -> u64 {
-    bytes.iter().filter(|b| **b == b'\n').count() as u64
+    memchr::memchr_iter(b'\n', bytes).count() as u64
 }
 
 /// The line of one exchange, newline included. `None` only if serde refuses, which these types give no cause for.

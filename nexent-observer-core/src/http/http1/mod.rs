@@ -84,7 +84,13 @@ impl Http1 {
 
     /// Number of the next exchange, if the connection speaks another protocol since a response 101.
     pub(super) fn upgraded(&self) -> Option<ExchangeNo> {
-        let stopped = matches!((&self.request.state, &self.response.state), (State::Stopped, State::Stopped));
+        // Asked after every read: first what the read has just used, for the other lane is seldom in the caches.
+        let stopped = |lane: &Lane| matches!(lane.state, State::Stopped);
+        let (now, other) = match self.last {
+            Side::Request => (&self.request, &self.response),
+            Side::Response => (&self.response, &self.request),
+        };
+        let stopped = stopped(now) && stopped(other);
         (stopped && !self.tunnel).then(|| self.exchanges.next())
     }
 
