@@ -448,7 +448,7 @@ const WRITE_CAP_ALLOWED: &str = "a size from 1KiB to 16MiB";
 pub const DRAIN_INTERVAL_MS: Key = Key {
     name: "drain_interval_ms",
     value_name: "MS",
-    default: Some("50"),
+    default: Some("100"),
     allowed: "a whole number of milliseconds from 1 to 1000",
     meaning: "Time between two drains of the rings; stamps are taken in the kernel and do not depend on it",
     ..BASE

@@ -48,7 +48,7 @@ fn every_default_is_allowed_and_equals_the_cores_own_limits() {
     assert_eq!(config.slow_token_rate_threshold, 10.0);
     assert_eq!((config.read_ring_bytes, config.write_ring_bytes), (8 << 20, 8 << 20));
     assert_eq!((config.write_head_bytes, config.write_tail_bytes), (32 << 10, 64 << 10));
-    assert_eq!(config.drain_interval, Duration::from_millis(50));
+    assert_eq!(config.drain_interval, Duration::from_millis(100));
     assert_eq!(config.per_pid_attach_limit, 8);
     assert_eq!(config.log_format, LogFormat::Text);
     assert!(config.settings().iter().all(|s| s.origin == Origin::Default));

@@ -68,7 +68,7 @@ pub(super) fn cpu(bench: &Bench) -> Result<Vec<Figure>> {
             "observer, CPU while nothing happens",
             idle,
             "% of a core",
-            "The same, attached to a process that does nothing: the tick of 50 ms.",
+            "The same, attached to a process that does nothing: the tick of 100 ms.",
         ),
         Figure::reported("observer, resident memory", of.resident_mib, "MiB", "At the end of that load."),
         Figure::reported(
