@@ -58,6 +58,11 @@ fn every_span_is_delivered_or_counted_while_the_collector_is_slow_refuses_is_dea
 }
 
 #[test]
+fn a_wall_clock_that_is_stepped_changes_no_duration() {
+    assert_eq!(prove("clock-steps").taken.unwrap().lost, 0.0);
+}
+
+#[test]
 fn a_disk_that_is_full_and_has_room_again_costs_lines_that_are_counted() {
     prove("full-disk");
 }

@@ -4,7 +4,7 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
     thread::{self, JoinHandle},
@@ -32,6 +32,8 @@ struct Shared {
     refuses: AtomicBool,
     ends: AtomicBool,
     spans: AtomicU64,
+    /// What it was sent, where it keeps that.
+    kept: Option<Mutex<Vec<Vec<u8>>>>,
 }
 
 /// A listening collector; when it is dropped, it is dead: connections are closed and the port refuses new ones.
@@ -45,10 +47,19 @@ pub(super) struct Collector {
 impl Collector {
     /// Listens on loopback, at a port of its own or where one listened before.
     pub(super) fn listen(address: Option<SocketAddr>) -> Result<Self> {
+        Self::make(address, Shared::default())
+    }
+
+    /// One that keeps what it is sent.
+    pub(super) fn keeping() -> Result<Self> {
+        Self::make(None, Shared { kept: Some(Mutex::default()), ..Shared::default() })
+    }
+
+    fn make(address: Option<SocketAddr>, shared: Shared) -> Result<Self> {
         let listener = TcpListener::bind(address.unwrap_or_else(|| (Ipv4Addr::LOCALHOST, 0).into()));
         let listener = listener.context("the collector cannot listen")?;
         let address = listener.local_addr().context("the collector cannot listen")?;
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(shared);
         let theirs = Arc::clone(&shared);
         let thread = thread::spawn(move || {
             let mut open: Vec<TcpStream> = Vec::new();
@@ -73,6 +84,12 @@ impl Collector {
         let slow = if let Mood::Slow(pause) = mood { pause } else { Duration::ZERO };
         self.shared.slow_ms.store(slow.as_millis() as u64, SeqCst);
         self.shared.refuses.store(mood == Mood::Refusing, SeqCst);
+    }
+
+    /// Bodies of the requests for spans and metrics that it took, if it keeps them.
+    pub(super) fn kept(&self) -> Vec<Vec<u8>> {
+        let kept = self.shared.kept.as_ref().map(|kept| kept.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        kept.unwrap_or_default()
     }
 
     /// Spans that it took.
@@ -104,6 +121,9 @@ fn serve(stream: &TcpStream, shared: &Shared) {
         }
         if !refuses {
             shared.spans.fetch_add(marks(&body), SeqCst);
+            if let Some(kept) = &shared.kept {
+                kept.lock().unwrap_or_else(PoisonError::into_inner).push(body);
+            }
         }
     }
 }

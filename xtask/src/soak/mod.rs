@@ -1,6 +1,7 @@
 //! Proofs that take long: real probes, and everything around them that can go wrong. `cargo xtask soak` runs them for minutes, the
 //! integration tests for seconds.
 
+mod clock;
 mod collector;
 mod comings;
 mod exports;
@@ -99,6 +100,11 @@ pub const PROOFS: &[Proof] = &[
         name: "collector",
         claim: "A collector that is slow, refuses, is dead and comes back: memory is bounded, and every span was delivered or is counted as given up.",
         run: exports::collector,
+    },
+    Proof {
+        name: "clock-steps",
+        claim: "A wall clock that is stepped moves spans as a whole and changes no duration.",
+        run: clock::steps,
     },
     Proof {
         name: "full-disk",
