@@ -43,7 +43,7 @@ pub const NAME_BYTES: usize = 256;
 /// Bytes kept of reads that may have overtaken the write they answer, per connection; over it they go on without that
 /// write. What one drain brings of one answer: a large one (embeddings) of a server on the same host comes at once.
 pub const HOLD_BYTES: usize = 1024 * 1024;
-/// How long such reads wait for that write, in nanoseconds. Many times the drain interval of the rings.
+/// How long such reads wait for that write, in nanoseconds, and at least until both rings are drained.
 pub const HOLD_NS: u64 = 100_000_000;
 /// Most finish reasons (choices) kept of one exchange.
 pub const FINISH_REASONS: usize = 16;
@@ -97,6 +97,8 @@ pub const STARTED_THREADS: usize = 4096;
 pub const THREAD_OUTLIVES_NS: u64 = 2_000_000_000;
 /// Most calls that wait for the end of the request in which their thread was started.
 pub const CALLS_WAITING: usize = 4096;
+/// Most bytes of timelines, stalls and texts that such calls hold together.
+pub const CALLS_WAITING_BYTES: usize = 32 * 1024 * 1024;
 /// How long such a call waits at most, in nanoseconds: what the observer says of it is so much late.
 pub const CALL_WAITS_NS: u64 = 60_000_000_000;
 /// Most bytes kept of the request of a tool's call, until its name was read.

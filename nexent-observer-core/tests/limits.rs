@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 /// Cap, file and name of the test that proves it.
-const PROVEN: [(&str, &str, &str); 52] = [
+const PROVEN: [(&str, &str, &str); 53] = [
     ("HEAD_BYTES", "src/http/http1/tests/mod.rs", "endless_heads_are_cut_off_and_the_next_exchange_is_right"),
     ("HEAD_FIELDS", "src/http/http1/head.rs", "too_many_fields_are_a_defect_of_their_own"),
     ("HPACK_TABLE_BYTES", "src/http/http2/hpack/tests.rs", "no_block_whatsoever_does_harm"),
@@ -66,6 +66,7 @@ const PROVEN: [(&str, &str, &str); 52] = [
         "a_thread_that_makes_calls_and_outlives_its_request_discredits_those_of_its_process",
     ),
     ("CALLS_WAITING", "tests/pipeline_chain/threads.rs", "only_so_many_calls_wait_for_their_request_to_end"),
+    ("CALLS_WAITING_BYTES", "tests/pipeline_chain/threads.rs", "only_so_many_bytes_of_calls_wait"),
     ("CALL_WAITS_NS", "tests/pipeline_chain/threads.rs", "a_call_waits_for_its_request_to_end_only_so_long"),
     ("TOOL_BODY_BYTES", "tests/pipeline_chain/main.rs", "calls_of_tools_are_told_with_their_names_and_joined"),
     ("connections", "src/conn/table.rs", "a_full_table_lets_the_one_silent_longest_go"),

@@ -106,6 +106,8 @@ const WAKE_WRITES: Token = Token(1);
 const WAKE_STOP: Token = Token(2);
 /// Time to the next tick while a process is being attached to or has just ended: waits of some milliseconds follow one another then.
 const HURRIED: Duration = Duration::from_millis(10);
+/// After so long at the least, when something wakes us: a host may start a thousand processes a second.
+const AT_ONCE: Duration = Duration::from_millis(2);
 /// How often counters and gauges are brought up to date.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// How often the open streams are shown to those who watch; with the housekeeping when nobody does or they are very many.
@@ -226,7 +228,7 @@ impl Observer {
         let mut events = Events::with_capacity(8);
         let (mut next_tick, mut next_housekeeping) = (Instant::now() + interval, Instant::now());
         let mut next_showing = Instant::now();
-        let mut woken = false;
+        let (mut woken, mut turned) = (false, Instant::now());
         loop {
             let input = wait(&mut poll, &mut events, next_tick, &stop).map_err(failed)?;
             let now = monotonic();
@@ -242,6 +244,7 @@ impl Observer {
                         self.drain.rearm_execs();
                     }
                     self.turn(now);
+                    turned = Instant::now();
                     let hurried =
                         self.targets.is_due(MonoNs(now.0 + interval.as_nanos() as u64)) || !self.dying.is_empty();
                     next_tick = Instant::now() + if hurried { interval.min(HURRIED) } else { interval };
@@ -250,6 +253,7 @@ impl Observer {
                         self.keep_house(now);
                         next_showing = Instant::now() + SHOWING;
                         if self.recorder.as_ref().is_some_and(Recorder::keep_house) {
+                            self.finish(now);
                             return Ok(());
                         }
                     } else if Instant::now() >= next_showing {
@@ -260,27 +264,30 @@ impl Observer {
                         }
                     }
                 }
-                Input::RingFills if self.targets.is_due(now) => next_tick = Instant::now(),
+                Input::RingFills if self.targets.is_due(now) => next_tick = next_tick.min(turned + AT_ONCE),
                 Input::RingFills => {}
                 Input::Stop => {
                     tracing::info!("Stopping.");
-                    self.drain();
-                    self.pipeline.stop();
-                    self.drain();
-                    self.hooks.spans.stop(now);
-                    self.export_named();
+                    self.finish(now);
                     return Ok(());
                 }
             }
             if self.ends_with_targets && self.targets.observed() == 0 && self.dying.is_empty() {
                 // The last process's open exchanges have just ended; they are still in the core.
-                self.drain();
-                self.hooks.spans.stop(now);
-                self.export_named();
+                self.finish(now);
                 tracing::info!("No observed process is left; ending.");
                 return Ok(());
             }
         }
+    }
+
+    /// The end: takes and exports what is there, and waits for nothing.
+    fn finish(&mut self, now: MonoNs) {
+        self.drain();
+        self.pipeline.stop();
+        self.drain();
+        self.hooks.spans.stop(now);
+        self.export_named();
     }
 
     fn register(&self, poll: &Poll) -> io::Result<()> {
@@ -437,8 +444,9 @@ impl Observer {
 
     /// Brings counters and gauges up to date.
     fn keep_house(&mut self, now: MonoNs) {
-        for pid in self.pipeline.active().map(|stream| stream.pid) {
-            self.targets.calls_llm(pid); // a long answer counts before it ends
+        // A long answer counts before it ends, and one that ended before it is told.
+        for pid in self.pipeline.active().map(|stream| stream.pid).chain(self.pipeline.waiting()) {
+            self.targets.calls_llm(pid);
         }
         let census = self.targets.census();
         let attached_processes = self.targets.observed() as u64;
@@ -462,7 +470,10 @@ impl Observer {
         };
         let known = self.lost_closes.due(counts.lost_read_records, now).then(|| kernel.connections());
         match known {
-            Some(Ok(known)) => self.end_unknown(&known, now),
+            Some(Ok(known)) => {
+                self.drain(); // with what came last on those that have ended until now
+                self.end_unknown(&known, now);
+            }
             Some(Err(error)) => tracing::debug!(%error, "Connections whose end was lost stay until they are idle."),
             None => {}
         }
@@ -488,7 +499,9 @@ impl Observer {
     /// Ends the connections that the kernel half does not know any more: it lost the record of their end.
     fn end_unknown(&mut self, known: &HashSet<u64>, now: MonoNs) {
         let silent = self.pipeline.silent(MonoNs(now.0.saturating_sub(closes::SILENT)), now);
-        let ended: Vec<_> = silent.filter(|record| !known.contains(&record.conn.0)).collect();
+        // The process of one that ends has its own way to end it.
+        let ends = |pid| self.dying.iter().any(|ended| ended.pid == pid);
+        let ended: Vec<_> = silent.filter(|record| !known.contains(&record.conn.0) && !ends(record.pid)).collect();
         if !ended.is_empty() {
             tracing::debug!(connections = ended.len(), "Connections have ended whose end was lost.");
         }

@@ -91,8 +91,10 @@ impl Threads {
     }
 
     pub(super) fn end(&mut self, tid: u32, at: MonoNs) {
-        if let Some(thread) = self.started.get_mut(&tid) {
-            thread.ended = Some(at);
+        match self.started.get_mut(&tid) {
+            Some(thread) if thread.calls => thread.ended = Some(at),
+            // It made no call, and will make none.
+            _ => drop(self.started.remove(&tid)),
         }
     }
 

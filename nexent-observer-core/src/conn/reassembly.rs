@@ -82,6 +82,11 @@ impl Calls {
         around
     }
 
+    /// An offset as the kernel half counts, with what it counted twice.
+    fn counted(&self, offset: u64) -> u64 {
+        offset.saturating_add(self.twice)
+    }
+
     /// An offset of the kernel half without what was counted twice before it.
     fn offset(&self, counted: u64) -> u64 {
         counted.saturating_sub(self.twice)
@@ -183,7 +188,8 @@ impl Reassembly {
     #[must_use]
     pub fn lost_close(&self) -> RecordKind<'static> {
         let flags = RecordFlags { after_unknown_loss: true, ..RecordFlags::default() };
-        RecordKind::Close { read_end: self.read.unwrap_or(0), write_end: self.write.unwrap_or(0), flags }
+        let read_end = self.reads.counted(self.read.unwrap_or(0));
+        RecordKind::Close { read_end, write_end: self.writes.counted(self.write.unwrap_or(0)), flags }
     }
 
     /// Both rings are drained at `now`: ends waiting for the rest of a turn that began, and what has waited too long.

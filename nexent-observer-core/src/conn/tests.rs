@@ -204,6 +204,18 @@ fn a_close_that_was_lost_ends_with_a_loss_of_unknown_size_in_what_was_read() {
     b.kind(9, close);
     assert_eq!(b.take()[2..], [unknown.clone(), Out::Close(9, CloseCause::Freed)]);
     assert_eq!((b.stats.gaps, b.stats.bytes_lost, b.stats.drops(DropReason::RecordInvalid)), (1, 0, 0));
+    // Of one of which bytes were seen twice: the kernel half counts both.
+    let mut b = Bench::default();
+    for (entry, ret, offset) in [(2, 4, 0), (1, 5, 2)] {
+        let at = Stamp { entry: MonoNs(entry), ret: MonoNs(ret) };
+        let kind = RecordKind::Data { dir: Read, offset, turn: 0, payload: b"cd", len: 2, flags: START };
+        let record = Record { conn: ConnId(1), pid: 1, tid: 1, at, kind };
+        b.conn.feed(&record, &mut b.stats, &mut |ev| b.out.push(own(ev)));
+    }
+    let close = b.timeout(6).conn.lost_close();
+    b.kind(9, close);
+    assert_eq!(b.take(), [data(Read, b"cd"), unknown.clone(), Out::Close(9, CloseCause::Freed)]);
+    assert_eq!((b.stats.drops(DropReason::SeenTwice), b.stats.drops(DropReason::RecordInvalid)), (1, 0));
     // Of one that was joined in its middle, and of which nothing was read.
     let mut b = Bench::default();
     let mut joined = rec(1, Write, 70, 4, b"ab");

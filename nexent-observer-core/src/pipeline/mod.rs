@@ -25,7 +25,7 @@ use crate::{
     chain::{Chain, Inbound, ToolCall},
     conn::{CloseCause, Table},
     event::{Address, ConnId, Direction, MonoNs, Record, RecordKind, Said, Stamp, ThreadEvent},
-    limits::{CALL_WAITS_NS, CALLS_WAITING, Limits, OUTPUTS},
+    limits::{CALL_WAITS_NS, CALLS_WAITING, CALLS_WAITING_BYTES, Limits, OUTPUTS},
     stats::{DropReason, Stats},
     timing::{ActiveStream, Exchange, ExchangeId, Options, Retries, Rule, Served},
 };
@@ -94,6 +94,10 @@ struct SharedCalls {
     parked: Vec<(Parked, Option<u32>)>,
     /// What waits until a request is over, in the order in which it began to; with the thread, and when it has waited long enough.
     waiting: VecDeque<(Parked, Option<u32>, MonoNs)>,
+    /// Bytes of heap that these hold.
+    waiting_bytes: usize,
+    /// The observer ends: nothing waits.
+    stopped: bool,
     outputs: VecDeque<Output>,
     tap: Option<Box<dyn Tap>>,
     /// For a tap: what was counted in the event of a WebSocket.
@@ -220,13 +224,20 @@ impl Pipeline {
         self.shared.calls.process_exit(pid);
     }
 
-    /// The observer ends: nothing more is waited for.
+    /// The observer ends: nothing is waited for any more.
     pub fn stop(&mut self) {
         let calls = &mut self.shared.calls;
+        calls.stopped = true;
         calls.join_parked(None);
-        for (call, reader, _) in std::mem::take(&mut calls.waiting) {
-            calls.join(call, reader);
-        }
+        calls.join_those(|_, _| true);
+    }
+
+    /// Processes with a finished call that waits for the end of a request: they have called an LLM, though it was not told yet.
+    pub fn waiting(&self) -> impl Iterator<Item = u32> {
+        self.shared.calls.waiting.iter().filter_map(|(call, ..)| match call {
+            Parked::Exchange(exchange) => Some(exchange.pid),
+            Parked::Tool(_) => None,
+        })
     }
 
     /// The observer detached from a process that lives on.
@@ -322,6 +333,17 @@ impl Parked {
         }
     }
 
+    /// Bytes of heap that it holds, but for what every one holds.
+    fn heap_bytes(&self) -> usize {
+        match self {
+            Self::Exchange(exchange) => {
+                let text = exchange.output_text.as_ref().map_or(0, String::capacity);
+                text + exchange.chunks.heap_bytes() + 16 * exchange.stalls.capacity()
+            }
+            Self::Tool(_) => 0,
+        }
+    }
+
     fn id(&self) -> (u32, ExchangeId) {
         match self {
             Self::Exchange(exchange) => (exchange.pid, exchange.id),
@@ -348,6 +370,8 @@ impl SharedCalls {
             chain: Chain::default(),
             parked: Vec::new(),
             waiting: VecDeque::new(),
+            waiting_bytes: 0,
+            stopped: false,
             outputs: VecDeque::new(),
             tap: None,
             counted: Vec::new(),
@@ -362,7 +386,7 @@ impl SharedCalls {
         if self.parked.len() >= OUTPUTS {
             self.join_parked(None);
         }
-        if self.chain.follows(pid, id) || !self.parked.is_empty() {
+        if !self.stopped && (self.chain.follows(pid, id) || !self.parked.is_empty()) {
             self.parked.push((call, reader));
         } else {
             self.join(call, reader);
@@ -372,8 +396,11 @@ impl SharedCalls {
     /// Both rings are drained; `now`: some may wait for more.
     fn join_parked(&mut self, now: Option<MonoNs>) {
         for (call, reader) in std::mem::take(&mut self.parked) {
+            let bytes = self.waiting_bytes.saturating_add(call.heap_bytes());
+            let room = self.waiting.len() < CALLS_WAITING && bytes <= CALLS_WAITING_BYTES;
             match now {
-                Some(now) if self.waits(&call, reader) && self.waiting.len() < CALLS_WAITING => {
+                Some(now) if room && self.waits(&call, reader) => {
+                    self.waiting_bytes = bytes;
                     self.waiting.push_back((call, reader, MonoNs(now.0.saturating_add(CALL_WAITS_NS))));
                 }
                 _ => self.join(call, reader),
@@ -384,32 +411,40 @@ impl SharedCalls {
     /// Both rings are drained: what has waited long enough, or has nothing more to wait for, is joined.
     fn join_waiting(&mut self, now: MonoNs) {
         let settled = self.chain.settled();
-        if !settled && self.waiting.front().is_none_or(|(.., until)| *until > now) {
-            return;
+        if settled || self.waiting.front().is_some_and(|(.., until)| *until <= now) {
+            self.join_those(|calls, (call, reader, until)| *until <= now || !calls.waits(call, *reader));
         }
-        for (call, reader, until) in std::mem::take(&mut self.waiting) {
-            if until > now && self.waits(&call, reader) {
-                self.waiting.push_back((call, reader, until));
+    }
+
+    /// Joins what waits and is meant.
+    fn join_those(&mut self, meant: impl Fn(&Self, &(Parked, Option<u32>, MonoNs)) -> bool) {
+        self.waiting_bytes = 0;
+        for one in std::mem::take(&mut self.waiting) {
+            if meant(self, &one) {
+                self.join(one.0, one.1);
             } else {
-                self.join(call, reader);
+                self.waiting_bytes = self.waiting_bytes.saturating_add(one.0.heap_bytes());
+                self.waiting.push_back(one);
             }
         }
     }
 
     fn waits(&self, call: &Parked, reader: Option<u32>) -> bool {
+        if self.stopped {
+            return false;
+        }
         let (pid, id) = call.id();
         let (said, traceparent) = call.told();
         self.chain.waits(pid, id, said, traceparent, reader)
     }
 
+    /// Of this process nothing more comes. Calls of others go on waiting: it may be any process of the host.
     fn process_exit(&mut self, pid: u32) {
-        self.join_parked(None);
-        for (call, reader, until) in std::mem::take(&mut self.waiting) {
-            if call.id().0 == pid {
-                self.join(call, reader);
-            } else {
-                self.waiting.push_back((call, reader, until));
-            }
+        for (call, reader) in std::mem::take(&mut self.parked) {
+            if call.id().0 == pid { self.join(call, reader) } else { self.parked.push((call, reader)) }
+        }
+        if self.waiting.iter().any(|(call, ..)| call.id().0 == pid) {
+            self.join_those(|_, (call, ..)| call.id().0 == pid);
         }
         self.chain.process_exit(pid);
     }

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 
 use nexent_observer_core::{
     event::{ConnId, Direction, MonoNs, ThreadEvent, ThreadEventKind},
-    limits::{CALL_WAITS_NS, CALLS_WAITING, STARTED_THREADS, THREAD_OUTLIVES_NS},
-    pipeline::Output,
-    timing::{CausedBy, Rule},
+    limits::{CALL_WAITS_NS, CALLS_WAITING, CALLS_WAITING_BYTES, Limits, STARTED_THREADS, THREAD_OUTLIVES_NS},
+    pipeline::{Output, Pipeline},
+    timing::{CausedBy, Options, Rule},
 };
 use proptest::prelude::*;
 
@@ -216,6 +216,56 @@ fn only_so_many_calls_wait_for_their_request_to_end() {
     assert_eq!(p.told(), HashMap::new());
     p.calls(4, 20);
     assert_eq!(p.told(), HashMap::from([(4, None)]));
+}
+
+#[test]
+fn only_so_many_bytes_of_calls_wait() {
+    const TEXT: usize = 256 * 1024;
+    let mut p = two_requests();
+    p.pipeline = Pipeline::new(Limits::default(), Options { capture_content: true, ..Options::default() });
+    p.conns.clear();
+    p.asked(1, 10, "/a");
+    p.asked(2, 11, "/b");
+    p.starts(10, 20);
+    let message = format!("{{\"content\":\"{}\"}}", "x".repeat(TEXT));
+    let body =
+        format!("{{\"model\":\"m\",\"choices\":[{{\"index\":0,\"message\":{message},\"finish_reason\":\"stop\"}}]}}");
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n", body.len());
+    let mut waiting = 0;
+    loop {
+        p.write(3, 20, &Play::call_text("x", ""));
+        p.read(3, 20, &(head.clone() + &body));
+        p.drained();
+        if !p.told().is_empty() {
+            break;
+        }
+        waiting += 1;
+        assert!(waiting * TEXT <= CALLS_WAITING_BYTES, "{waiting} calls wait");
+    }
+    assert!(waiting * 4 * TEXT >= CALLS_WAITING_BYTES, "only {waiting} calls waited");
+    // Those that are joined make room.
+    p.ends(20);
+    p.answered(1, 10);
+    p.passes(SECOND);
+    assert!(!p.told().is_empty());
+    p.asked(1, 10, "/c");
+    p.starts(10, 21);
+    p.calls(4, 21);
+    assert_eq!(p.told(), HashMap::new());
+}
+
+/// An exec of any process of the host is told as the end of what it was.
+#[test]
+fn the_end_of_another_process_makes_no_call_known_before_its_time() {
+    let mut p = two_requests();
+    p.write(3, 20, &Play::call_text("x", ""));
+    p.read(3, 20, &Play::call_answer());
+    p.pipeline.process_exit(PID + 1, MonoNs(p.now));
+    p.drained();
+    p.ends(20);
+    p.answered(1, 10);
+    p.passes(SECOND);
+    assert_eq!(p.told(), HashMap::from([(3, by(Rule::StartedThread, "GET /a"))]));
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod presence;
 
 use std::{
     collections::{HashMap, HashSet},
+    fs::File,
     io,
     path::{Path, PathBuf},
     time::Duration,
@@ -160,6 +161,8 @@ pub struct Attacher {
     observed: HashMap<u32, Observed>,
     /// Attachments for all processes, by library; several where it is several files below an overlay file system.
     filtered: HashMap<FileId, Vec<Vec<Attached>>>,
+    /// Executables that were looked into before they run; see [`Self::prepare`].
+    prepared: Vec<File>,
     presence: Presence,
     leaving: Vec<Leaving>,
     per_process_limit: usize,
@@ -189,6 +192,7 @@ impl Attacher {
             libraries: Libraries::start()?,
             observed: HashMap::new(),
             filtered: HashMap::new(),
+            prepared: Vec::new(),
             presence: Presence::default(),
             leaving: Vec::new(),
             per_process_limit,
@@ -513,11 +517,9 @@ impl Attacher {
             }
             tracing::info!("No process needs its sockets looked at any more: the tracepoints are removed.");
         }
-        if !self.expecting
-            && self.observed.is_empty()
-            && let Some(links) = self.phases.take()
-        {
-            self.undertaker.bury(links);
+        if !self.expecting && self.observed.is_empty() {
+            // At once, unlike probes: tracepoints are let go of quickly, and none may count any more when they are attached anew.
+            self.phases = None;
         }
         for pid in self.kernel.armed() {
             if !self.observed.contains_key(&pid) && Process::find(pid).is_err() {

@@ -419,9 +419,13 @@ impl KernelHalf {
     pub fn mark_unseen(&mut self, pid: u32) {
         let of_tls = |key: &Plain<ConnKey>| key.0.tgid == pid && key.0.tls < socket_key(0);
         let known: Vec<_> = self.conns.iter().flatten().filter(|(key, _)| of_tls(key)).collect();
-        for (key, mut conn) in known {
-            conn.0.flags |= conn_flag::READ_UNKNOWN | conn_flag::WRITE_UNKNOWN;
-            drop(self.conns.insert(key, conn, BPF_EXIST));
+        for (key, before) in known {
+            // As it is now: some probes may be there still, and its address may be another connection's by now.
+            let Ok(mut conn) = self.conns.get(&key, 0) else { continue };
+            if conn.0.id == before.0.id {
+                conn.0.flags |= conn_flag::READ_UNKNOWN | conn_flag::WRITE_UNKNOWN;
+                drop(self.conns.insert(key, conn, BPF_EXIST));
+            }
         }
     }
 

@@ -4,7 +4,10 @@ use std::{
     fs::{self, File},
     hash::{DefaultHasher, Hash, Hasher},
     io::{self, Read},
-    os::{fd::AsRawFd, unix::fs::MetadataExt},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{FileExt, MetadataExt},
+    },
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -79,6 +82,31 @@ impl FileId {
         });
         id.ok_or_else(|| io::ErrorKind::NotFound.into())
     }
+}
+
+/// Eight bytes of a file as a new mapping of it in this process shows them: with the probes that the kernel puts into every mapping of this
+/// very file, whichever a file system calls by the same name and number.
+///
+/// # Errors
+/// As the kernel gives them; also where the file ends before.
+pub fn mapped_bytes(file: &File, offset: u64) -> io::Result<[u8; 8]> {
+    const PAGE: u64 = 0xffff; // of 64 KiB where pages are that large
+    let (page, within) = (offset & !PAGE, offset & PAGE);
+    let begin = libc::off_t::try_from(page).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let mut bytes = [0; 8];
+    let length = within as usize + bytes.len();
+    let memory = File::open("/proc/self/mem")?;
+    // SAFETY: a new mapping, at an address that the kernel chooses. Nothing reads from it but the kernel, which refuses what is not there.
+    let at = unsafe {
+        libc::mmap(std::ptr::null_mut(), length, libc::PROT_READ, libc::MAP_PRIVATE, file.as_raw_fd(), begin)
+    };
+    if at == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let read = memory.read_exact_at(&mut bytes, at as u64 + within);
+    // SAFETY: it was mapped above, and nobody else knows of it.
+    unsafe { libc::munmap(at, length) };
+    read.map(|()| bytes)
 }
 
 /// A file that a process has mapped executable.
@@ -334,6 +362,18 @@ mod tests {
         // SAFETY: no memory is involved.
         assert_eq!(Process::user(me.pid), Some(unsafe { libc::geteuid() }));
         assert_eq!((Process::parent(u32::MAX), Process::user(u32::MAX)), (None, None));
+    }
+
+    #[test]
+    fn a_mapping_of_our_own_shows_what_is_in_the_file() {
+        let file = File::open("/proc/self/exe").expect("own program");
+        assert_eq!(mapped_bytes(&file, 0).expect("mapped")[..4], *b"\x7fELF");
+        let size = file.metadata().expect("own program").len();
+        let mut last = [0; 8];
+        file.read_exact_at(&mut last, size - 8).expect("its end");
+        assert_eq!(mapped_bytes(&file, size - 8).expect("mapped"), last);
+        assert!(mapped_bytes(&file, size + (1 << 20)).is_err());
+        assert!(mapped_bytes(&file, u64::MAX).is_err());
     }
 
     #[test]

@@ -140,7 +140,7 @@ fn silent(pid: u32, missed: u64) -> Silent {
             "{missed} bytes moved over TLS on connections that were made while it was observed, and none came through its probes"
         ),
         advice: format!(
-            "it has a TLS that is not hooked: `nexent-observer doctor --pid {pid}` says what was found in it and what is left alone"
+            "it has a TLS that is not hooked, or hands on what others have encrypted: `nexent-observer doctor --pid {pid}` says what was found in it and what is left alone"
         ),
     }
 }

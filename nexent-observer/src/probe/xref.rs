@@ -200,7 +200,9 @@ impl<'a> Starts<'a> {
     /// Finds out for the functions around these addresses.
     pub(super) fn around(elf: &Elf<'a>, addresses: impl IntoIterator<Item = u64>) -> Option<Self> {
         let table = elf.frame_table(MAX_FRAME_TABLE).and_then(Frames::parse);
-        let in_table = |address: u64| table.as_ref().is_some_and(|table| table.range(elf, address).is_some());
+        let in_table = |address: u64| {
+            table.as_ref().is_some_and(|table| table.range(elf, address).is_some_and(|(start, _)| start == address))
+        };
         let addresses: BTreeSet<u64> = addresses.into_iter().filter(|address| !in_table(*address)).collect();
         let mut targets = BTreeSet::new();
         let complete = addresses.is_empty()
@@ -214,9 +216,9 @@ impl<'a> Starts<'a> {
         complete.then_some(Self { table, called: targets })
     }
 
-    /// Whether the table for unwinding tells of the function at an address.
+    /// Whether the table for unwinding tells of a function that begins at an address.
     pub(super) fn has_in_table(&self, elf: &Elf<'_>, address: u64) -> bool {
-        self.table.as_ref().is_some_and(|table| table.range(elf, address).is_some())
+        self.table.as_ref().is_some_and(|table| table.range(elf, address).is_some_and(|(start, _)| start == address))
     }
 
     /// The function that holds the instruction of this reference, or the reason why there is none that can be trusted.

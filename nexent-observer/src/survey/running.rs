@@ -3,15 +3,15 @@
 use std::{
     io::{self, Read, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::{config::Listen, probe::silence::Silent, web};
 
-/// Longest wait for each step.
+/// Longest wait for each step: the connection, the request, the answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Most bytes of an answer.
-const ANSWER_BYTES: u64 = 1 << 20;
+const ANSWER_BYTES: usize = 1 << 20;
 
 /// What it says; `None`: none answers where this configuration has it listen.
 pub(super) fn ask(listen: Listen) -> Option<Vec<Silent>> {
@@ -30,13 +30,22 @@ pub(super) fn ask(listen: Listen) -> Option<Vec<Silent>> {
 
 fn get(address: SocketAddr) -> io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     // HTTP/1.0: the answer comes whole and ends with the connection.
     write!(stream, "GET {} HTTP/1.0\r\nHost: {address}\r\n\r\n", web::SILENT)?;
-    let mut answer = String::new();
-    stream.take(ANSWER_BYTES).read_to_string(&mut answer)?;
-    Ok(answer)
+    let until = Instant::now() + PATIENCE;
+    let (mut answer, mut part) = (Vec::new(), [0; 4096]);
+    while answer.len() < ANSWER_BYTES {
+        // All of it in that time, not each part: who listens there may be anybody.
+        let left = until.saturating_duration_since(Instant::now());
+        stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+        match stream.read(&mut part)? {
+            0 => break,
+            _ if left.is_zero() => return Err(io::ErrorKind::TimedOut.into()),
+            n => answer.extend_from_slice(part.get(..n).unwrap_or_default()),
+        }
+    }
+    String::from_utf8(answer).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
 #[cfg(test)]

@@ -81,7 +81,7 @@ pub struct Options {
 }
 
 /// Lines that wait before a fast replay waits for them: it has no cause to lose any.
-const LINES_AHEAD: i64 = 16;
+const LINES_AHEAD: i64 = 512;
 /// Longest sleep in one go, so that the observer's page goes on.
 const LONGEST_SLEEP: Duration = Duration::from_millis(200);
 /// How often gauges are brought up to date.

@@ -2,7 +2,8 @@
 
 use std::{
     fs::{self, File},
-    path::Path,
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
 };
 
 use super::{Attacher, kills_under_seccomp};
@@ -17,16 +18,19 @@ impl Attacher {
     /// its first instruction: a program may be through with its calls before 100 MB are searched. Processes that load their TLS
     /// from other files are hooked when they have. What goes wrong here is left to the first process as well.
     pub fn prepare(&mut self, executable: &Path, file: FileId) {
-        let mapped =
-            MappedFile { id: file, path: executable.to_owned(), open: executable.to_owned(), text: Vec::new() };
+        // Opened once and kept, so that all of it is about one file, whatever the path leads to meanwhile.
+        let Ok(opened) = File::open(executable) else { return };
+        let open = PathBuf::from(format!("/proc/self/fd/{}", opened.as_raw_fd()));
+        // Under another identity the first process would be hooked once more, and its bytes be seen twice.
+        let same = FileId::as_mapped(&opened).is_ok_and(|id| id == file);
+        self.prepared.push(opened);
+        let mapped = MappedFile { id: file, path: executable.to_owned(), open, text: Vec::new() };
         let files = std::slice::from_ref(&mapped);
         let (hookable, complete) = self.libraries.hookable(files);
         let path = executable.display();
         if !complete {
             tracing::warn!(%path, "It is still being searched for TLS: its first processes may be missed.");
         }
-        // Under another identity the first process would be hooked once more, and its bytes be seen twice.
-        let same = File::open(executable).and_then(|opened| FileId::as_mapped(&opened)).is_ok_and(|id| id == file);
         // Which process runs it is not known yet, nor whether one may be hooked at all.
         if hookable.is_empty() || !same || kills_under_seccomp(&release()) {
             return;

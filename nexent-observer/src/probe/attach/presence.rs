@@ -14,8 +14,8 @@ use std::{
 
 use nexent_observer_common::cookie::Scope;
 
-use super::{Attacher, KernelError, Library, privileges};
-use crate::probe::process::{FileId, MappedFile, Process};
+use super::{Attached, Attacher, KernelError, Library, Observed, privileges};
+use crate::probe::process::{FileId, MappedFile, Process, mapped_bytes};
 
 /// Most shared attachments to one library: each stands for another file below an overlay file system.
 const SETS: usize = 8;
@@ -72,11 +72,17 @@ pub(super) struct Presence {
     losses: Losses,
 }
 
+impl Presence {
+    fn is_rousing(&self, file: FileId) -> bool {
+        self.stages.iter().any(|((_, of), stage)| *of == file && matches!(stage, Stage::Roused(_)))
+    }
+}
+
 impl Attacher {
     /// Looks over the observed processes. Gives those that have mapped or unmapped executable files since they were last looked at,
     /// for they may have loaded another TLS library, and what came of probes that were gone. A loss is believed at the second look.
     pub fn look_over(&mut self) -> (Vec<u32>, Vec<Loss>) {
-        let (mut outgrown, mut losses) = (Vec::new(), Vec::new());
+        let (mut outgrown, mut losses, mut looked_at) = (Vec::new(), Vec::new(), HashSet::new());
         let pids: Vec<u32> = self.pids().collect();
         for &pid in &pids {
             let Some((hooked, grown)) = self.hooked_files(pid) else { continue };
@@ -86,6 +92,7 @@ impl Attacher {
             // Not readable under some security modules: then nothing is known, and nothing is done.
             let Ok(memory) = File::open(format!("/proc/{pid}/mem")) else { continue };
             for file in hooked {
+                looked_at.insert((pid, file.id));
                 if let Some(outcome) = self.check(pid, &file, &memory) {
                     let counted = match outcome {
                         Outcome::Restored => &mut self.presence.losses.restored,
@@ -97,8 +104,8 @@ impl Attacher {
                 }
             }
         }
-        let observed: HashSet<u32> = pids.into_iter().collect();
-        self.presence.stages.retain(|(pid, _), _| observed.contains(pid));
+        // What is not mapped any more, or by nobody who is observed, is not missed.
+        self.presence.stages.retain(|key, _| looked_at.contains(key));
         (outgrown, losses)
     }
 
@@ -142,6 +149,8 @@ impl Attacher {
             (Some(Stage::Roused(_)), true) => (None, Some(Outcome::Restored)),
             (_, true) => (None, None),
             (None, false) => (Some(Stage::Suspected), None),
+            // One at a time: what helps one process may help all others that share the attachment, and each costs its time.
+            (Some(Stage::Suspected), false) if self.presence.is_rousing(file.id) => (Some(Stage::Suspected), None),
             (Some(Stage::Suspected), false) => match self.rouse(pid, file, memory) {
                 Ok(out) => (Some(Stage::Roused(out)), None),
                 Err(why) => (Some(Stage::Failed(file.path.clone(), why)), Some(Outcome::Failed(why))),
@@ -161,12 +170,8 @@ impl Attacher {
     /// Whether all probes of an attachment to this file are in the code of the process. `None`: that cannot be read.
     fn is_in_place(&self, pid: u32, file: &MappedFile, memory: &File) -> Option<bool> {
         let observed = self.observed.get(&pid)?;
-        let sets = match observed.scope {
-            Scope::PerProcess => std::slice::from_ref(observed.libraries.get(&file.id)?),
-            Scope::Filtered => self.filtered.get(&file.id)?.as_slice(),
-        };
         let mut known = None;
-        for set in sets {
+        for set in self.sets(observed, file.id) {
             let mut whole = !set.is_empty();
             for probe in set {
                 let Some(code) = code_at(memory, file, probe.offset()) else { continue };
@@ -180,13 +185,21 @@ impl Attacher {
         known
     }
 
+    /// The attachments to a library that are for this process.
+    fn sets<'a>(&'a self, observed: &'a Observed, file: FileId) -> &'a [Vec<Attached>] {
+        match observed.scope {
+            Scope::PerProcess => observed.libraries.get(&file).map_or(&[], std::slice::from_ref),
+            Scope::Filtered => self.filtered.get(&file).map_or(&[], Vec::as_slice),
+        }
+    }
+
     /// Puts probes that do nothing into a process, where its hooks belong, and takes them out again. What is attached to the very file that
     /// it runs is thereby in its code again, and no call is ever seen twice.
     fn rouse(&mut self, pid: u32, file: &MappedFile, memory: &File) -> Result<Arc<()>, &'static str> {
         let _raised = privileges::raise();
-        let library = self.library(file)?;
-        let offsets: HashSet<u64> =
-            library.plan.implementations.iter().flat_map(|found| &found.hooks).map(|hook| hook.offset).collect();
+        let attached = self.observed.get(&pid).map(|observed| self.sets(observed, file.id)).unwrap_or_default();
+        // Not where there was none: the kernel may have refused that one.
+        let offsets: HashSet<u64> = attached.iter().flat_map(|set| set.iter().map(Attached::offset)).collect();
         if !runs_what_is_in_the_file(memory, file, &offsets).unwrap_or(false) {
             return Err("it runs other code than the file that is there now: restart the process");
         }
@@ -218,6 +231,11 @@ impl Attacher {
         if shared && self.filtered.get(&file.id).is_some_and(|sets| sets.len() >= SETS) {
             return Err("its library was changed too often in an overlay file system: restart the observer");
         }
+        // The process may have thrown its page away once more since. A second attachment to the very same file would see all bytes twice,
+        // of every process; a probe for all processes is in our own mappings as well.
+        if shared && self.is_hooked(file).unwrap_or(true) {
+            return Err("it throws pages of its code away again and again: restart the process, or attach to it anew");
+        }
         let files = std::slice::from_ref(file);
         let probes = self.hook(&library, files, (!shared).then_some(pid)).map_err(|error| {
             tracing::debug!(pid, %error, "Probes that were gone are refused.");
@@ -233,6 +251,17 @@ impl Attacher {
             Some(true) => Ok(()),
             _ => Err(REFUSED),
         }
+    }
+
+    /// Whether a shared attachment is on the file to which the process's mapping leads now.
+    fn is_hooked(&self, file: &MappedFile) -> io::Result<bool> {
+        let opened = File::open(&file.open)?;
+        for probe in self.filtered.get(&file.id).into_iter().flatten().flatten() {
+            if is_breakpoint(mapped_bytes(&opened, probe.offset())?) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn library(&self, file: &MappedFile) -> Result<Library, &'static str> {
