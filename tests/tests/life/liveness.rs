@@ -17,7 +17,7 @@ use xtask::{
     server::{Kind, LlmServer},
 };
 
-use crate::harness::{Place, SOON, assert_right, binary, by_request, until};
+use crate::harness::{Metrics, Place, SOON, assert_right, binary, by_request, until};
 
 /// Libraries on an overlay file system; unmounted when dropped.
 struct Overlay {
@@ -84,6 +84,38 @@ fn probes_that_a_process_throws_away_with_its_code_are_put_back() {
     let told = &found[next["request_id"].as_str().unwrap()]["output_text"];
     let text = told.as_str().unwrap().trim_start_matches(char::REPLACEMENT_CHARACTER);
     assert!(text == next["text"] && text != told, "{told}");
+}
+
+/// What is put back is gone again at once, so it looks as if the process ran another file. A second attachment would see the bytes of all others
+/// twice.
+#[test]
+fn a_process_that_throws_its_code_away_again_and_again_harms_no_other() {
+    let place = Place::new("again-and-again");
+    let server = place.server();
+    let (mut restless, mut other) = (place.client(&server, "restless"), place.client(&server, "other"));
+    let mut observer = place.observe("observer", &["--exe", place.exe.to_str().unwrap()]);
+    observer.attached(restless.process.pid());
+    observer.attached(other.process.pid());
+    // Until the observer has done what it can.
+    let until = Instant::now() + SOON;
+    let ended = |metrics: &Metrics| {
+        let of = |outcome| metrics.sum("nexent_observer_probe_losses_total", &[outcome]);
+        of("outcome=\"failed\"") + of("outcome=\"reattached\"") > 0.0
+    };
+    while !ended(&observer.metrics()) {
+        assert!(Instant::now() < until, "nothing was missed");
+        restless.tell(&json!({"do": "drop_code", "file": "libssl"}));
+        restless.process.event("dropped", SOON).unwrap();
+        thread::sleep(Duration::from_millis(20));
+    }
+    let made = [other.chat(), other.chat()];
+    let metrics = observer.until_metric("llm_requests", &[], |n| n >= 2.0);
+    assert_eq!(metrics.sum("nexent_observer_probe_losses_total", &["outcome=\"reattached\""]), 0.0);
+    let exchanges = observer.finish();
+    let found = by_request(&exchanges);
+    for made in &made {
+        assert_right(found[made["request_id"].as_str().unwrap()], made, &server);
+    }
 }
 
 #[test]
