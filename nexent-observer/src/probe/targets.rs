@@ -247,10 +247,8 @@ impl Targets {
 
     /// A process makes a call of an LLM: it is kept, and so are the next ones of its executable from their first instruction.
     pub fn calls_llm(&mut self, pid: u32) {
-        if !self.trials.keep(pid) || self.learned.len() >= LEARNED {
-            return;
-        }
-        let Ok(file) = Process::executable(pid) else { return };
+        let Some(kept) = self.trials.keep(pid).filter(|_| self.learned.len() < LEARNED) else { return };
+        let Some(file) = kept.program.or_else(|| Process::executable(pid).ok()) else { return };
         if self.learned.insert(file)
             && let Err(error) = self.attacher.expect_executable(file)
         {
@@ -272,7 +270,7 @@ impl Targets {
                 if self.attacher.adopt(pid, child) {
                     self.reasons.insert(child, reason);
                     if self.trials.tries(pid) {
-                        self.trials.begin(child);
+                        self.trials.begin(child, self.trials.program(pid));
                     }
                     self.changes.push(Change::Adopted { pid: child, parent: pid });
                 } else {
@@ -460,7 +458,7 @@ impl Targets {
                     self.candidates.remove(pid);
                 }
                 if reason == Reason::All && !self.reasons.contains_key(&pid) {
-                    self.trials.begin(pid);
+                    self.trials.begin(pid, Process::executable(pid).ok());
                 }
                 self.reasons.insert(pid, reason);
                 if report.news {

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use nexent_observer_core::event::MonoNs;
 
-use super::process::Process;
+use super::process::{FileId, Process};
 
 const SECOND: u64 = 1_000_000_000;
 /// Records a second that make a process busy: at about 2 us each these are 40 us of its CPU.
@@ -33,6 +33,15 @@ struct Trial {
     newest: u64,
     /// How often it was let go before.
     times: u32,
+    /// What it runs. It may be gone when its call is told.
+    program: Option<FileId>,
+}
+
+/// What is known of one that is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kept {
+    /// What it ran when its trial began.
+    pub program: Option<FileId>,
 }
 
 /// One that was let go.
@@ -58,10 +67,10 @@ impl Trials {
         Self { window: window.max(SECOND), on: HashMap::new(), parked: HashMap::new() }
     }
 
-    /// A process is observed from now on, for a trial.
-    pub fn begin(&mut self, pid: u32) {
+    /// A process, which runs `program`, is observed from now on, for a trial.
+    pub fn begin(&mut self, pid: u32, program: Option<FileId>) {
         let times = self.parked.remove(&pid).map_or(0, |parked| parked.times);
-        self.on.insert(pid, Trial { times, ..Trial::default() });
+        self.on.insert(pid, Trial { times, program, ..Trial::default() });
     }
 
     /// A process said something.
@@ -75,9 +84,15 @@ impl Trials {
         }
     }
 
-    /// It made a call of an LLM: whether that ended its trial.
-    pub fn keep(&mut self, pid: u32) -> bool {
-        self.on.remove(&pid).is_some()
+    /// It made a call of an LLM, which ends its trial; `None`: it was on none.
+    pub fn keep(&mut self, pid: u32) -> Option<Kept> {
+        self.on.remove(&pid).map(|trial| Kept { program: trial.program })
+    }
+
+    /// What a process on trial runs.
+    #[must_use]
+    pub fn program(&self, pid: u32) -> Option<FileId> {
+        self.on.get(&pid)?.program
     }
 
     /// Whether it is on trial.
@@ -108,7 +123,8 @@ impl Trials {
             if trial.records >= BUSY_RECORDS * seconds || trial.connections >= BUSY_CONNECTIONS * seconds {
                 busy.push(*pid);
             }
-            *trial = Trial { times: trial.times, newest: trial.newest, ..Trial::default() };
+            let Trial { times, newest, program, .. } = *trial;
+            *trial = Trial { times, newest, program, ..Trial::default() };
         }
         busy
     }
@@ -175,7 +191,7 @@ mod tests {
         for (records, connections, busy) in [(0, 0, false), (5, 0, false), (50, 0, true), (5, 3, true), (19, 0, false)]
         {
             let mut trials = Trials::new(10 * SECOND);
-            trials.begin(PID);
+            trials.begin(PID, None);
             talk(&mut trials, 0, records, connections);
             assert!(trials.convicted(at(9)).is_empty(), "not before the window is over");
             let found = trials.convicted(at(10));
@@ -186,10 +202,13 @@ mod tests {
     #[test]
     fn one_call_of_an_llm_ends_the_trial_for_good() {
         let mut trials = Trials::new(10 * SECOND);
-        trials.begin(PID);
+        trials.begin(PID, None);
         talk(&mut trials, 0, 100, 1);
-        assert!(trials.keep(PID));
-        assert!(!trials.keep(PID), "it ended before");
+        let program = Some(FileId { device: 1, inode: 2 });
+        trials.begin(PID, program);
+        assert!(trials.convicted(MonoNs(9 * SECOND)).is_empty());
+        assert_eq!((trials.program(PID), trials.keep(PID)), (program, Some(Kept { program })));
+        assert_eq!(trials.keep(PID), None, "it ended before");
         talk(&mut trials, 10, 100, 1);
         assert!(trials.convicted(at(30)).is_empty());
         assert_eq!(trials.counts(), (0, 0));
@@ -200,7 +219,7 @@ mod tests {
         let mut trials = Trials::new(10 * SECOND);
         let mut now = 0;
         for wait in [60, 120, 240, 480, 600, 600] {
-            trials.begin(PID);
+            trials.begin(PID, None);
             trials.park(process(PID), at(now));
             assert!(trials.is_parked(PID) && !trials.tries(PID));
             assert!(trials.due(at(now + wait - 1)).is_empty(), "{wait}");
@@ -209,7 +228,7 @@ mod tests {
             now += wait;
         }
         trials.forget(PID);
-        trials.begin(PID);
+        trials.begin(PID, None);
         trials.park(process(PID), at(now));
         assert_eq!(trials.due(at(now + 60)), [PID], "another program begins anew");
     }
@@ -217,7 +236,7 @@ mod tests {
     #[test]
     fn a_busy_time_long_ago_is_not_held_against_it() {
         let mut trials = Trials::new(10 * SECOND);
-        trials.begin(PID);
+        trials.begin(PID, None);
         talk(&mut trials, 0, 25, 0);
         // Nobody looked for a long time: what counts is the rate over all of it.
         assert!(trials.convicted(at(100)).is_empty());
@@ -229,7 +248,7 @@ mod tests {
     fn the_memory_of_processes_let_go_is_bounded() {
         let mut trials = Trials::new(SECOND);
         for pid in 1..=2 * PARKED as u32 {
-            trials.begin(pid);
+            trials.begin(pid, None);
             trials.park(process(pid), at(0));
         }
         assert_eq!(trials.counts(), (0, PARKED));
