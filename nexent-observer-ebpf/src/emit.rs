@@ -326,10 +326,26 @@ pub struct Fact {
     pub offset: u64,
 }
 
-/// Puts a record without bytes of a stream into a ring; `fill` writes `len` bytes of payload. Everything is written straight into the ring: these
-/// records are made where the stack is full.
+/// What a `Fact` brings besides its header. A trait and not a closure: a closure is not surely inlined, and the name of its function would carry
+/// a hash of the checkout's path.
+pub trait Payload {
+    /// Bytes that `write` writes.
+    const LEN: u32;
+    /// Writes them to a place in a ring that has room for a peer.
+    fn write(self, to: *mut Peer);
+}
+
+/// No payload.
+impl Payload for () {
+    const LEN: u32 = 0;
+    #[inline(always)]
+    fn write(self, _to: *mut Peer) {}
+}
+
+/// Puts a record without bytes of a stream into a ring. Everything is written straight into the ring: these records are made where the stack
+/// is full.
 #[inline(always)]
-pub fn fact<R: ToRing>(fact: Fact, len: u32, fill: impl FnOnce(*mut Peer)) {
+pub fn fact<R: ToRing, P: Payload>(fact: Fact, payload: P) {
     let Some(mut entry) = R::RING.map().reserve::<Slot<ROOM_0>>(0) else {
         count(R::RING.lost);
         return;
@@ -343,14 +359,14 @@ pub fn fact<R: ToRing>(fact: Fact, len: u32, fill: impl FnOnce(*mut Peer)) {
         (&raw mut (*slot).header.offset).write(fact.offset);
         (&raw mut (*slot).header.tgid).write(fact.tgid);
         (&raw mut (*slot).header.tid).write(fact.tid);
-        (&raw mut (*slot).header.len).write(len);
-        (&raw mut (*slot).header.orig_len).write(len);
+        (&raw mut (*slot).header.len).write(P::LEN);
+        (&raw mut (*slot).header.orig_len).write(P::LEN);
         (&raw mut (*slot).header.kind).write(fact.kind);
         (&raw mut (*slot).header.flags).write(0);
         (&raw mut (*slot).header.turn).write(0);
     }
     // SAFETY: as above; only the address is taken.
-    fill(unsafe { &raw mut (*slot).payload }.cast::<Peer>());
+    payload.write(unsafe { &raw mut (*slot).payload }.cast::<Peer>());
     let flags = R::RING.submit_flags();
     entry.submit(flags);
     count(R::RING.made);

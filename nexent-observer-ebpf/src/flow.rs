@@ -395,7 +395,7 @@ fn carried(flow: &mut Flow, bytes: u64, pid_tgid: u64) {
 #[inline(always)]
 fn tell<R: emit::ToRing>(kind: u16, conn: u64, pid_tgid: u64, from_ns: u64, until_ns: u64, offset: u64) {
     let (tgid, tid) = ((pid_tgid >> 32) as u32, pid_tgid as u32);
-    emit::fact::<R>(Fact { kind, conn, tgid, tid, from_ns, until_ns, offset }, 0, |_| {});
+    emit::fact::<R, ()>(Fact { kind, conn, tgid, tid, from_ns, until_ns, offset }, ());
 }
 
 /// The first eight bytes at a user address, as a word in memory order.

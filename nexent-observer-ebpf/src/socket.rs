@@ -13,7 +13,7 @@ use nexent_observer_common::{
     counters::Counter,
     piece::Window,
     plain::{Look, look},
-    record::{AF_INET, AF_INET6, AF_UNIX, PEER_BYTES, RecordHeader, flag, found, kind},
+    record::{AF_INET, AF_INET6, AF_UNIX, PEER_BYTES, Peer, RecordHeader, flag, found, kind},
     state::{SockCall, Socket, conn_flag, socket_key, socket_state, sockets},
 };
 
@@ -255,35 +255,48 @@ fn copy<T: Copy + Default>(sock: Sock, offset: u64, to: *mut T) {
 pub fn tell_peer(sock: Sock, conn: u64, tgid: u32, tid: u32, seen: &Seen) {
     let now = inflight::now();
     let fact = Fact { kind: kind::PEER, conn, tgid, tid, from_ns: now, until_ns: now, offset: 0 };
-    emit::fact::<emit::ToReads>(fact, PEER_BYTES as u32, |peer| {
-        let family: u16 = field(sock, maps::sock_family_offset());
+    emit::fact::<emit::ToReads, _>(fact, PeerOf { sock, seen });
+}
+
+/// A peer, read from its socket straight into the ring.
+struct PeerOf<'a> {
+    sock: Sock,
+    seen: &'a Seen,
+}
+
+impl emit::Payload for PeerOf<'_> {
+    const LEN: u32 = PEER_BYTES as u32;
+
+    #[inline(always)]
+    fn write(self, peer: *mut Peer) {
+        let family: u16 = field(self.sock, maps::sock_family_offset());
         // SAFETY (all of this): a peer in the ring, every field of which is written.
         unsafe {
             (&raw mut (*peer).local).cast::<[u64; 2]>().write([0; 2]);
             (&raw mut (*peer).remote).cast::<[u64; 2]>().write([0; 2]);
             if family == AF_INET {
-                copy(sock, maps::sock_saddr_offset(), (&raw mut (*peer).local).cast::<u32>());
-                copy(sock, maps::sock_daddr_offset(), (&raw mut (*peer).remote).cast::<u32>());
+                copy(self.sock, maps::sock_saddr_offset(), (&raw mut (*peer).local).cast::<u32>());
+                copy(self.sock, maps::sock_daddr_offset(), (&raw mut (*peer).remote).cast::<u32>());
             } else if family == AF_INET6 && maps::sock_v6_daddr_offset() != 0 {
-                copy(sock, maps::sock_v6_saddr_offset(), &raw mut (*peer).local);
-                copy(sock, maps::sock_v6_daddr_offset(), &raw mut (*peer).remote);
+                copy(self.sock, maps::sock_v6_saddr_offset(), &raw mut (*peer).local);
+                copy(self.sock, maps::sock_v6_daddr_offset(), &raw mut (*peer).remote);
             }
             let ports = family != AF_UNIX;
             let (local, remote) = if ports {
-                (field(sock, maps::sock_num_offset()), u16::from_be(field(sock, maps::sock_dport_offset())))
+                (field(self.sock, maps::sock_num_offset()), u16::from_be(field(self.sock, maps::sock_dport_offset())))
             } else {
                 (0, 0)
             };
             (&raw mut (*peer).local_port).write(local);
             (&raw mut (*peer).remote_port).write(remote);
             (&raw mut (*peer).family).write(family);
-            (&raw mut (*peer).found).write(seen.found);
-            (&raw mut (*peer).connect_ns).write(seen.connect_ns);
-            (&raw mut (*peer).tls_ns).write(seen.tls_ns);
-            (&raw mut (*peer).retransmits).write(seen.retransmits);
+            (&raw mut (*peer).found).write(self.seen.found);
+            (&raw mut (*peer).connect_ns).write(self.seen.connect_ns);
+            (&raw mut (*peer).tls_ns).write(self.seen.tls_ns);
+            (&raw mut (*peer).retransmits).write(self.seen.retransmits);
             (&raw mut (*peer).zero).write(0);
         }
-    });
+    }
 }
 
 /// What was seen of a socket before its connection was known.

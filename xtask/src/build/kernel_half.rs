@@ -92,14 +92,21 @@ fn build(root: &Path, arch: &str, toolchain: &Toolchain) -> Result<PathBuf> {
 /// Fails when a function has a mangled name: it carries a hash of the crate's path, so the object would be another in every checkout.
 fn named_by_paths(object: &Path) -> Result<()> {
     let bytes = fs::read(object).with_context(|| format!("cannot read {}", object.display()))?;
-    if let Some(at) = bytes.windows(5).position(|name| name == b"\0_RNv" || name == b"\0_RIN") {
-        let name: Vec<u8> = bytes.iter().skip(at + 1).copied().take_while(|byte| *byte != 0).collect();
+    if let Some(name) = mangled(&bytes) {
         bail!(
-            "{} was not inlined, and its name differs with the path of the checkout: give it #[inline(always)], or pass a closure instead of the function",
-            String::from_utf8_lossy(&name)
+            "{name} was not inlined, and its name differs with the path of the checkout: give it #[inline(always)], and pass a trait's method instead of a closure"
         );
     }
     Ok(())
+}
+
+/// The first name in an object's string tables that is mangled as Rust's are (RFC 2603: `_R`, then a path: `N` nested, `I` with arguments,
+/// `C` a crate, `M`, `X`, `Y` an impl's).
+fn mangled(object: &[u8]) -> Option<String> {
+    let begins = |name: &[u8]| matches!(name, [0, b'_', b'R', b'N' | b'I' | b'C' | b'M' | b'X' | b'Y']);
+    let at = object.windows(4).position(begins)?;
+    let name: Vec<u8> = object.iter().skip(at + 1).copied().take_while(|byte| *byte != 0).collect();
+    Some(String::from_utf8_lossy(&name).into_owned())
 }
 
 /// Builds all architectures and puts them into the repository.
@@ -132,4 +139,24 @@ pub(crate) fn check_prebuilt(root: &Path) -> Result<()> {
         sh::say(&format!("the prebuilt kernel half for {arch} is what its sources give ({kept})"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::mangled;
+
+    #[test]
+    fn functions_closures_and_impls_that_were_not_inlined_are_found_by_their_names() {
+        for name in [
+            "_RNvCs1_4ebpf4tell",
+            "_RNCNvCs1_4ebpf4tell0B3_",
+            "_RINvCs1_4ebpf4facthE",
+            "_RNvXs_Cs1_4ebpfNtB4_6PeerOf",
+            "_RMs_Cs1_4ebpf",
+        ] {
+            let object = [b"\x7fELF\0memcpy\0", name.as_bytes(), b"\0license\0"].concat();
+            assert_eq!(mangled(&object).as_deref(), Some(name));
+        }
+        assert_eq!(mangled(b"\x7fELF\0memcpy\0_license\0READ_RING\0xdp_RN\0"), None);
+    }
 }
