@@ -87,7 +87,8 @@ pub(crate) fn run(start: StartSeen, steps: &[Step<'_>], cuts: Cuts, mirrored: bo
         dir => dir,
     };
     let mut connection = HttpConnection::new(start);
-    let (mut stats, mut contract, mut log) = (Stats::default(), Contract::default(), Log::default());
+    let contract = Contract { coded: start == StartSeen::No && may_be_sniffed(steps), ..Contract::default() };
+    let (mut stats, mut contract, mut log) = (Stats::default(), contract, Log::default());
     for (i, step) in steps.iter().enumerate() {
         contract.now = MonoNs(i as u64 + 1);
         let at = Stamp { entry: contract.now, ret: contract.now };
@@ -125,6 +126,16 @@ pub(crate) fn run(start: StartSeen, steps: &[Step<'_>], cuts: Cuts, mirrored: bo
         assert_eq!(contract.open(), 0, "a close ends every exchange");
     }
     Run { log: log.lines, drops: DropReason::ALL.iter().map(|reason| stats.drops(*reason)).sum() }
+}
+
+/// Whether a body may begin with the magic number of gzip or zstd: where the head may not have been seen, that tells the coding.
+/// The number may be spread over frames, so only its first two bytes are looked for, anywhere.
+fn may_be_sniffed(steps: &[Step<'_>]) -> bool {
+    let has = |byte: &u8| {
+        let in_step = |step: &Step<'_>| matches!(step, Step::Bytes(_, pieces) if pieces.iter().any(|bytes| bytes.contains(byte)));
+        steps.iter().any(in_step)
+    };
+    [[0x1f, 0x8b], [0x28, 0xb5]].iter().any(|magic| magic.iter().all(has))
 }
 
 fn contract_now(step: usize) -> MonoNs {
