@@ -132,6 +132,8 @@ fn a_collector_that_is_down_costs_a_bounded_queue_and_when_it_is_back_spans_arri
         let next = client.chat();
         let id = next["request_id"].as_str().unwrap().to_owned();
         made.push(next);
+        // Before a call is told, its span is in no queue.
+        observer.exchanges(made.len());
         observer.until_metric("nexent_observer_queue_depth", &of, |n| n == 0.0);
         collector.has(&id).then_some(())
     });
