@@ -305,7 +305,7 @@ pub const CAPTURE_CONTENT: Key = Key {
     value_name: "BOOL",
     default: Some("false"),
     allowed: "true or false",
-    meaning: "Keep and export generated text; without it no text leaves the process",
+    meaning: "Keep and export generated text; without it no text leaves the process, but in a recording with content",
     common: true,
     ..BASE
 };
