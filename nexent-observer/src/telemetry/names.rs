@@ -169,7 +169,7 @@ metrics! {
     QueueDepth = "nexent_observer_queue_depth", Gauge, &["exporter", "signal"], &[],
         "Items that wait in an export queue.";
     Exported = "nexent_observer_exported_total", Counter, &["exporter", "signal"], &[],
-        "Items that an exporter delivered: spans, metric data points, lines.";
+        "Items that an exporter delivered: spans, metric data points, lines, entries of a recording.";
     ExportFailures = "nexent_observer_export_failures_total", Counter, &["exporter", "signal"], &[],
         "Attempts of an exporter that failed; an attempt that is retried counts each time.";
     ExportDropped = "nexent_observer_export_dropped_total", Counter, &["exporter", "signal", "reason"], &[],
