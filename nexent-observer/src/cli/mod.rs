@@ -106,7 +106,7 @@ enum Command {
     },
     /// Observe processes and record what is seen, without content unless asked for
     #[command(
-        after_help = "Needs at least one of --pid and --exe. Ends when interrupted, or with --seconds or --max-bytes."
+        after_help = "Needs --all, or at least one of --pid and --exe. Ends when interrupted, or with --seconds or --max-bytes."
     )]
     Record {
         /// Recording to write; replaced if it is there

@@ -213,7 +213,7 @@ pub const HOST_ROOT: Key = Key {
     value_name: "PATH",
     default: Some("/"),
     allowed: "an absolute path",
-    meaning: "Where the file system of the host is seen: users are looked up there, and names of containers in the state of Docker, podman and containerd",
+    meaning: "Where the file system of the host is seen: users are looked up there, and names of containers in the state of Docker, podman, CRI-O and containerd",
     ..BASE
 };
 /// Whether sockets are looked at.
@@ -325,7 +325,7 @@ pub const SERVICE_NAME: Key = Key {
     alias: Some("SERVICE_NAME"),
     value_name: "NAME",
     allowed: "a name of 1 to 255 bytes without control characters",
-    meaning: "Service name of a target whose own environment names none; unset: the file name of its executable",
+    meaning: "Service name of a target whose own environment names none; unset: its pod's app label, its container's name, else the file name of its executable",
     common: true,
     ..BASE
 };
