@@ -34,6 +34,8 @@ const FILES: &[(&str, &str)] = &[
     ("README.md", "README.md"),
     ("CHANGELOG.md", "CHANGELOG.md"),
     ("SECURITY.md", "SECURITY.md"),
+    ("ARCHITECTURE.md", "ARCHITECTURE.md"),
+    ("CONTRIBUTING.md", "CONTRIBUTING.md"),
     ("LICENSE-MIT", "LICENSE-MIT"),
     ("LICENSE-APACHE", "LICENSE-APACHE"),
     ("deploy/systemd/nexent-observer.service", "systemd/nexent-observer.service"),
@@ -73,6 +75,7 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     for (from, to) in FILES {
         copy(&root.join(from), &release.tree.join(to))?;
     }
+    release.documents()?;
     release.archive(&release.name, &release.tree)?;
     release.image_context()?;
     release.wheel()?;
@@ -189,6 +192,16 @@ impl Release {
         }
         let bytes = found.context("cargo-cyclonedx wrote no SBOM for nexent-observer")?;
         write(&self.tree.join("sbom.cdx.json"), &bytes)
+    }
+
+    /// What README.md and SECURITY.md lead to: `docs/`, as far as git knows it.
+    fn documents(&self) -> Result<()> {
+        let listed = Command::new("git").args(["ls-files", "docs"]).current_dir(&self.root).output()?;
+        ensure!(listed.status.success(), "git ls-files failed: a release is made from a checkout");
+        for file in String::from_utf8_lossy(&listed.stdout).lines() {
+            copy(&self.root.join(file), &self.tree.join(file))?;
+        }
+        Ok(())
     }
 
     /// A tar.gz of a directory; the same bytes for the same files.
