@@ -132,7 +132,8 @@ pub(crate) fn run(start: StartSeen, steps: &[Step<'_>], cuts: Cuts, mirrored: bo
 /// The number may be spread over frames, so only its first two bytes are looked for, anywhere.
 fn may_be_sniffed(steps: &[Step<'_>]) -> bool {
     let has = |byte: &u8| {
-        let in_step = |step: &Step<'_>| matches!(step, Step::Bytes(_, pieces) if pieces.iter().any(|bytes| bytes.contains(byte)));
+        let in_step =
+            |step: &Step<'_>| matches!(step, Step::Bytes(_, pieces) if pieces.iter().any(|bytes| bytes.contains(byte)));
         steps.iter().any(in_step)
     };
     [[0x1f, 0x8b], [0x28, 0xb5]].iter().any(|magic| magic.iter().all(has))
