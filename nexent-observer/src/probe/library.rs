@@ -11,11 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use object::ReadCache;
-
 use super::{
     cache::Cache,
-    elf::Elf,
+    elf::{Elf, Reads},
     plan::Plan,
     process::{FileId, FileStamp, MappedFile},
 };
@@ -143,6 +141,12 @@ impl Libraries {
         }
     }
 
+    /// Whether what is known of a file is of this state of it.
+    #[must_use]
+    pub fn is_of(&self, file: FileId, stamp: FileStamp) -> bool {
+        self.known.get(&file).is_some_and(|(known, _)| *known == stamp)
+    }
+
     /// What was found in `files` and is not hooked, as the end of a half-sentence; empty: nothing.
     #[must_use]
     pub fn refused(&self, files: &[MappedFile]) -> String {
@@ -206,7 +210,7 @@ impl Libraries {
 fn look_into(file: File, cache: Option<&Cache>) -> Option<Plan> {
     let raw = file.try_clone().ok()?;
     let size = file.metadata().ok()?.len();
-    let reads = ReadCache::new(file);
+    let reads = Reads::of(file);
     let elf = Elf::parse(&reads).ok()?.with_raw(raw);
     Some(match cache {
         Some(cache) => cache.plan(&elf, size),
