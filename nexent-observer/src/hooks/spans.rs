@@ -29,6 +29,9 @@ use crate::{
 
 /// Most spans that are open, or wait for their other half; over it the oldest goes as it is.
 pub const OPEN: usize = 8192;
+/// Most bytes that these hold, as [`weight`] counts them; over it the oldest goes as it is. A span that nobody ends is open as long as its process
+/// lives.
+pub const OPEN_BYTES: usize = 32 << 20;
 /// Most attributes, and most events, of one span.
 pub const OF_ONE_SPAN: usize = 64;
 /// Most traces that were put below a request and are remembered.
@@ -74,6 +77,8 @@ type Key = (u32, u64);
 #[derive(Debug, Default)]
 pub struct Spans {
     open: HashMap<Key, Open>,
+    /// What they weigh.
+    bytes: usize,
     /// In the order in which they began; those that are gone are passed over.
     order: VecDeque<Key>,
     /// The spans that serve each peer, in the order in which they began.
@@ -106,6 +111,21 @@ struct Open {
     /// Calls that were made in it and are over.
     calls: Vec<Finished>,
     inbound: Option<Box<Inbound>>,
+    /// What it weighs.
+    bytes: usize,
+}
+
+/// What a span, a call or an event takes besides its texts, bytes: more than it does.
+const OF_ONE: usize = 512;
+/// What a call that is over takes.
+const OF_CALL: usize = 4096;
+/// What an attribute takes besides its texts.
+const OF_ATTRIBUTE: usize = 96;
+
+/// What attributes take in memory, bytes.
+fn weight(attributes: &[(String, Attribute)]) -> usize {
+    let text = |value: &Attribute| if let Attribute::Text(text) = value { text.len() } else { 0 };
+    attributes.iter().map(|(key, value)| OF_ATTRIBUTE + key.len() + text(value)).sum()
 }
 
 impl Spans {
@@ -120,16 +140,20 @@ impl Spans {
         }
         let Some(open) = self.open.get_mut(&key) else { return };
         let name = message.n.as_deref().map(message::name).unwrap_or_default();
+        let before = open.bytes;
         match message.k {
             Kind::Set => {
                 if !name.is_empty() {
                     name.clone_into(&mut open.named.name);
                 }
+                let had = weight(&open.named.attributes);
                 add(&mut open.named.attributes, &message.a);
+                open.bytes = open.bytes + weight(&open.named.attributes) - had;
             }
             Kind::Event if open.named.events.len() < OF_ONE_SPAN => {
                 let mut attributes = Vec::new();
                 add(&mut attributes, &message.a);
+                open.bytes += OF_ONE + weight(&attributes);
                 open.named.events.push(Event { at, name: name.to_owned(), attributes });
             }
             Kind::End => {
@@ -138,6 +162,17 @@ impl Spans {
                 self.ending.push((key, SETTLING_DRAINS));
             }
             Kind::Begin | Kind::Event | Kind::Write => {}
+        }
+        self.bytes = self.bytes + open.bytes - before;
+        self.make_room(at);
+    }
+
+    /// Lets the oldest go while they take too much.
+    fn make_room(&mut self, now: MonoNs) {
+        while self.bytes > OPEN_BYTES
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.finish(oldest, now);
         }
     }
 
@@ -165,6 +200,7 @@ impl Spans {
         if let Some(parent) = message.p.and_then(|parent| self.open.get_mut(&(key.0, parent))) {
             parent.children = true;
         }
+        let bytes = OF_ONE + weight(&named.attributes);
         let open = Open {
             tid: announcement.tid,
             trace,
@@ -177,9 +213,12 @@ impl Spans {
             children: false,
             calls: Vec::new(),
             inbound: None,
+            bytes,
         };
         self.open.insert(key, open);
+        self.bytes += bytes;
         self.order.push_back(key);
+        self.make_room(at);
         if message.p.is_none() && !self.resolve(key, pipeline) && self.unresolved.len() < OPEN {
             self.unresolved.push(key);
         }
@@ -269,6 +308,8 @@ impl Spans {
             return;
         };
         open.calls.push(*finished);
+        open.bytes += OF_CALL;
+        self.bytes += OF_CALL;
         if open.end.is_some() {
             self.ending.push((key, SETTLING_DRAINS));
         }
@@ -302,11 +343,12 @@ impl Spans {
             span: SpanId(id.to_be_bytes()),
             parent: SpanIds::of_served(&inbound.served).parent,
         });
-        let Some(Open { tid, work, peer, start, end, named, children, mut calls, inbound, .. }) =
+        let Some(Open { tid, work, peer, start, end, named, children, mut calls, inbound, bytes, .. }) =
             self.open.remove(&key)
         else {
             return;
         };
+        self.bytes -= bytes;
         if let Some(peer) = peer
             && let Some(spans) = self.by_peer.get_mut(&(pid, peer))
         {

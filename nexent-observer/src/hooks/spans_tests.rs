@@ -321,6 +321,32 @@ fn spans_attributes_events_and_traces_are_bounded() {
 }
 
 #[test]
+fn spans_that_nobody_ends_are_bounded_in_bytes_and_setting_an_attribute_anew_takes_nothing() {
+    let mut p = Play::new();
+    p.begin(1, Some(u64::MAX), r#""n":"first""#);
+    for n in 0..1000 {
+        p.say(&format!(r#"{{"v":1,"k":"set","s":"{:016x}","a":{{"progress":{n},"text":"{n}"}}}}"#, 1));
+    }
+    assert!(p.hooks.spans.bytes < 1024, "{}", p.hooks.spans.bytes);
+    let text = "x".repeat(600);
+    let mut spans = 1;
+    while p.hooks.spans.open.len() == spans && spans < OPEN {
+        spans += 1;
+        p.begin(spans as u64, Some(u64::MAX), r#""n":"endless""#);
+        for _ in 0..OF_ONE_SPAN {
+            p.say(&format!(r#"{{"v":1,"k":"event","s":"{spans:016x}","n":"e","a":{{"t":"{text}"}}}}"#));
+        }
+    }
+    assert!(spans < OPEN / 4 && p.hooks.spans.bytes <= OPEN_BYTES, "{spans} spans, {}", p.hooks.spans.bytes);
+    let done = p.done();
+    // The first one is small.
+    let [Done::Span(oldest), Done::Span(next)] = done.as_slice() else { panic!("{} are done", done.len()) };
+    assert_eq!((oldest.named.name.as_str(), next.named.events.len()), ("first", OF_ONE_SPAN));
+    p.hooks.spans.stop(MonoNs(p.now + 9));
+    assert_eq!((p.hooks.spans.bytes, p.hooks.spans.open.len()), (0, 0));
+}
+
+#[test]
 fn peers_are_read_as_frameworks_write_them() {
     for (text, want) in [
         ("10.0.0.9:8443", Some("10.0.0.9:8443")),
