@@ -104,6 +104,7 @@ enum Input {
 const WAKE_READS: Token = Token(0);
 const WAKE_WRITES: Token = Token(1);
 const WAKE_STOP: Token = Token(2);
+const WAKE_FILES: Token = Token(3);
 /// Time to the next tick while a process is being attached to or has just ended: waits of some milliseconds follow one another then.
 const HURRIED: Duration = Duration::from_millis(10);
 /// After so long at the least, when something wakes us: a host may start a thousand processes a second.
@@ -238,6 +239,10 @@ impl Observer {
                 self.drain.rearm_wakeups();
                 woken = true;
             }
+            // What was written to is asked for with the tick.
+            if events.iter().any(|event| event.token() == WAKE_FILES) {
+                next_tick = next_tick.min(turned + AT_ONCE);
+            }
             match input {
                 Input::Tick => {
                     if std::mem::take(&mut woken) {
@@ -290,7 +295,10 @@ impl Observer {
         self.export_named();
     }
 
-    fn register(&self, poll: &Poll) -> io::Result<()> {
+    fn register(&mut self, poll: &Poll) -> io::Result<()> {
+        for files in self.targets.attacher().file_watchers() {
+            poll.registry().register(&mut SourceFd(&files.as_raw_fd()), WAKE_FILES, Interest::READABLE)?;
+        }
         let Rings { reads, writes, .. } = self.drain.rings();
         // Edge-triggered, as mio is: a ring with records in it does not keep us awake, only a wake-up of the kernel half does.
         poll.registry().register(&mut SourceFd(&reads.as_raw_fd()), WAKE_READS, Interest::READABLE)?;

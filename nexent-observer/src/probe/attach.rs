@@ -2,12 +2,15 @@
 
 mod prepare;
 mod presence;
+mod proof;
+mod seccomp;
 
 use std::{
     collections::{HashMap, HashSet},
     fs::File,
     io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -26,6 +29,8 @@ use super::{
 use crate::privileges;
 use presence::Presence;
 pub use presence::{Loss, Losses, Outcome};
+use proof::Proofs;
+pub(crate) use seccomp::kills_under_seccomp;
 
 /// Why a process cannot be observed. Each message says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -162,7 +167,8 @@ pub struct Attacher {
     /// Attachments for all processes, by library; several where it is several files below an overlay file system.
     filtered: HashMap<FileId, Vec<Vec<Attached>>>,
     /// Executables that were looked into before they run; see [`Self::prepare`].
-    prepared: Vec<File>,
+    prepared: HashMap<FileId, File>,
+    proofs: Proofs,
     presence: Presence,
     leaving: Vec<Leaving>,
     per_process_limit: usize,
@@ -192,7 +198,8 @@ impl Attacher {
             libraries: Libraries::start()?,
             observed: HashMap::new(),
             filtered: HashMap::new(),
-            prepared: Vec::new(),
+            prepared: HashMap::new(),
+            proofs: Proofs::new(),
             presence: Presence::default(),
             leaving: Vec::new(),
             per_process_limit,
@@ -276,11 +283,12 @@ impl Attacher {
             return Err(AttachError::Itself { pid });
         }
         let _raised = privileges::raise();
+        self.check_proofs(false);
         let process = Process::find(pid).map_err(|_| AttachError::NoProcess { pid })?;
         if self.observed.get(&pid).is_some_and(|observed| observed.process != process) {
             self.detach(pid); // a reused pid
         }
-        check_seccomp(pid)?;
+        seccomp::check(pid)?;
         let mut files = Process::mapped_files(pid).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => AttachError::NoProcess { pid },
             _ => AttachError::Unreadable { pid, source },
@@ -484,8 +492,11 @@ impl Attacher {
 
     /// Removes the shared probes of a library.
     pub fn release_shared(&mut self, library: FileId) {
-        if let Some(sets) = self.filtered.remove(&library) {
-            self.bury(sets.into_iter().flatten().collect());
+        let Some(sets) = self.filtered.remove(&library) else { return };
+        let own = self.observed.values().any(|it| it.libraries.get(&library).is_some_and(|probes| !probes.is_empty()));
+        let leases = if own { Arc::default() } else { self.proofs.keep(|id| id != library) };
+        for probe in sets.into_iter().flatten() {
+            self.undertaker.bury((probe, Arc::clone(&leases)));
         }
     }
 
@@ -510,6 +521,7 @@ impl Attacher {
         for leaving in done {
             self.bury(leaving.probes);
         }
+        self.tidy_proofs();
         let needed = self.kept_plain || self.observed.values().any(|observed| observed.sockets.any());
         if self.plain.is_some() && !needed {
             if let Some(links) = self.plain.take() {
@@ -577,6 +589,10 @@ impl Attacher {
             let (all, _) = self.libraries.hookable(&files);
             self.share(&all, &files)?;
             let Some(observed) = self.observed.get_mut(&pid) else { continue };
+            // Of one that is being searched again it keeps its own probes.
+            if !observed.libraries.keys().all(|id| self.filtered.contains_key(id)) {
+                continue;
+            }
             self.kernel.arm(pid, Scope::Filtered, observed.sockets)?;
             observed.scope = Scope::Filtered;
             let probes = observed.libraries.values_mut().flat_map(std::mem::take).collect();
@@ -596,6 +612,7 @@ impl Attacher {
         pid: Option<u32>,
     ) -> Result<Vec<Attached>, KernelError> {
         let open = files.iter().find(|file| file.id == library.id).map_or(&library.path, |file| &file.open);
+        self.prove(library, open)?;
         let mut probes = Vec::new();
         let mut refused = None;
         for implementation in &library.plan.implementations {
@@ -652,22 +669,6 @@ impl Drop for Attacher {
     }
 }
 
-/// Kernels from 6.11 up to the fix in 6.14 kill a process under seccomp at a return probe (the uretprobe system call is not in
-/// its filter).
-fn check_seccomp(pid: u32) -> Result<(), AttachError> {
-    if Process::seccomp(pid) == 0 {
-        return Ok(());
-    }
-    let kernel = prepare::release();
-    if kills_under_seccomp(&kernel) { Err(AttachError::Seccomp { pid, kernel }) } else { Ok(()) }
-}
-
-pub(crate) fn kills_under_seccomp(release: &str) -> bool {
-    let mut parts = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse::<u32>().unwrap_or(0));
-    let version = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
-    ((6, 11)..(6, 14)).contains(&version)
-}
-
 /// Whether a call of one of these implementations is single-stepped, for a warning.
 #[must_use]
 pub fn is_expensive(report: &AttachReport) -> bool {
@@ -676,19 +677,4 @@ pub fn is_expensive(report: &AttachReport) -> bool {
         .iter()
         .flat_map(|hooked| &hooked.plan.hooks)
         .any(|hook| hook.program.turn() != Turn::Second && hook.cost == Cost::SingleStepped)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::kills_under_seccomp;
-
-    #[test]
-    fn kernels_that_kill_at_a_return_probe_are_known() {
-        for release in ["6.11.0", "6.12.48+deb13-amd64", "6.13.7-arch1"] {
-            assert!(kills_under_seccomp(release), "{release}");
-        }
-        for release in ["5.15.0-91-generic", "6.1.0-28-amd64", "6.10.9", "6.14.0", "6.18.44-fc", "7.0.1", ""] {
-            assert!(!kills_under_seccomp(release), "{release}");
-        }
-    }
 }

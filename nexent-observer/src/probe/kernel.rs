@@ -48,6 +48,12 @@ pub enum KernelError {
         /// First capability that is missing.
         missing: &'static str,
     },
+    /// A file was written to.
+    #[error("{path} was written over a moment ago, or cannot be read: nothing is hooked where something else may stand", path = path.display())]
+    Rewritten {
+        /// Which.
+        path: std::path::PathBuf,
+    },
     /// No BTF.
     #[error(
         "the kernel shows no type information at {path} ({source}): a kernel with CONFIG_DEBUG_INFO_BTF=y is needed (5.15 or \

@@ -45,6 +45,18 @@ impl FileStamp {
         let meta = file.metadata()?;
         Ok(Self { size: meta.size(), changed: (meta.ctime(), meta.ctime_nsec()) })
     }
+
+    /// The same, as far as it is known here: a server of a network file system is not asked, so nothing waits for one that is gone.
+    ///
+    /// # Errors
+    /// The error of `statx`.
+    pub fn as_known(file: &File) -> io::Result<Self> {
+        use rustix::fs::{AtFlags, StatxFlags, statx};
+        let of = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let meta = statx(file, "", of, StatxFlags::SIZE | StatxFlags::CTIME)?;
+        let changed = meta.stx_ctime;
+        Ok(Self { size: meta.stx_size, changed: (changed.tv_sec, i64::from(changed.tv_nsec)) })
+    }
 }
 
 impl FileId {

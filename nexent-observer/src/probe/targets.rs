@@ -117,6 +117,8 @@ pub struct Targets {
     silences: Silences,
     /// Executables that were found to call LLMs: their next processes are armed at their exec.
     learned: HashSet<FileId>,
+    /// Files that were written over in place, and when that was noticed.
+    rewritten: HashMap<FileId, MonoNs>,
     /// Libraries with probes that nobody uses, and since when.
     unused: HashMap<FileId, MonoNs>,
     suspects: HashMap<u32, MonoNs>,
@@ -170,6 +172,8 @@ const NAMES_COME: u64 = 50 * MS;
 const LEARNED: usize = 256;
 /// Shared probes that nobody uses go after this long, where they were put in only because all processes are looked at.
 const UNUSED_FOR: u64 = 60_000 * MS;
+/// How long after a change an executable is hooked again before it runs: most are written by then.
+const WRITTEN_FOR: u64 = 2_000 * MS;
 /// Every how many sweeps what ended unnoticed is forgotten.
 const FORGET: u32 = 8;
 
@@ -197,6 +201,7 @@ impl Targets {
             trials,
             silences: Silences::default(),
             learned: HashSet::new(),
+            rewritten: HashMap::new(),
             unused: HashMap::new(),
             suspects: HashMap::new(),
             left_alone: HashMap::new(),
@@ -287,6 +292,11 @@ impl Targets {
 
     /// Does what is due. Call it at every tick; gives what changed since the last call.
     pub fn poll(&mut self, now: MonoNs) -> Vec<Change> {
+        for (file, path) in self.attacher.drop_rewritten(now >= self.next_sweep) {
+            tracing::warn!(path = %path.display(), "A file that is hooked was written over in place: its probes are taken away, and what it holds \
+                now is looked into. Replace files by renaming.");
+            self.rewritten.insert(file, now);
+        }
         self.bury_suspects(now);
         self.try_candidates(now);
         if now >= self.next_sweep {
@@ -501,6 +511,7 @@ impl Targets {
             self.forget(pid);
         }
         self.attacher.tidy();
+        self.prepare_again(now);
         self.let_go(now);
         self.listen_for_silence(now);
         let (mut changed, losses) = self.attacher.look_over();
@@ -551,6 +562,16 @@ impl Targets {
             self.candidates.add(pid, Candidate { sibling, next: now, ..Candidate::new(reason, since, 0) });
         }
         self.release_unused(now);
+    }
+
+    /// Looks again into executables that were written over, when that is through.
+    fn prepare_again(&mut self, now: MonoNs) {
+        let quiet = self.rewritten.extract_if(|_, since| now.since(*since) > WRITTEN_FOR);
+        let quiet: HashSet<FileId> = quiet.map(|(file, _)| file).collect();
+        let again = self.executables.iter().filter(|(_, file)| quiet.contains(file));
+        for (path, file) in again.filter(|(path, file)| FileId::of(path).is_ok_and(|id| id == *file)) {
+            self.attacher.prepare(path, *file);
+        }
     }
 
     /// Finds processes that move bytes over TLS that none of their probes sees.

@@ -370,7 +370,7 @@ impl Health {
             aead_rejoined,
             attached_probes,
             attached_processes,
-            probe_losses: Losses { restored, reattached, failed },
+            probe_losses: Losses { restored, reattached, failed, rewritten },
         } = counts;
         let read = advance(&self.lost_read, lost_read_records);
         let malformed = advance(&self.malformed, malformed_records);
@@ -382,7 +382,8 @@ impl Health {
         advance(&self.plain_unseen, plain_unseen);
         advance(&self.aead_unjoined, aead_unjoined);
         advance(&self.aead_rejoined, aead_rejoined);
-        for (outcome, count) in [("restored", restored), ("reattached", reattached), ("failed", failed)] {
+        let losses = [("restored", restored), ("reattached", reattached), ("failed", failed), ("rewritten", rewritten)];
+        for (outcome, count) in losses {
             advance(&self.probe_losses.with_label_values(&[outcome]), count);
         }
         self.attached_probes.set(signed(attached_probes));

@@ -20,14 +20,15 @@ use xtask::{
 use crate::harness::{Metrics, Place, SOON, assert_right, binary, by_request, until};
 
 /// Libraries on an overlay file system; unmounted when dropped.
-struct Overlay {
+pub(crate) struct Overlay {
     base: PathBuf,
     merged: PathBuf,
 }
 
 impl Overlay {
-    fn over(library: &Path) -> Self {
-        let base = std::env::temp_dir().join(format!("nexent-observer-overlay-{}", std::process::id()));
+    pub(crate) fn over(library: &Path) -> Self {
+        let name = library.file_stem().unwrap().display();
+        let base = std::env::temp_dir().join(format!("nexent-observer-overlay-{}-{name}", std::process::id()));
         fs::create_dir_all(&base).unwrap();
         mount(&["-t", "tmpfs", "tmpfs"], &base);
         let this = Self { merged: base.join("merged"), base };
@@ -38,6 +39,11 @@ impl Overlay {
         let options = format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
         mount(&["-t", "overlay", "overlay", "-o", &options], merged);
         this
+    }
+
+    /// Where the library is seen.
+    pub(crate) fn merged(&self) -> &Path {
+        &self.merged
     }
 }
 

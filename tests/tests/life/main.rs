@@ -22,4 +22,5 @@ mod phases;
 mod plain;
 mod privileges;
 mod record;
+mod rewritten;
 mod rustls;

@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::{Attacher, kills_under_seccomp};
+use crate::privileges;
 use crate::probe::{
     kernel::{KernelError, Sockets},
     plain::PlainHttp,
@@ -18,12 +19,13 @@ impl Attacher {
     /// its first instruction: a program may be through with its calls before 100 MB are searched. Processes that load their TLS
     /// from other files are hooked when they have. What goes wrong here is left to the first process as well.
     pub fn prepare(&mut self, executable: &Path, file: FileId) {
+        let _raised = privileges::raise();
         // Opened once and kept, so that all of it is about one file, whatever the path leads to meanwhile.
         let Ok(opened) = File::open(executable) else { return };
         let open = PathBuf::from(format!("/proc/self/fd/{}", opened.as_raw_fd()));
         // Under another identity the first process would be hooked once more, and its bytes be seen twice.
         let same = FileId::as_mapped(&opened).is_ok_and(|id| id == file);
-        self.prepared.push(opened);
+        self.prepared.insert(file, opened);
         let mapped = MappedFile { id: file, path: executable.to_owned(), open, text: Vec::new() };
         let files = std::slice::from_ref(&mapped);
         let (hookable, complete) = self.libraries.hookable(files);

@@ -51,6 +51,8 @@ pub struct Losses {
     pub reattached: u64,
     /// [`Outcome::Failed`].
     pub failed: u64,
+    /// Files that were written over in place, so that their probes were taken away.
+    pub rewritten: u64,
 }
 
 /// How far a loss is.
@@ -73,6 +75,11 @@ pub(super) struct Presence {
 }
 
 impl Presence {
+    /// Nothing is known any more of a file.
+    pub(super) fn forget(&mut self, file: FileId) {
+        self.stages.retain(|(_, of), _| *of != file);
+    }
+
     fn is_rousing(&self, file: FileId) -> bool {
         self.stages.iter().any(|((_, of), stage)| *of == file && matches!(stage, Stage::Roused(_)))
     }
@@ -129,7 +136,7 @@ impl Attacher {
     /// Losses since the start.
     #[must_use]
     pub fn losses(&self) -> Losses {
-        self.presence.losses
+        Losses { rewritten: self.proofs.count, ..self.presence.losses }
     }
 
     /// Processes whose probes are gone and cannot be put back, with the library and the reason.
@@ -152,7 +159,8 @@ impl Attacher {
             // One at a time: what helps one process may help all others that share the attachment, and each costs its time.
             (Some(Stage::Suspected), false) if self.presence.is_rousing(file.id) => (Some(Stage::Suspected), None),
             (Some(Stage::Suspected), false) => match self.rouse(pid, file, memory) {
-                Ok(out) => (Some(Stage::Roused(out)), None),
+                Ok(Some(out)) => (Some(Stage::Roused(out)), None),
+                Ok(None) => (Some(Stage::Suspected), None),
                 Err(why) => (Some(Stage::Failed(file.path.clone(), why)), Some(Outcome::Failed(why))),
             },
             (Some(Stage::Roused(_)), false) => match self.attach_anew(pid, file, memory) {
@@ -194,12 +202,20 @@ impl Attacher {
     }
 
     /// Puts probes that do nothing into a process, where its hooks belong, and takes them out again. What is attached to the very file that
-    /// it runs is thereby in its code again, and no call is ever seen twice.
-    fn rouse(&mut self, pid: u32, file: &MappedFile, memory: &File) -> Result<Arc<()>, &'static str> {
+    /// it runs is thereby in its code again, and no call is ever seen twice. `None`: not yet, the file is being searched.
+    fn rouse(&mut self, pid: u32, file: &MappedFile, memory: &File) -> Result<Option<Arc<()>>, &'static str> {
         let _raised = privileges::raise();
+        let Some(library) = self.library(file)? else { return Ok(None) };
+        // What was proven for another file of this name is nothing to put here.
+        let hooks = library.plan.implementations.iter().flat_map(|plan| &plan.hooks);
+        let proven: HashSet<u64> = hooks.map(|hook| hook.offset).collect();
         let attached = self.observed.get(&pid).map(|observed| self.sets(observed, file.id)).unwrap_or_default();
+        let of_this = attached.iter().filter(|set| set.iter().all(|probe| proven.contains(&probe.offset())));
         // Not where there was none: the kernel may have refused that one.
-        let offsets: HashSet<u64> = attached.iter().flat_map(|set| set.iter().map(Attached::offset)).collect();
+        let offsets: HashSet<u64> = of_this.flat_map(|set| set.iter().map(Attached::offset)).collect();
+        if offsets.is_empty() {
+            return Ok(Some(Arc::new(())));
+        }
         if !runs_what_is_in_the_file(memory, file, &offsets).unwrap_or(false) {
             return Err("it runs other code than the file that is there now: restart the process");
         }
@@ -215,7 +231,7 @@ impl Attacher {
             self.undertaker.bury((probe, Arc::clone(&out)));
         }
         if there {
-            Ok(out)
+            Ok(Some(out))
         } else {
             Err("it runs a file that its path does not lead to any more (overlay file system): restart the process")
         }
@@ -226,7 +242,7 @@ impl Attacher {
     fn attach_anew(&mut self, pid: u32, file: &MappedFile, memory: &File) -> Result<(), &'static str> {
         const REFUSED: &str = "the kernel refuses to put them back: restart the process, or attach to it anew";
         let _raised = privileges::raise();
-        let library = self.library(file)?;
+        let library = self.library(file)?.ok_or("its library is being written over: restart the process")?;
         let shared = self.observed.get(&pid).is_some_and(|observed| observed.scope == Scope::Filtered);
         if shared && self.filtered.get(&file.id).is_some_and(|sets| sets.len() >= SETS) {
             return Err("its library was changed too often in an overlay file system: restart the observer");
@@ -257,17 +273,24 @@ impl Attacher {
     fn is_hooked(&self, file: &MappedFile) -> io::Result<bool> {
         let opened = File::open(&file.open)?;
         for probe in self.filtered.get(&file.id).into_iter().flatten().flatten() {
-            if is_breakpoint(mapped_bytes(&opened, probe.offset())?) {
+            let (mut read, mapped) = ([0; 8], mapped_bytes(&opened, probe.offset())?);
+            opened.read_exact_at(&mut read, probe.offset())?;
+            if is_breakpoint(mapped) && mapped != read {
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
-    fn library(&self, file: &MappedFile) -> Result<Library, &'static str> {
-        let plan = self.libraries.plan(file.id).filter(|plan| plan.is_hookable());
-        let plan = plan.ok_or("there is nothing to hook any more in the file that it runs: restart the process")?;
-        Ok(Library { id: file.id, path: file.path.clone(), plan: Arc::clone(plan) })
+    /// What is in a file now, and can be hooked. `None`: it is being searched.
+    fn library(&mut self, file: &MappedFile) -> Result<Option<Library>, &'static str> {
+        match self.libraries.hookable(std::slice::from_ref(file)) {
+            (_, false) => Ok(None),
+            (mut found, true) => match found.pop() {
+                Some(library) => Ok(Some(library)),
+                None => Err("there is nothing to hook any more in the file that it runs: restart the process"),
+            },
+        }
     }
 }
 
