@@ -30,6 +30,7 @@ use crate::privileges;
 use presence::Presence;
 pub use presence::{Loss, Losses, Outcome};
 use proof::Proofs;
+pub use proof::Rewritten;
 pub(crate) use seccomp::kills_under_seccomp;
 
 /// Why a process cannot be observed. Each message says what to do.
@@ -100,6 +101,14 @@ pub enum AttachError {
     },
 }
 
+impl AttachError {
+    /// Whether a file is being written to, so that it will go better soon.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::Kernel { source: KernelError::Rewritten { .. }, .. })
+    }
+}
+
 /// An implementation of TLS that is hooked in a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hooked {
@@ -150,6 +159,8 @@ struct Observed {
     hooked: Vec<MappedFile>,
     /// What its sockets are looked at for.
     sockets: Sockets,
+    /// Probes of a library were taken away, and what it said since was not seen.
+    missed: bool,
 }
 
 /// Probes of a scope that a process has left; kept until no call that began in it is in flight.
@@ -283,7 +294,6 @@ impl Attacher {
             return Err(AttachError::Itself { pid });
         }
         let _raised = privileges::raise();
-        self.check_proofs(false);
         let process = Process::find(pid).map_err(|_| AttachError::NoProcess { pid })?;
         if self.observed.get(&pid).is_some_and(|observed| observed.process != process) {
             self.detach(pid); // a reused pid
@@ -352,11 +362,16 @@ impl Attacher {
             code: None,
             hooked: Vec::new(),
             sockets,
+            missed: false,
         });
         // What is not searched yet is looked at again.
         (observed.files, observed.code) = (if complete { mapped } else { usize::MAX }, None);
         observed.sockets = sockets;
+        let missed = !fresh.is_empty() && std::mem::take(&mut observed.missed);
         observed.libraries.extend(fresh);
+        if missed {
+            self.kernel.mark_unseen(pid);
+        }
         if filtered {
             self.move_to_filtered(&hookable).map_err(kernel_error)?;
         }
@@ -439,6 +454,7 @@ impl Attacher {
             code: None,
             hooked: Vec::new(),
             sockets: observed.sockets,
+            missed: observed.missed,
         };
         self.observed.insert(child, child_of);
         true
@@ -563,6 +579,8 @@ impl Attacher {
 
     /// Attaches for all processes to each library that is not attached so yet.
     fn share(&mut self, libraries: &[Library], files: &[MappedFile]) -> Result<(), KernelError> {
+        // Not below those that stand there yet, if somebody waits to write.
+        self.check_proofs(false, |id| libraries.iter().any(|library| library.id == id));
         for library in libraries {
             if !self.filtered.contains_key(&library.id) {
                 let probes = self.hook(library, files, None)?;

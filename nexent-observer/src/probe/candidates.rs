@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use nexent_observer_core::event::MonoNs;
 
-use super::process::FileId;
+use super::process::{FileId, Process};
 
 const MS: u64 = 1_000_000;
 /// Most candidates of one tick that are looked at because all processes are wanted: a look takes some 100 us.
@@ -116,6 +116,24 @@ impl Candidates {
             _ => 1_000 * MS,
         }
     }
+}
+
+/// What a process says in its environment of being observed (`ENABLE_TELEMETRY`).
+#[must_use]
+pub fn telemetry(pid: u32) -> Option<bool> {
+    let environment = Process::environment(pid);
+    let (_, value) = environment.iter().find(|(name, _)| name == "ENABLE_TELEMETRY")?;
+    match value.trim().to_ascii_lowercase().as_str() {
+        "true" => Some(true),
+        "false" => Some(false),
+        _ => None,
+    }
+}
+
+/// Whether a process is this one, or a child of it.
+pub(super) fn is_ours(pid: u32) -> bool {
+    let me = std::process::id();
+    pid == me || Process::parent(pid) == Some(me)
 }
 
 #[cfg(test)]

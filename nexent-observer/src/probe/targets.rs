@@ -5,14 +5,15 @@ use std::{
     collections::{HashMap, HashSet},
     io,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nexent_observer_core::event::{ConnId, MonoNs, Record, RecordFlags, RecordKind, Stamp};
 
+pub use super::candidates::telemetry;
 use super::{
-    attach::{AttachError, AttachReport, Attacher, Loss, Manner},
-    candidates::{Candidate, Candidates, Reason},
+    attach::{AttachError, AttachReport, Attacher, Loss, Manner, Rewritten},
+    candidates::{Candidate, Candidates, Reason, is_ours},
     plan::Family,
     process::{FileId, Process},
     silence::{Cause, Silences, Silent},
@@ -172,6 +173,9 @@ const NAMES_COME: u64 = 50 * MS;
 const LEARNED: usize = 256;
 /// Shared probes that nobody uses go after this long, where they were put in only because all processes are looked at.
 const UNUSED_FOR: u64 = 60_000 * MS;
+/// A file that is written to is asked for again after this long, and at the start waited for no longer than that: by then it is hooked whoever has it open.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+const PASSES_WITHIN: Duration = Duration::from_secs(15);
 /// How long after a change an executable is hooked again before it runs: most are written by then.
 const WRITTEN_FOR: u64 = 2_000 * MS;
 /// Every how many sweeps what ended unnoticed is forgotten.
@@ -185,11 +189,14 @@ impl Targets {
     pub fn new(mut attacher: Attacher, selection: Selection) -> io::Result<Self> {
         let paths = selection.executables.iter();
         let executables = paths.map(|path| Ok((path.clone(), FileId::of(path)?))).collect::<io::Result<Vec<_>>>()?;
+        let mut rewritten = HashMap::new();
         for (path, file) in &executables {
             if let Err(error) = attacher.expect_executable(*file) {
                 tracing::warn!(path = %path.display(), %error, "Its processes are observed only from some milliseconds on.");
             }
-            attacher.prepare(path, *file);
+            if !attacher.prepare(path, *file) {
+                rewritten.insert(*file, MonoNs(0));
+            }
         }
         let trials = Trials::new(u64::try_from(selection.trial.as_nanos()).unwrap_or(u64::MAX));
         Ok(Self {
@@ -201,7 +208,7 @@ impl Targets {
             trials,
             silences: Silences::default(),
             learned: HashSet::new(),
-            rewritten: HashMap::new(),
+            rewritten,
             unused: HashMap::new(),
             suspects: HashMap::new(),
             left_alone: HashMap::new(),
@@ -239,7 +246,13 @@ impl Targets {
             self.changes.push(Change::OptedOut { pid });
             return Ok(());
         }
-        let report = self.attacher.attach(pid, Manner::Own, None)?;
+        let until = Instant::now() + PASSES_WITHIN;
+        let report = loop {
+            match self.attacher.attach(pid, Manner::Own, None) {
+                Err(error) if error.is_passing() && Instant::now() < until => std::thread::sleep(LOOK_AGAIN),
+                done => break done?,
+            }
+        };
         self.reasons.insert(pid, Reason::Pid);
         self.changes.push(Change::Attached { report, after_exec: None });
         Ok(())
@@ -292,9 +305,15 @@ impl Targets {
 
     /// Does what is due. Call it at every tick; gives what changed since the last call.
     pub fn poll(&mut self, now: MonoNs) -> Vec<Change> {
-        for (file, path) in self.attacher.drop_rewritten(now >= self.next_sweep) {
-            tracing::warn!(path = %path.display(), "A file that is hooked was written over in place: its probes are taken away, and what it holds \
-                now is looked into. Replace files by renaming.");
+        for Rewritten { file, path, changed } in self.attacher.drop_rewritten(now >= self.next_sweep) {
+            let path = path.display();
+            if changed {
+                tracing::warn!(%path, "A file that is hooked was written over in place: its probes are taken away, and what it holds now is \
+                    looked into. Replace files by renaming.");
+            } else {
+                tracing::warn!(%path, "A file that is hooked is opened for writing, which waits until its probes are taken away. It is hooked again \
+                    when it is closed. Replace files by renaming.");
+            }
             self.rewritten.insert(file, now);
         }
         self.bury_suspects(now);
@@ -484,6 +503,12 @@ impl Targets {
                 candidate.next = MonoNs(now.0.saturating_add(SEARCHED_AGAIN));
                 self.candidates.put(pid, candidate);
             }
+            Err(error) if error.is_passing() => {
+                tracing::debug!(pid, %error, "A process is attached to later.");
+                candidate.mapped = None;
+                candidate.next = MonoNs(now.0.saturating_add(LOOK_AGAIN.as_nanos() as u64));
+                self.candidates.put(pid, candidate);
+            }
             Err(error @ AttachError::NoTls { .. }) => {
                 if age > WARN_AFTER && !candidate.warned && reason != Reason::All {
                     candidate.warned = true;
@@ -527,6 +552,9 @@ impl Targets {
             match self.attacher.attach(pid, manner, None) {
                 Ok(report) if report.news => self.changes.push(Change::Attached { report, after_exec: None }),
                 Ok(_) => {}
+                Err(error) if error.is_passing() => {
+                    tracing::debug!(pid, %error, "A library of a process is hooked again later.");
+                }
                 Err(error) => self.changes.push(Change::Refused(error)),
             }
         }
@@ -570,7 +598,9 @@ impl Targets {
         let quiet: HashSet<FileId> = quiet.map(|(file, _)| file).collect();
         let again = self.executables.iter().filter(|(_, file)| quiet.contains(file));
         for (path, file) in again.filter(|(path, file)| FileId::of(path).is_ok_and(|id| id == *file)) {
-            self.attacher.prepare(path, *file);
+            if !self.attacher.prepare(path, *file) {
+                self.rewritten.insert(*file, now);
+            }
         }
     }
 
@@ -658,22 +688,4 @@ impl Targets {
     pub fn executables(&self) -> Vec<&Path> {
         self.executables.iter().map(|(path, _)| path.as_path()).collect()
     }
-}
-
-/// What a process says in its environment of being observed (`ENABLE_TELEMETRY`).
-#[must_use]
-pub fn telemetry(pid: u32) -> Option<bool> {
-    let environment = Process::environment(pid);
-    let (_, value) = environment.iter().find(|(name, _)| name == "ENABLE_TELEMETRY")?;
-    match value.trim().to_ascii_lowercase().as_str() {
-        "true" => Some(true),
-        "false" => Some(false),
-        _ => None,
-    }
-}
-
-/// Whether a process is this one, or a child of it.
-fn is_ours(pid: u32) -> bool {
-    let me = std::process::id();
-    pid == me || Process::parent(pid) == Some(me)
 }

@@ -163,7 +163,7 @@ metrics! {
     FoundProcesses = "nexent_observer_found_processes", Gauge, &["state"], &[],
         "Processes that exe and all have found, by state: trial (observed, no call of an LLM so far), let_go (busy without one; looked at again later), candidate (nothing to observe in it yet), left_alone (opted out, not opted in, not wanted by a filter, or refused by the kernel).";
     ProbeLosses = "nexent_observer_probe_losses_total", Counter, &["outcome"], &[],
-        "Libraries of processes from whose code probes were gone although they were attached, by what came of it: restored (they are in it again), reattached (they were attached anew, to another file below an overlay file system), failed (they cannot be put back), rewritten (of a file, not of a process: it was written over in place, so its probes were taken away, and what it holds now is looked into).";
+        "Libraries of processes from whose code probes were gone although they were attached, by what came of it: restored (they are in it again), reattached (they were attached anew, to another file below an overlay file system), failed (they cannot be put back), rewritten (of a file, not of a process: it was written over in place or opened for that, so its probes were taken away; what it holds then is hooked).";
     SilentProcesses = "nexent_observer_silent_processes", Gauge, &["cause"], &[],
         "Processes that should be seen now and are not, by cause: probes_gone (probes are gone from their code and cannot be put back), bytes_unseen (they move bytes over TLS that none of their probes sees). docs/troubleshooting.md has the rule.";
     QueueDepth = "nexent_observer_queue_depth", Gauge, &["exporter", "signal"], &[],

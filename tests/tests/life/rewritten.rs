@@ -12,12 +12,9 @@ use std::{
 use xtask::{process::Guarded, sh};
 
 use crate::{
-    harness::{Observer, Place, SOON},
+    harness::{Observer, Place, SOON, lines, until},
     liveness::Overlay,
 };
-
-/// Taking probes away waits for the kernel, up to 250 ms each and eight at a time.
-const TAKEN_AWAY: Duration = Duration::from_secs(1);
 
 /// `tests/fixtures/native/shifting.c`, built with these flags.
 fn build(place: &Place, name: &str, flags: &[&str]) -> PathBuf {
@@ -61,20 +58,19 @@ fn probes_leave_a_program_that_is_written_over_before_it_runs_and_its_new_versio
     let program = place.dir.join("program");
     fs::copy(&old, &program).unwrap();
     let mut observer = place.observe("observer", &["--exe", program.to_str().unwrap()]);
-    observer.says("It is hooked");
+    observer.says("It is hooked: ");
     assert!(Program::start(&mut Command::new(&program)).is_right());
     observer.exchanges(1);
     observer.until_metric("nexent_observer_attached_processes", &[], |n| n == 0.0);
     write_over(&program, &new);
-    observer.says("written over in place");
-    thread::sleep(TAKEN_AWAY);
     // Whenever it starts from now on.
     let (mut runs, began) = (0, Instant::now());
+    observer.says("opened for writing");
     while began.elapsed() < Duration::from_secs(4) {
         assert!(Program::start(&mut Command::new(&program)).is_right(), "run {runs}: a breakpoint of the old version");
         runs += 1;
     }
-    assert_eq!(times_said(&observer, "It is hooked"), 2, "{}", observer.said());
+    assert_eq!(times_said(&observer, "It is hooked: "), 2, "{}", observer.said());
     let metrics = observer.until_metric("nexent_observer_probe_losses_total", &["outcome=\"rewritten\""], |n| n == 1.0);
     assert_eq!(metrics.sum("nexent_observer_probe_losses_total", &[]), 1.0);
     // The new version is seen from its first instruction.
@@ -104,8 +100,7 @@ fn a_library_that_is_written_over_in_place_is_hooked_where_its_functions_are_now
     observer.exchanges(1);
     drop(first);
     write_over(&library, &new);
-    observer.says("written over in place");
-    thread::sleep(TAKEN_AWAY);
+    observer.says("opened for writing");
     let mut next = Program::start(&mut Command::new(&program));
     observer.attached(next.0.pid());
     for _ in 0..20 {
@@ -113,6 +108,48 @@ fn a_library_that_is_written_over_in_place_is_hooked_where_its_functions_are_now
     }
     observer.exchanges(1 + 20);
     assert_eq!(observer.finish().len(), 21, "each once");
+}
+
+/// Nobody has to change anything: `touch` opens a file for writing too.
+#[test]
+fn a_process_whose_library_is_only_opened_for_writing_is_observed_again_when_it_is_closed() {
+    let place = Place::new("library-opened");
+    let library = build(&place, "libshifting.so", &["-DLIBRARY", "-shared", "-fPIC"]);
+    let directory = format!("-L{}", place.dir.display());
+    let program = build(&place, "program", &["-DUSER", &directory, "-lshifting", "-Wl,-rpath,$ORIGIN"]);
+    let mut one = Program::start(&mut Command::new(&program));
+    let mut other = Program::start(&mut Command::new(&program));
+    let mut observer = place.observe("observer", &["--exe", program.to_str().unwrap()]);
+    observer.attached(one.0.pid());
+    observer.attached(other.0.pid());
+    assert!(one.is_right() && other.is_right());
+    observer.exchanges(2);
+    for times in 1..=2 {
+        let before = times_said(&observer, " tls=OpenSSL ");
+        let began = Instant::now();
+        let opened = fs::OpenOptions::new().append(true).open(&library).unwrap();
+        eprintln!("opened after {:?}", began.elapsed());
+        // Not while it is open, though it is looked at every second and its processes go on.
+        let open = Instant::now();
+        while open.elapsed() < Duration::from_millis(2500) {
+            assert!(one.is_right() && other.is_right());
+            assert_eq!(times_said(&observer, " tls=OpenSSL "), before, "{}", observer.said());
+            thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(times_said(&observer, "opened for writing"), times, "{}", observer.said());
+        drop(opened);
+        until("both are attached to again", || (times_said(&observer, " tls=OpenSSL ") == before + 2).then_some(()));
+        // What was not seen in between is a gap in what is seen next; what comes after that is whole.
+        let whole = || lines(&observer.jsonl).iter().filter(|exchange| exchange["outcome"] == "completed").count();
+        let before = whole();
+        for _ in 0..2 {
+            assert!(one.is_right() && other.is_right());
+        }
+        until("both are seen again", || (whole() >= before + 2).then_some(()));
+    }
+    for exchange in observer.finish() {
+        assert!(exchange["outcome"] != "completed" || exchange["output_text"] == "one", "{exchange}");
+    }
 }
 
 /// Below an overlay file system the new content is another file, of the same name and number: nothing that was proven for the old one may be put into

@@ -17,11 +17,12 @@ use crate::probe::{
 impl Attacher {
     /// Looks into an executable, and hooks for all processes the TLS that it holds itself, so that the first process is observed from
     /// its first instruction: a program may be through with its calls before 100 MB are searched. Processes that load their TLS
-    /// from other files are hooked when they have. What goes wrong here is left to the first process as well.
-    pub fn prepare(&mut self, executable: &Path, file: FileId) {
+    /// from other files are hooked when they have. What goes wrong here is left to the first process as well. `false`: it is being written to, or
+    /// searched; try again.
+    pub fn prepare(&mut self, executable: &Path, file: FileId) -> bool {
         let _raised = privileges::raise();
         // Opened once and kept, so that all of it is about one file, whatever the path leads to meanwhile.
-        let Ok(opened) = File::open(executable) else { return };
+        let Ok(opened) = File::open(executable) else { return true };
         let open = PathBuf::from(format!("/proc/self/fd/{}", opened.as_raw_fd()));
         // Under another identity the first process would be hooked once more, and its bytes be seen twice.
         let same = FileId::as_mapped(&opened).is_ok_and(|id| id == file);
@@ -35,14 +36,16 @@ impl Attacher {
         }
         // Which process runs it is not known yet, nor whether one may be hooked at all.
         if hookable.is_empty() || !same || kills_under_seccomp(&release()) {
-            return;
+            return complete;
         }
         let needs_sockets = hookable.iter().any(|library| library.plan.needs_sockets());
         match self.share(&hookable, files).and_then(|()| if needs_sockets { self.join_from_exec(file) } else { Ok(()) })
         {
             Ok(()) => tracing::info!(%path, "It is hooked: its processes are observed from their first instruction."),
+            Err(KernelError::Rewritten { .. }) => return false,
             Err(error) => tracing::warn!(%path, %error, "It cannot be hooked before it runs."),
         }
+        true
     }
 }
 

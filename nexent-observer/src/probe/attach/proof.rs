@@ -2,7 +2,7 @@
 //! somebody copies a new version over the old one in place, the kernel would put the breakpoints of the old one into every process that
 //! starts the new one, in the middle of its instructions. So the observer takes a lease on each file (fcntl(2), "Leases"): who opens it for writing
 //! waits until the probes are gone, about half a second, and if the observer is stopped, for as long as the kernel allows
-//! (`/proc/sys/fs/lease-break-time`). Where there is no lease (another user's file, overlay and network file systems) writing is noticed when it happens (inotify(7)), and with
+//! (`/proc/sys/fs/lease-break-time`). Until it has closed the file again, nothing is put there. Where there is no lease (another user's file, overlay and network file systems) writing is noticed when it happens (inotify(7)), and with
 //! every look at a process, and the probes go then. Who replaces a file by renaming, as package managers do, makes another file of it, and
 //! nothing of this matters.
 
@@ -16,7 +16,8 @@ use std::{
         unix::{fs::FileExt, net::UnixStream},
     },
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Weak},
+    time::{Duration, Instant},
 };
 
 use rustix::fs::inotify;
@@ -31,6 +32,57 @@ use crate::probe::{
 const CODE: usize = 16;
 /// Most states of one file that are watched: below an overlay file system it may be several files.
 const STATES: usize = 8;
+/// A file that is open for writing for so long is hooked all the same, without a lease.
+const OPEN_FOR: Duration = Duration::from_secs(10);
+/// Files that are opened for writing again and again are hooked again after this long at most.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// After so long without it that is forgotten.
+const CALM: Duration = Duration::from_secs(300);
+/// How often files that are written to are read at most.
+const READ_EVERY: Duration = Duration::from_millis(50);
+
+/// A file whose probes were taken away.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rewritten {
+    /// Which.
+    pub file: FileId,
+    /// As its processes see it.
+    pub path: PathBuf,
+    /// Other code stands there; else somebody waits to write.
+    pub changed: bool,
+}
+
+/// Files, leased until the last of them is closed.
+pub(super) type Leases = Arc<Vec<Arc<File>>>;
+
+/// A file that is not hooked for a while.
+#[derive(Debug)]
+struct Barred {
+    /// Those under which probes are being taken away.
+    leases: Weak<Vec<Arc<File>>>,
+    /// When that began, and how often in a row.
+    at: Instant,
+    times: u32,
+    /// Since when it is open for writing.
+    open_since: Option<Instant>,
+}
+
+impl Default for Barred {
+    fn default() -> Self {
+        Self { leases: Weak::new(), at: Instant::now(), times: 0, open_since: None }
+    }
+}
+
+impl Barred {
+    /// Whether its old probes are gone, and it was left alone for long enough.
+    fn is_over(&self) -> bool {
+        let pause = match self.times {
+            0 | 1 => Duration::ZERO,
+            times => Duration::from_secs(1 << times.min(6)).min(LONGEST_PAUSE),
+        };
+        self.leases.strong_count() == 0 && self.at.elapsed() >= pause
+    }
+}
 
 /// One state of a file that probes were proven for.
 #[derive(Debug)]
@@ -38,6 +90,8 @@ struct Proof {
     /// The very file, whatever its path leads to meanwhile. The lease ends when it is closed.
     file: Arc<File>,
     leased: bool,
+    /// A lease may be had later: it is open for writing now.
+    leasable: bool,
     path: PathBuf,
     stamp: FileStamp,
     /// What stands where the probes are.
@@ -52,34 +106,57 @@ impl Proof {
         let stamp = FileStamp::of(&file)?;
         let hooks = library.plan.implementations.iter().flat_map(|plan| &plan.hooks);
         let code = hooks.map(|hook| Ok((hook.offset, code_in(&file, hook.offset)?))).collect::<io::Result<_>>()?;
-        Ok(Self { file: Arc::new(file), leased: false, path: library.path.clone(), stamp, code, watch: None })
+        Ok(Self {
+            file: Arc::new(file),
+            leased: false,
+            leasable: false,
+            path: library.path.clone(),
+            stamp,
+            code,
+            watch: None,
+        })
     }
 
-    /// Whether something else stands now where the probes are. `written`: it may have been, though its stamp be the same, which counts in steps of
-    /// some milliseconds.
-    fn is_broken(&mut self, written: bool) -> bool {
+    /// Whether something else stands now where the probes are (`true`), or somebody waits to write (`false`). `written`: it may have been, though
+    /// its stamp be the same, which counts in steps of some milliseconds.
+    fn broken(&mut self, written: bool) -> Option<bool> {
         if self.leased && !has_lease(&self.file) {
-            return true; // somebody is about to write
+            return Some(false);
         }
         // It cannot be looked at any more, on a network file system: whatever it says, nothing was seen to change.
-        let Ok(stamp) = FileStamp::as_known(&self.file) else { return false };
+        let stamp = FileStamp::as_known(&self.file).ok()?;
         if stamp == self.stamp && !written {
-            return false;
+            return None;
         }
         self.stamp = stamp;
-        self.code.iter().any(|(offset, code)| code_in(&self.file, *offset).ok().as_ref() != Some(code))
+        let changed = |(offset, code): &(u64, [u8; CODE])| match code_in(&self.file, *offset) {
+            Ok(now) => now != *code,
+            Err(error) => error.kind() == io::ErrorKind::UnexpectedEof,
+        };
+        self.code.iter().any(changed).then_some(true)
+    }
+
+    /// Takes a lease if there can be one. `false`: the file is open for writing.
+    fn lease(&mut self) -> bool {
+        let leased = lease(&self.file);
+        self.leased = leased.is_ok();
+        self.leasable = leased.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+        if let (Err(error), false) = (leased, self.leasable) {
+            tracing::debug!(path = %self.path.display(), %error, "A hooked file is not leased.");
+        }
+        !self.leasable
     }
 }
 
-/// The path of a file of which something else stands where the probes are.
-fn broken(states: &mut [Proof], written: bool) -> Option<PathBuf> {
-    let mut path = None;
+/// What is wrong with a file, and its path.
+fn broken(file: FileId, states: &mut [Proof], written: bool) -> Option<Rewritten> {
+    let mut found = None;
     for proof in states {
-        if proof.is_broken(written) {
-            path = Some(proof.path.clone());
+        if let Some(changed) = proof.broken(written) {
+            found = Some(Rewritten { file, path: proof.path.clone(), changed });
         }
     }
-    path
+    found
 }
 
 /// Bytes at an offset of a file; zeros behind its end, if at least one is there.
@@ -94,8 +171,8 @@ fn code_in(file: &File, offset: u64) -> io::Result<[u8; CODE]> {
 /// `OVERLAYFS_SUPER_MAGIC` (include/uapi/linux/magic.h).
 const OVERLAY: u64 = 0x794c_7630;
 
-/// Takes a read lease: whoever opens the file for writing waits until it ends, and SIGIO tells. None below an overlay file system: opened for writing
-/// the file becomes another one, and the probes on the old one are in nobody's way.
+/// Takes a read lease: whoever opens the file for writing waits until it ends, and SIGIO tells. None below an overlay file system: opened for writing for
+/// the first time, a file of an image becomes another one there, and the probes on the old one, which old processes run, are in nobody's way.
 fn lease(file: &File) -> io::Result<()> {
     if rustix::fs::fstatfs(file)?.f_type.cast_unsigned() == OVERLAY {
         return Err(io::ErrorKind::Unsupported.into());
@@ -121,7 +198,11 @@ pub(super) struct Proofs {
     /// A byte comes when somebody waits for a lease to end.
     asked: Option<UnixStream>,
     /// Files whose probes are gone because of it, not asked for yet.
-    broken: Vec<(FileId, PathBuf)>,
+    broken: Vec<Rewritten>,
+    /// Those that are not hooked for a while.
+    barred: HashMap<FileId, Barred>,
+    /// When files that were written to were read last.
+    read: Option<Instant>,
     /// Number of them since the start.
     pub(super) count: u64,
 }
@@ -135,29 +216,63 @@ impl Proofs {
         });
         let asked = hear_sigio();
         let asked = asked.inspect_err(|error| tracing::warn!(%error, "Hooked files are not leased."));
-        Self { of: HashMap::new(), watcher: watcher.ok(), asked: asked.ok(), broken: Vec::new(), count: 0 }
+        Self {
+            of: HashMap::new(),
+            watcher: watcher.ok(),
+            asked: asked.ok(),
+            broken: Vec::new(),
+            barred: HashMap::new(),
+            read: None,
+            count: 0,
+        }
     }
 
-    fn add(&mut self, id: FileId, mut proof: Proof) {
-        let states = self.of.entry(id).or_default();
-        if states.iter().any(|known| known.stamp == proof.stamp && known.code == proof.code) {
-            return;
+    /// Takes in a proof. `false`: the file is open for writing now, nothing is to be hooked there.
+    fn add(&mut self, id: FileId, mut proof: Proof) -> bool {
+        let known = |known: &Proof| known.stamp == proof.stamp && known.code == proof.code;
+        if self.of.get(&id).is_some_and(|states| states.iter().any(known)) {
+            return true;
+        }
+        // Without somebody who hears it, SIGIO would end the observer.
+        if self.asked.is_some() && !proof.lease() {
+            let barred = self.barred.entry(id).or_default();
+            if barred.open_since.get_or_insert_with(Instant::now).elapsed() < OPEN_FOR {
+                return false;
+            }
+            let path = proof.path.display();
+            tracing::warn!(%path, "A file is open for writing all the time. It is hooked all the same: do not write to it while it is.");
+        }
+        if let Some(barred) = self.barred.get_mut(&id) {
+            barred.open_since = None;
         }
         let path = format!("/proc/self/fd/{}", proof.file.as_raw_fd());
         let watch = |fd| inotify::add_watch(fd, path, inotify::WatchFlags::MODIFY);
         proof.watch = self.watcher.as_ref().and_then(|fd| watch(fd).ok());
-        // Without somebody who hears it, SIGIO would end the observer.
-        if self.asked.is_some() {
-            let leased = lease(&proof.file);
-            if let Err(error) = &leased {
-                tracing::debug!(path = %proof.path.display(), %error, "A hooked file is not leased.");
-            }
-            proof.leased = leased.is_ok();
-        }
+        let states = self.of.entry(id).or_default();
         states.push(proof);
         if states.len() > STATES {
             drop(states.remove(0));
         }
+        true
+    }
+
+    /// Tries again where a file was open for writing.
+    fn lease_more(&mut self) {
+        for proof in self.of.values_mut().flatten().filter(|proof| proof.leasable) {
+            proof.lease();
+        }
+    }
+
+    /// Whether nothing stands against hooking a file.
+    fn is_free(&self, id: FileId) -> bool {
+        self.barred.get(&id).is_none_or(Barred::is_over)
+    }
+
+    /// Probes of a file are being taken away under these leases.
+    fn bar(&mut self, id: FileId, leases: &Leases) {
+        let barred = self.barred.entry(id).or_default();
+        let times = if barred.at.elapsed() < CALM { barred.times.saturating_add(1) } else { 1 };
+        *barred = Barred { leases: Arc::downgrade(leases), times, ..Barred::default() };
     }
 
     /// Whether somebody waits for the end of a lease, since the last call.
@@ -171,8 +286,12 @@ impl Proofs {
     }
 
     /// Whether a watched file was written to since the last call.
-    fn were_written(&self) -> bool {
-        let Some(watcher) = &self.watcher else { return false };
+    fn were_written(&mut self) -> bool {
+        // Until it is read, one event stands for all that follow.
+        let Some(watcher) = self.watcher.as_ref().filter(|_| self.read.is_none_or(|at| at.elapsed() > READ_EVERY))
+        else {
+            return false;
+        };
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut events = inotify::Reader::new(watcher, &mut buffer);
         let mut any = false;
@@ -183,11 +302,14 @@ impl Proofs {
                 break;
             }
         }
+        if any {
+            self.read = Some(Instant::now());
+        }
         any
     }
 
     /// Forgets files without probes. Gives these, which are leased until they are closed.
-    pub(super) fn keep(&mut self, hooked: impl Fn(FileId) -> bool) -> Arc<[Arc<File>]> {
+    pub(super) fn keep(&mut self, hooked: impl Fn(FileId) -> bool) -> Leases {
         let gone: Vec<FileId> = self.of.keys().copied().filter(|id| !hooked(*id)).collect();
         let gone: Vec<Proof> = gone.iter().filter_map(|id| self.of.remove(id)).flatten().collect();
         let watched: HashSet<i32> = self.of.values().flatten().filter_map(|proof| proof.watch).collect();
@@ -198,7 +320,7 @@ impl Proofs {
                 tracing::debug!(%error, "A watch was gone already: its file is.");
             }
         }
-        gone.into_iter().map(|proof| proof.file).collect()
+        Arc::new(gone.into_iter().map(|proof| proof.file).collect())
     }
 }
 
@@ -217,57 +339,68 @@ impl Attacher {
         watcher.as_ref().map(AsFd::as_fd).into_iter().chain(asked.as_ref().map(AsFd::as_fd))
     }
 
-    /// Takes the probes away from files in which something else stands by now where they are. Gives these files, since the last call.
-    /// `look`: at all of them, not only when one was seen to be written to.
-    pub fn drop_rewritten(&mut self, look: bool) -> Vec<(FileId, PathBuf)> {
+    /// Takes the probes away from files that somebody is about to write to, or has. Gives these, since the last call. `look`: at all of them, not only
+    /// when something was heard of one.
+    pub fn drop_rewritten(&mut self, look: bool) -> Vec<Rewritten> {
         let (asked, written) = (self.proofs.are_asked_for(), self.proofs.were_written());
         if asked || written || look {
-            self.check_proofs(written);
+            self.check_proofs(written, |_| true);
+        }
+        if look {
+            self.proofs.lease_more();
         }
         std::mem::take(&mut self.proofs.broken)
     }
 
-    /// Holds all that is hooked against what its files hold now.
-    pub(super) fn check_proofs(&mut self, written: bool) {
-        let broken: Vec<(FileId, PathBuf)> =
-            self.proofs.of.iter_mut().filter_map(|(id, states)| Some((*id, broken(states, written)?))).collect();
-        for (id, path) in broken {
+    /// Holds what is hooked in these files against what they hold now.
+    pub(super) fn check_proofs(&mut self, written: bool, of: impl Fn(FileId) -> bool) {
+        let states = self.proofs.of.iter_mut().filter(|(id, _)| of(**id));
+        let found: Vec<Rewritten> = states.filter_map(|(id, states)| broken(*id, states, written)).collect();
+        for rewritten in found {
+            let id = rewritten.file;
             // Who waits for a lease goes on when the last probe is gone.
             let leases = self.proofs.keep(|hooked| hooked != id);
+            self.proofs.bar(id, &leases);
             let mut probes: Vec<Attached> = self.filtered.remove(&id).into_iter().flatten().flatten().collect();
-            let mut users = Vec::new();
+            let mut unseen = Vec::new();
             for (pid, observed) in &mut self.observed {
                 let Some(own) = observed.libraries.remove(&id) else { continue };
-                users.push(*pid);
+                unseen.push(*pid);
                 probes.extend(own);
                 // What it runs now is looked at again.
-                (observed.files, observed.code) = (usize::MAX, None);
+                (observed.files, observed.code, observed.missed) = (usize::MAX, None, true);
                 observed.hooked.retain(|file| file.id != id);
             }
             // Of these it is not known which file they are on.
-            probes.extend(std::mem::take(&mut self.leaving).into_iter().flat_map(|leaving| leaving.probes));
+            for leaving in std::mem::take(&mut self.leaving) {
+                unseen.push(leaving.pid);
+                probes.extend(leaving.probes);
+            }
             for probe in probes {
                 self.undertaker.bury((probe, Arc::clone(&leases)));
             }
-            users.into_iter().for_each(|pid| self.kernel.mark_unseen(pid));
+            unseen.into_iter().for_each(|pid| self.kernel.mark_unseen(pid));
             self.presence.forget(id);
             self.proofs.count += 1;
-            self.proofs.broken.push((id, path));
+            self.proofs.broken.push(rewritten);
         }
     }
 
     /// Remembers what stands in a file where probes are about to be put.
     ///
     /// # Errors
-    /// [`KernelError::Rewritten`] when it is not what was looked into, or cannot be read.
+    /// [`KernelError::Rewritten`] when it is not what was looked into, is being written to, or cannot be read: it can be hooked later.
     pub(super) fn prove(&mut self, library: &Library, open: &Path) -> Result<(), KernelError> {
         let rewritten = || KernelError::Rewritten { path: library.path.clone() };
-        let proof = Proof::of(library, open).map_err(|_| rewritten())?;
-        if !self.libraries.is_of(library.id, proof.stamp) {
+        if !self.proofs.is_free(library.id) {
             return Err(rewritten());
         }
-        self.proofs.add(library.id, proof);
-        Ok(())
+        let proof = Proof::of(library, open).map_err(|_| rewritten())?;
+        if self.libraries.is_of(library.id, proof.stamp) && self.proofs.add(library.id, proof) {
+            Ok(())
+        } else {
+            Err(rewritten())
+        }
     }
 
     /// Forgets what was proven of files on which there is no probe any more.
@@ -275,6 +408,7 @@ impl Attacher {
         let Self { proofs, filtered, observed, .. } = self;
         let own = |id| observed.values().any(|it| it.libraries.get(&id).is_some_and(|probes| !probes.is_empty()));
         drop(proofs.keep(|id| filtered.contains_key(&id) || own(id)));
+        proofs.barred.retain(|_, barred| barred.at.elapsed() < CALM || !barred.is_over());
     }
 }
 
@@ -287,7 +421,7 @@ mod tests {
     fn library(path: &Path, code: Vec<(u64, [u8; CODE])>) -> Proof {
         let file = File::open(path).unwrap();
         let stamp = FileStamp::of(&file).unwrap();
-        Proof { file: Arc::new(file), leased: false, path: path.to_owned(), stamp, code, watch: None }
+        Proof { file: Arc::new(file), leased: false, leasable: false, path: path.to_owned(), stamp, code, watch: None }
     }
 
     #[test]
@@ -299,12 +433,13 @@ mod tests {
         let unleased = || Proofs { asked: None, ..Proofs::new() };
         let mut proofs = unleased();
         let id = FileId { device: 1, inode: 2 };
-        proofs.add(id, library(&path, vec![(64, [2; CODE])]));
+        assert!(proofs.add(id, library(&path, vec![(64, [2; CODE])])));
         assert!(!proofs.were_written());
-        let proof = |proofs: &mut Proofs, written| proofs.of.get_mut(&id).unwrap()[0].is_broken(written);
+        let proof = |proofs: &mut Proofs, written| proofs.of.get_mut(&id).unwrap()[0].broken(written) == Some(true);
         // Elsewhere, and without a change.
         fs::OpenOptions::new().write(true).open(&path).unwrap().write_all(&[7; 8]).unwrap();
         assert!(proofs.were_written() && !proofs.were_written(), "once");
+        proofs.read = None;
         assert!(!proof(&mut proofs, true) && !proof(&mut proofs, false));
         // Another file under its name.
         let other = dir.join("other");
@@ -314,13 +449,13 @@ mod tests {
         drop(proofs);
         // The other one is cut short and written anew.
         let mut proofs = unleased();
-        proofs.add(id, library(&path, vec![(64, [9; CODE])]));
+        assert!(proofs.add(id, library(&path, vec![(64, [9; CODE])])));
         drop(File::create(&path).unwrap());
         assert!(proofs.were_written() && proof(&mut proofs, true), "nothing is there");
         let mut proofs = unleased();
         fs::write(&path, [9; 128]).unwrap();
-        proofs.add(id, library(&path, vec![(64, [9; CODE])]));
-        std::thread::sleep(std::time::Duration::from_millis(20));
+        assert!(proofs.add(id, library(&path, vec![(64, [9; CODE])])));
+        std::thread::sleep(Duration::from_millis(20));
         fs::OpenOptions::new().write(true).open(&path).unwrap().write_all_at(&[8], 79).unwrap();
         assert!(proof(&mut proofs, false), "also without a watch");
         drop(proofs.keep(|_| false));
@@ -334,25 +469,49 @@ mod tests {
         fs::write(&path, [1_u8; 64]).unwrap();
         let mut proofs = Proofs::new();
         let id = FileId { device: 1, inode: 3 };
-        proofs.add(id, library(&path, vec![(0, [1; CODE])]));
+        assert!(proofs.add(id, library(&path, vec![(0, [1; CODE])])));
         assert!(proofs.of[&id][0].leased, "the temporary directory's file system has no leases");
         assert!(File::open(&path).is_ok() && !proofs.are_asked_for(), "reading is free");
         let writer = {
             let path = path.clone();
             std::thread::spawn(move || fs::write(path, [2_u8; 64]).unwrap())
         };
-        let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        let until = Instant::now() + Duration::from_secs(20);
         while !proofs.are_asked_for() {
-            assert!(std::time::Instant::now() < until, "nobody said so");
-            std::thread::sleep(std::time::Duration::from_millis(1));
+            assert!(Instant::now() < until, "nobody said so");
+            std::thread::sleep(Duration::from_millis(1));
         }
         assert!(!writer.is_finished() && fs::read(&path).unwrap() == [1; 64]);
-        assert!(broken(proofs.of.get_mut(&id).unwrap(), false).is_some());
+        assert!(broken(id, proofs.of.get_mut(&id).unwrap(), false).is_some_and(|rewritten| !rewritten.changed));
         let leases = proofs.keep(|_| false);
-        assert!(!writer.is_finished());
+        proofs.bar(id, &leases);
+        assert!(!writer.is_finished() && !proofs.is_free(id), "nothing is hooked there meanwhile");
         drop(leases);
         writer.join().unwrap();
         assert_eq!(fs::read(&path).unwrap(), [2; 64]);
+        assert!(proofs.is_free(id));
+        // While it is open for writing no lease can be had, and nothing is hooked; for ever that would be too long.
+        let open = fs::OpenOptions::new().append(true).open(&path).unwrap();
+        assert!(!proofs.add(id, library(&path, vec![(0, [2; CODE])])) && proofs.of.is_empty());
+        proofs.barred.get_mut(&id).unwrap().open_since = Instant::now().checked_sub(2 * OPEN_FOR);
+        assert!(proofs.add(id, library(&path, vec![(0, [2; CODE])])));
+        proofs.lease_more();
+        assert!(!proofs.of[&id][0].leased);
+        drop(open);
+        proofs.lease_more();
+        assert!(proofs.of[&id][0].leased);
+        // Again and again: longer and longer.
+        for times in 2..=8 {
+            let leases = proofs.keep(|_| false);
+            proofs.bar(id, &leases);
+            drop(leases);
+            assert!(!proofs.is_free(id));
+            let barred = proofs.barred.get_mut(&id).unwrap();
+            assert_eq!(barred.times, times);
+            let pause = Duration::from_secs([0, 0, 4, 8, 16, 32, 60, 60, 60][times as usize]);
+            barred.at = Instant::now().checked_sub(pause).unwrap();
+            assert!(proofs.is_free(id));
+        }
         fs::remove_file(&path).unwrap();
     }
 }
