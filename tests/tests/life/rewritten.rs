@@ -25,6 +25,16 @@ fn build(place: &Place, name: &str, flags: &[&str]) -> PathBuf {
     built
 }
 
+/// Both versions of the library, the old one in its place, and a program that uses it.
+fn linked(place: &Place) -> [PathBuf; 3] {
+    let library = build(place, "libshifting.so", &["-DLIBRARY", "-shared", "-fPIC"]);
+    let new = build(place, "new.so", &["-DLIBRARY", "-DSHIFTED", "-shared", "-fPIC"]);
+    let directory = format!("-L{}", place.dir.display());
+    // DT_RUNPATH: LD_LIBRARY_PATH comes before it.
+    let flags = ["-DUSER", &directory, "-lshifting", "-Wl,--enable-new-dtags,-rpath,$ORIGIN"];
+    [library, new, build(place, "program", &flags)]
+}
+
 struct Program(Guarded);
 
 impl Program {
@@ -89,10 +99,7 @@ fn probes_leave_a_program_that_is_written_over_before_it_runs_and_its_new_versio
 #[test]
 fn a_library_that_is_written_over_in_place_is_hooked_where_its_functions_are_now() {
     let place = Place::new("library-written-over");
-    let library = build(&place, "libshifting.so", &["-DLIBRARY", "-shared", "-fPIC"]);
-    let new = build(&place, "new.so", &["-DLIBRARY", "-DSHIFTED", "-shared", "-fPIC"]);
-    let directory = format!("-L{}", place.dir.display());
-    let program = build(&place, "program", &["-DUSER", &directory, "-lshifting", "-Wl,-rpath,$ORIGIN"]);
+    let [library, new, program] = linked(&place);
     let mut observer = place.observe("observer", &["--exe", program.to_str().unwrap()]);
     let mut first = Program::start(&mut Command::new(&program));
     observer.attached(first.0.pid());
@@ -114,9 +121,7 @@ fn a_library_that_is_written_over_in_place_is_hooked_where_its_functions_are_now
 #[test]
 fn a_process_whose_library_is_only_opened_for_writing_is_observed_again_when_it_is_closed() {
     let place = Place::new("library-opened");
-    let library = build(&place, "libshifting.so", &["-DLIBRARY", "-shared", "-fPIC"]);
-    let directory = format!("-L{}", place.dir.display());
-    let program = build(&place, "program", &["-DUSER", &directory, "-lshifting", "-Wl,-rpath,$ORIGIN"]);
+    let [library, _, program] = linked(&place);
     let mut one = Program::start(&mut Command::new(&program));
     let mut other = Program::start(&mut Command::new(&program));
     let mut observer = place.observe("observer", &["--exe", program.to_str().unwrap()]);
@@ -157,10 +162,7 @@ fn a_process_whose_library_is_only_opened_for_writing_is_observed_again_when_it_
 #[test]
 fn probes_of_a_library_are_not_put_back_into_another_version_of_it() {
     let place = Place::new("version-copied-up");
-    let library = build(&place, "libshifting.so", &["-DLIBRARY", "-shared", "-fPIC"]);
-    let new = build(&place, "new.so", &["-DLIBRARY", "-DSHIFTED", "-shared", "-fPIC"]);
-    let directory = format!("-L{}", place.dir.display());
-    let program = build(&place, "program", &["-DUSER", &directory, "-lshifting"]);
+    let [library, new, program] = linked(&place);
     let overlay = Overlay::over(&library);
     let run = |name: &str| {
         let mut command = Command::new(&program);
