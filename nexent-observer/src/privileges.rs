@@ -2,8 +2,9 @@
 //!
 //! The loop's thread keeps what reading `/proc` of other users' processes takes. The one that attaching takes stays permitted,
 //! because processes, forks and late libraries keep coming, and is in effect only while something is attached ([`raise`]).
-//! Every other thread (the endpoint, the exporters, the writers) keeps none ([`shed`]): capabilities belong to a thread
-//! (capabilities(7)), and a new one inherits those of the thread that starts it.
+//! The threads that open files of processes keep the one that opening takes ([`keep_opening`]), and every other thread (the endpoint, the
+//! exporters, the writers, those that look into files) keeps none ([`shed`]): capabilities belong to a thread (capabilities(7)), and a new
+//! one inherits those of the thread that starts it.
 
 use std::{fmt, io};
 
@@ -14,6 +15,8 @@ use rustix::thread::{
 
 /// `/proc/PID/{maps,exe}` of other users' processes; their `environ` and executables that only their owner may read.
 const READING: CapabilitySet = CapabilitySet::SYS_PTRACE.union(CapabilitySet::DAC_READ_SEARCH);
+/// Executables that only their owner may read.
+const OPENING: CapabilitySet = CapabilitySet::DAC_READ_SEARCH;
 /// `perf_event_open` for a uprobe, and opening a file through `/proc/PID/map_files`.
 const ATTACHING: CapabilitySet = CapabilitySet::SYS_ADMIN;
 /// Kernels before 5.19 want it, or CAP_SYS_ADMIN, for every use of a map where `kernel.unprivileged_bpf_disabled` is set.
@@ -46,7 +49,8 @@ impl fmt::Display for Held {
         let bounding = if self.bounding_set_is_empty { "empty" } else { "unchanged (no CAP_SETPCAP)" };
         write!(
             f,
-            "always {}; while attaching {}; none in other threads; no_new_privs set; bounding set {bounding}",
+            "always {}; while attaching {}; in other threads none, or CAP_DAC_READ_SEARCH to open files; no_new_privs set; \
+             bounding set {bounding}",
             list("always"),
             list("attaching")
         )
@@ -104,7 +108,19 @@ impl Drop for Raised {
 
 /// Drops every capability of this thread: for threads that only use what is open already.
 pub fn shed() {
-    let done = give_up_gaining().and_then(|_| Ok(set(CapabilitySet::empty(), CapabilitySet::empty())?));
+    keep(CapabilitySet::empty());
+}
+
+/// Drops every capability of this thread but that of opening files that only their owner may read: for threads that open what the loop found.
+pub fn keep_opening() {
+    keep(OPENING);
+}
+
+fn keep(wanted: CapabilitySet) {
+    let done = give_up_gaining().and_then(|_| {
+        let kept = capabilities(None)?.permitted & wanted;
+        Ok(set(kept, kept)?)
+    });
     if let Err(error) = done {
         tracing::warn!(%error, "The capabilities of a thread could not be dropped.");
     }
@@ -189,8 +205,8 @@ mod tests {
         let held = Held { always: READING, attaching: ATTACHING, bounding_set_is_empty: false };
         assert_eq!(
             held.to_string(),
-            "always CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE; while attaching CAP_SYS_ADMIN; none in other threads; no_new_privs \
-             set; bounding set unchanged (no CAP_SETPCAP)"
+            "always CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE; while attaching CAP_SYS_ADMIN; in other threads none, or \
+             CAP_DAC_READ_SEARCH to open files; no_new_privs set; bounding set unchanged (no CAP_SETPCAP)"
         );
         let none = Held { always: CapabilitySet::empty(), attaching: CapabilitySet::empty(), ..held };
         assert!(none.to_string().starts_with("always none; while attaching none;"), "{none}");

@@ -9,8 +9,7 @@ use std::{
     collections::{HashMap, HashSet},
     fs::File,
     io,
-    path::{Path, PathBuf},
-    sync::Arc,
+    path::PathBuf,
     time::Duration,
 };
 
@@ -19,8 +18,9 @@ use nexent_observer_common::{cookie::Scope, state::Conn};
 use super::{
     cache::Cache,
     hookpoint::Cost,
-    kernel::{Attached, KernelError, KernelHalf, Sockets, Turn},
+    kernel::{Attached, KernelError, KernelHalf, Place, Sockets, Turn},
     library::{Libraries, Library},
+    opener,
     plain::{Listeners, PATIENCE, PlainHttp, PlainLinks},
     plan::{FamilyPlan, Hook},
     process::{FileId, MappedFile, Process},
@@ -468,7 +468,7 @@ impl Attacher {
             Vec::new()
         });
         if let Some(observed) = self.observed.remove(&pid) {
-            self.bury(observed.libraries.into_values().flatten().collect());
+            self.bury(observed.libraries.into_values().flatten());
         }
         let (gone, left) = std::mem::take(&mut self.leaving).into_iter().partition(|leaving| leaving.pid == pid);
         self.leaving = left;
@@ -510,10 +510,10 @@ impl Attacher {
     pub fn release_shared(&mut self, library: FileId) {
         let Some(sets) = self.filtered.remove(&library) else { return };
         let own = self.observed.values().any(|it| it.libraries.get(&library).is_some_and(|probes| !probes.is_empty()));
-        let leases = if own { Arc::default() } else { self.proofs.keep(|id| id != library) };
-        for probe in sets.into_iter().flatten() {
-            self.undertaker.bury((probe, Arc::clone(&leases)));
+        if !own {
+            drop(self.proofs.keep(|id| id != library));
         }
+        self.bury(sets.into_iter().flatten());
     }
 
     /// Hooked libraries of another process that are not among `files`.
@@ -541,7 +541,7 @@ impl Attacher {
         let needed = self.kept_plain || self.observed.values().any(|observed| observed.sockets.any());
         if self.plain.is_some() && !needed {
             if let Some(links) = self.plain.take() {
-                self.undertaker.bury(links);
+                self.undertaker.bury_links(links);
             }
             tracing::info!("No process needs its sockets looked at any more: the tracepoints are removed.");
         }
@@ -556,9 +556,9 @@ impl Attacher {
         }
     }
 
-    fn bury(&self, probes: Vec<Attached>) {
+    fn bury(&self, probes: impl IntoIterator<Item = Attached>) {
         for probe in probes {
-            self.undertaker.bury(probe);
+            self.undertaker.bury(probe, ());
         }
     }
 
@@ -630,15 +630,15 @@ impl Attacher {
         pid: Option<u32>,
     ) -> Result<Vec<Attached>, KernelError> {
         let open = files.iter().find(|file| file.id == library.id).map_or(&library.path, |file| &file.open);
-        self.prove(library, open)?;
+        let place = self.prove(library, open)?;
         let mut probes = Vec::new();
         let mut refused = None;
         for implementation in &library.plan.implementations {
-            match self.hook_one(implementation, open, pid) {
+            match self.hook_one(implementation, &place, pid) {
                 Ok(attached) => probes.extend(attached),
                 Err(error) => {
                     // Its process may have ended meanwhile, and with it the way to the file.
-                    if open.exists() {
+                    if opener::find(open).is_ok() {
                         let (family, path) = (implementation.family, library.path.display());
                         tracing::warn!(%family, library = %path, %error, "A TLS implementation could not be hooked.");
                     }
@@ -656,14 +656,14 @@ impl Attacher {
     fn hook_one(
         &mut self,
         implementation: &FamilyPlan,
-        open: &Path,
+        place: &Place,
         pid: Option<u32>,
     ) -> Result<Vec<Attached>, KernelError> {
         let mut hooks: Vec<&Hook> = implementation.hooks.iter().collect();
         hooks.sort_by_key(|hook| hook.program.turn());
         let mut probes = Vec::new();
         for hook in hooks {
-            match self.kernel.attach(hook, open, pid) {
+            match self.kernel.attach(hook, place, pid) {
                 Ok(attached) => probes.extend(attached),
                 Err(error) => {
                     self.bury(probes);
@@ -680,8 +680,8 @@ impl Drop for Attacher {
     fn drop(&mut self) {
         let own = self.observed.drain().flat_map(|(_, observed)| observed.libraries.into_values());
         let leaving = self.leaving.drain(..).map(|leaving| leaving.probes);
-        let probes: Vec<Attached> =
-            own.chain(self.filtered.drain().flat_map(|(_, sets)| sets)).chain(leaving).flatten().collect();
+        let shared = self.filtered.drain().flat_map(|(_, sets)| sets);
+        let probes: Vec<Attached> = own.chain(shared).chain(leaving).flatten().collect();
         self.bury(probes);
         self.undertaker.finish();
     }

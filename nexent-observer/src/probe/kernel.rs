@@ -4,6 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     fs, io,
     os::fd::OwnedFd,
+    sync::Arc,
 };
 
 use aya::{
@@ -24,7 +25,10 @@ use nexent_observer_common::{
 };
 
 use super::{
-    btf, phases,
+    btf,
+    lease::HookedFile,
+    opener::own_path,
+    phases,
     plain::{self, PlainLinks},
     plan::{Hook, Program},
     process::FileId,
@@ -262,6 +266,8 @@ pub struct Attached {
     offset: u64,
     #[expect(dead_code, reason = "held for its Drop")]
     link: UProbeLink,
+    /// Let go of after the link.
+    file: Arc<HookedFile>,
 }
 
 impl Attached {
@@ -270,6 +276,21 @@ impl Attached {
     pub fn offset(&self) -> u64 {
         self.offset
     }
+
+    /// The file that it is on.
+    #[must_use]
+    pub fn file(&self) -> &Arc<HookedFile> {
+        &self.file
+    }
+}
+
+/// Where probes are put: the very file that was looked into, whatever a path leads to meanwhile.
+#[derive(Debug)]
+pub struct Place {
+    /// The file that the process has mapped.
+    pub file: Arc<HookedFile>,
+    /// The one that is leased for them, which is the same file where both are of one file system.
+    pub held: Arc<HookedFile>,
 }
 
 /// Cookie of a probe that counts for nobody: no process has this scope.
@@ -372,12 +393,7 @@ impl KernelHalf {
     ///
     /// # Errors
     /// [`KernelError::Program`]; what this call attached is detached again.
-    pub fn attach(
-        &mut self,
-        hook: &Hook,
-        file: &std::path::Path,
-        pid: Option<u32>,
-    ) -> Result<Vec<Attached>, KernelError> {
+    pub fn attach(&mut self, hook: &Hook, place: &Place, pid: Option<u32>) -> Result<Vec<Attached>, KernelError> {
         let programs = hook.program.names();
         let scope = if pid.is_some() { Scope::PerProcess } else { Scope::Filtered };
         let cookie = Cookie { scope, length: hook.length }.encode();
@@ -387,7 +403,7 @@ impl KernelHalf {
         };
         let mut attached = Vec::with_capacity(programs.len());
         for &name in programs {
-            attached.push(self.attach_one(name, hook.offset, cookie, file, reach)?);
+            attached.push(self.attach_one(name, hook.offset, cookie, place, reach)?);
         }
         Ok(attached)
     }
@@ -396,14 +412,9 @@ impl KernelHalf {
     ///
     /// # Errors
     /// [`KernelError::Program`]; nothing stays attached then.
-    pub fn rouse(
-        &mut self,
-        offsets: &HashSet<u64>,
-        file: &std::path::Path,
-        pid: u32,
-    ) -> Result<Vec<Attached>, KernelError> {
+    pub fn rouse(&mut self, offsets: &HashSet<u64>, place: &Place, pid: u32) -> Result<Vec<Attached>, KernelError> {
         let reach = std::num::NonZeroU32::new(pid).map_or(UProbeScope::CallingProcess, UProbeScope::OneProcess);
-        offsets.iter().map(|offset| self.attach_one("tls_free_enter", *offset, FOR_NOBODY, file, reach)).collect()
+        offsets.iter().map(|offset| self.attach_one("tls_free_enter", *offset, FOR_NOBODY, place, reach)).collect()
     }
 
     fn attach_one(
@@ -411,14 +422,15 @@ impl KernelHalf {
         name: &'static str,
         offset: u64,
         cookie: u64,
-        file: &std::path::Path,
+        place: &Place,
         reach: UProbeScope,
     ) -> Result<Attached, KernelError> {
         let program = self.uprobe(name)?;
         let location = UProbeAttachLocation::AbsoluteOffset(offset);
         let point = UProbeAttachPoint { location, cookie: Some(cookie) };
-        let link = program.attach(point, file, reach).and_then(|id| program.take_link(id)).map_err(refused(name))?;
-        Ok(Attached { offset, link })
+        let path = own_path(place.file.file());
+        let link = program.attach(point, path, reach).and_then(|id| program.take_link(id)).map_err(refused(name))?;
+        Ok(Attached { offset, link, file: Arc::clone(&place.held) })
     }
 
     /// Bytes of the TLS connections of a process were not seen: the next record of each, either way, says so.

@@ -1,12 +1,13 @@
 //! What is known of each file that a process may have mapped: once per inode and content, whatever processes use it. A thread of its own
-//! looks into files, which may take a second for the largest, so that the loop that drains the rings does not wait for it.
+//! looks into files, which may take a second for the largest, so that the loop that drains the rings does not wait for it; another one takes
+//! over where a file system does not answer.
 
 use std::{
     collections::HashMap,
     fs::File,
     io,
-    path::{Path, PathBuf},
-    sync::{Arc, mpsc},
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc},
     thread,
     time::{Duration, Instant},
 };
@@ -14,6 +15,7 @@ use std::{
 use super::{
     cache::Cache,
     elf::{Elf, Reads},
+    opener::{self, Opener},
     plan::Plan,
     process::{FileId, FileStamp, MappedFile},
 };
@@ -35,19 +37,32 @@ pub struct Library {
 enum Knowledge {
     /// The thread has it.
     Searching,
+    /// There was no room for it, or its file system does not answer: it is asked for again, from then on.
+    Later(Instant),
     /// What it holds, if it is an ELF file of this machine.
     Known(Option<Arc<Plan>>),
 }
 
-/// What the thread is told.
-enum Job {
-    /// Look into a file. It was opened with the rights of the loop's thread; this one has none.
-    Look(FileId, FileStamp, File),
-    /// Keep what is found on disk from now on.
-    Keep(Cache),
+/// A file to look into: it was found with the rights of the loop's thread; this one has none.
+type Job = (FileId, FileStamp, File);
+
+/// What a thread says of it.
+type Answer = (FileId, FileStamp, io::Result<Option<Plan>>);
+
+/// What the threads that look into files share.
+#[derive(Debug)]
+struct Desk {
+    jobs: Mutex<mpsc::Receiver<Job>>,
+    answers: mpsc::Sender<Answer>,
+    opener: Opener,
+    cache: OnceLock<Cache>,
+    /// Which thread works, counted from the first, and since when on its file.
+    works: Mutex<(u32, Option<Instant>)>,
 }
 
-type Answer = (FileId, FileStamp, Option<Plan>);
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Files looked into so far.
 #[derive(Debug)]
@@ -55,7 +70,8 @@ pub struct Libraries {
     known: HashMap<FileId, (FileStamp, Knowledge)>,
     jobs: mpsc::Sender<Job>,
     answers: mpsc::Receiver<Answer>,
-    /// Files that the thread has now.
+    desk: Arc<Desk>,
+    /// Files that the threads have now.
     asked: usize,
     patience: Duration,
 }
@@ -68,35 +84,43 @@ const ASKED_FILES: usize = 64;
 const BEFORE_THE_LOOP: Duration = Duration::from_secs(30);
 /// And in the loop: most files take less.
 const IN_THE_LOOP: Duration = Duration::from_millis(5);
+/// A file that was put off is asked for again after this long.
+const LATER: Duration = Duration::from_secs(1);
+/// A thread that has had a file for so long is stuck in it, and another one takes over; the largest real program took a few seconds.
+const STUCK: Duration = Duration::from_secs(30);
+/// Most threads: a stuck one holds what it has read of its file.
+const SEARCHERS: u32 = 4;
 
 impl Libraries {
-    /// Starts the thread.
+    /// Starts the threads.
     ///
     /// # Errors
     /// When no thread can be started.
     pub fn start() -> io::Result<Self> {
         let (jobs, todo) = mpsc::channel();
         let (done, answers) = mpsc::channel();
-        thread::Builder::new().name("search".to_owned()).spawn(move || {
-            privileges::shed();
-            let mut cache = None;
-            while let Ok(job) = todo.recv() {
-                match job {
-                    Job::Keep(kept) => cache = Some(kept),
-                    Job::Look(id, stamp, file) => {
-                        if done.send((id, stamp, look_into(file, cache.as_ref()))).is_err() {
-                            return;
-                        }
-                    }
-                }
-            }
-        })?;
-        Ok(Self { known: HashMap::new(), jobs, answers, asked: 0, patience: BEFORE_THE_LOOP })
+        let desk = Arc::new(Desk {
+            jobs: Mutex::new(todo),
+            answers: done,
+            opener: Opener::start()?,
+            cache: OnceLock::new(),
+            works: Mutex::new((1, None)),
+        });
+        search(&desk, 1)?;
+        Ok(Self { known: HashMap::new(), jobs, answers, desk, asked: 0, patience: BEFORE_THE_LOOP })
     }
 
     /// Keeps what is found on disk from now on.
     pub fn keep_in(&mut self, cache: Cache) {
-        self.tell(Job::Keep(cache));
+        if self.desk.cache.set(cache).is_err() {
+            tracing::error!("There is a folder for what is found already.");
+        }
+    }
+
+    /// Opens what a process has mapped.
+    #[must_use]
+    pub fn opener(&self) -> &Opener {
+        &self.desk.opener
     }
 
     /// From now on nobody waits longer for the thread than the loop can bear.
@@ -107,6 +131,7 @@ impl Libraries {
     /// Those of `files` that have hook points, and whether that is known of all of them.
     pub fn hookable(&mut self, files: &[MappedFile]) -> (Vec<Library>, bool) {
         let until = Instant::now() + self.patience;
+        self.relieve();
         for file in files {
             self.ask(file);
         }
@@ -122,7 +147,10 @@ impl Libraries {
                 }
             }
         }
-        let complete = files.iter().all(|file| !matches!(self.known.get(&file.id), Some((_, Knowledge::Searching))));
+        let is_complete = |file: &MappedFile| {
+            !matches!(self.known.get(&file.id), Some((_, Knowledge::Searching | Knowledge::Later(_))))
+        };
+        let complete = files.iter().all(is_complete);
         let hookable = files.iter().filter_map(|file| match self.known.get(&file.id) {
             Some((_, Knowledge::Known(Some(plan)))) if plan.is_hookable() => {
                 Some(Library { id: file.id, path: file.path.clone(), plan: Arc::clone(plan) })
@@ -169,41 +197,93 @@ impl Libraries {
         while let Ok(answer) = self.answers.try_recv() {
             self.learn(answer);
         }
-        let Ok(opened) = File::open(&file.open) else { return };
-        let Ok(stamp) = FileStamp::of(&opened) else { return };
-        if self.known.get(&file.id).is_some_and(|(known, _)| *known == stamp) {
-            return;
+        // Neither asks the file system.
+        let Ok(found) = opener::find(&file.open) else { return };
+        let Ok(stamp) = FileStamp::as_known(&found) else { return };
+        match self.known.get(&file.id) {
+            Some((_, Knowledge::Later(at))) if Instant::now() < *at => return,
+            Some((known, _)) if *known == stamp => return,
+            _ => {}
         }
         if self.known.len() >= KNOWN_FILES {
             self.known.clear();
         }
+        if !opener::is_regular(&found) {
+            self.known.insert(file.id, (stamp, Knowledge::Known(None)));
+            return;
+        }
         if self.asked >= ASKED_FILES {
-            // No room: asked again with the next look at the process.
-            self.known.insert(file.id, (FileStamp::none(), Knowledge::Searching));
+            // No room: asked again with the next look at the process, or the next answer.
+            self.known.insert(file.id, (FileStamp::none(), Knowledge::Later(Instant::now())));
             return;
         }
         self.known.insert(file.id, (stamp, Knowledge::Searching));
         self.asked += 1;
-        self.tell(Job::Look(file.id, stamp, opened));
+        if let Err(mpsc::SendError((id, stamp, _))) = self.jobs.send((file.id, stamp, found)) {
+            // The threads are gone, by a defect of this program. Nothing is hooked that was not known before.
+            tracing::error!("The thread that looks into files has ended.");
+            self.learn((id, stamp, Ok(None)));
+        }
     }
 
     fn learn(&mut self, (id, stamp, plan): Answer) {
         self.asked = self.asked.saturating_sub(1);
         // A file that has changed meanwhile was asked about again.
-        if self.known.get(&id).is_none_or(|(known, _)| *known == stamp) {
-            self.known.insert(id, (stamp, Knowledge::Known(plan.map(Arc::new))));
+        if self.known.get(&id).is_some_and(|(known, _)| *known != stamp) {
+            return;
+        }
+        match plan {
+            Ok(plan) => drop(self.known.insert(id, (stamp, Knowledge::Known(plan.map(Arc::new))))),
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                let later = Instant::now() + LATER;
+                self.known.insert(id, (FileStamp::none(), Knowledge::Later(later)));
+            }
+            // It may not be opened, by nobody; or is gone.
+            Err(_) => drop(self.known.remove(&id)),
         }
     }
 
-    fn tell(&mut self, job: Job) {
-        if let Err(mpsc::SendError(job)) = self.jobs.send(job) {
-            // The thread is gone, by a defect of this program. Nothing is hooked that was not known before.
-            tracing::error!("The thread that looks into files has ended.");
-            if let Job::Look(id, stamp, _) = job {
-                self.learn((id, stamp, None));
-            }
+    /// Another thread takes over from one that is stuck.
+    fn relieve(&self) {
+        let mut works = lock(&self.desk.works);
+        let (number, since) = *works;
+        if since.is_none_or(|since| since.elapsed() < STUCK) || number >= SEARCHERS {
+            return;
+        }
+        *works = (number + 1, None);
+        drop(works);
+        tracing::warn!(
+            "A file is being searched for TLS for half a minute: its file system does not answer. Others are searched meanwhile."
+        );
+        if let Err(error) = search(&self.desk, number + 1) {
+            tracing::warn!(%error, "No thread can be started to look into files.");
         }
     }
+}
+
+/// Starts a thread that looks into files until another one takes over, or nobody asks.
+fn search(desk: &Arc<Desk>, number: u32) -> io::Result<()> {
+    let desk = Arc::clone(desk);
+    let work = move || {
+        privileges::shed();
+        loop {
+            // The lock is given back before it looks.
+            let next = lock(&desk.jobs).recv();
+            let Ok((id, stamp, found)) = next else { return };
+            *lock(&desk.works) = (number, Some(Instant::now()));
+            let plan = desk.opener.open(&found, opener::PATIENT).map(|file| look_into(file, desk.cache.get()));
+            let mut works = lock(&desk.works);
+            let is_relieved = works.0 != number;
+            if !is_relieved {
+                works.1 = None;
+            }
+            drop(works);
+            if desk.answers.send((id, stamp, plan)).is_err() || is_relieved {
+                return;
+            }
+        }
+    };
+    thread::Builder::new().name("search".to_owned()).spawn(work).map(drop)
 }
 
 /// What an opened file holds, if it is an ELF file.
@@ -218,10 +298,8 @@ fn look_into(file: File, cache: Option<&Cache>) -> Option<Plan> {
     })
 }
 
-/// What a file by path holds, with what is known on disk; `None` if it is no ELF file of this machine.
-///
-/// # Errors
-/// As opening the file gives them.
-pub fn plan_of_path(path: &Path, cache: Option<&Cache>) -> io::Result<Option<Plan>> {
-    Ok(look_into(File::open(path)?, cache))
+/// What an opened file holds; `None` if it is no ELF file of this machine.
+#[must_use]
+pub fn plan_of(file: File) -> Option<Plan> {
+    look_into(file, None)
 }

@@ -60,13 +60,14 @@ impl FileStamp {
 }
 
 impl FileId {
-    /// Identity of what a path leads to.
+    /// Identity of what a path leads to. For the links of `/proc/PID` no file system is asked.
     ///
     /// # Errors
-    /// The error of `stat`.
+    /// The error of `statx`.
     pub fn of(path: &Path) -> io::Result<Self> {
-        let meta = fs::metadata(path)?;
-        Ok(Self { device: meta.dev(), inode: meta.ino() })
+        use rustix::fs::{AtFlags, CWD, StatxFlags, makedev, statx};
+        let meta = statx(CWD, path, AtFlags::STATX_DONT_SYNC, StatxFlags::INO)?;
+        Ok(Self { device: makedev(meta.stx_dev_major, meta.stx_dev_minor), inode: meta.stx_ino })
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs::File,
+    io,
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -25,7 +26,8 @@ use crate::{
     probe::{
         attach::kills_under_seccomp,
         hookpoint::Cost,
-        library::plan_of_path,
+        library::plan_of,
+        opener::{self, Opener},
         plain::{Listeners, PlainHttp},
         plan::{Family, FamilyPlan, Hook, Plan},
         process::{FileId, MappedFile, Process},
@@ -153,6 +155,7 @@ pub struct Surveyor<'a> {
     names: Names,
     services: Services,
     listeners: Listeners,
+    opener: Opener,
     kernel: String,
     plans: HashMap<FileId, Option<Plan>>,
     marks: HashMap<FileId, Marks>,
@@ -164,7 +167,7 @@ impl<'a> Surveyor<'a> {
     /// Begins.
     ///
     /// # Errors
-    /// The name of a user that a filter asks for and that does not exist.
+    /// The name of a user that a filter asks for and that does not exist; or that no thread can be started.
     pub fn new(config: &'a Config, names: Names) -> Result<Self, String> {
         Ok(Self {
             config,
@@ -172,6 +175,7 @@ impl<'a> Surveyor<'a> {
             services: Services::new(config.service_name.clone(), names.clone()),
             names,
             listeners: Listeners::default(),
+            opener: Opener::start().map_err(|error| format!("no thread can be started: {error}"))?,
             kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default(),
             plans: HashMap::new(),
             marks: HashMap::new(),
@@ -261,23 +265,19 @@ impl<'a> Surveyor<'a> {
     }
 
     fn look_into(&mut self, file: &MappedFile, subject: &mut Subject) {
-        let Some(path) = openable(subject.pid, file) else {
-            // Its plan is not known to be empty: say so, once for the process.
-            let what = "a mapped file";
-            if !subject.unseen.iter().any(|unseen| unseen.what == what) {
-                subject.unseen.push(Unseen::new(
-                    what,
-                    format!("{} cannot be opened", printable(&file.path)),
-                    "run as root, or with CAP_SYS_ADMIN and CAP_DAC_READ_SEARCH",
-                ));
+        if !self.plans.contains_key(&file.id) {
+            match open(&self.opener, subject.pid, file) {
+                Ok(opened) => {
+                    self.plans.insert(file.id, plan_of(opened));
+                }
+                Err(error) => return unopened(file, &error, subject),
             }
+        }
+        let plan = self.plans.get(&file.id).and_then(Option::as_ref);
+        let Some(plan) = plan.filter(|plan| plan.is_hookable() || !plan.refused.is_empty()).cloned() else {
             return;
         };
-        let plan = self.plans.entry(file.id).or_insert_with(|| plan_of_path(&path, None).ok().flatten());
-        let Some(plan) = plan.as_ref().filter(|plan| plan.is_hookable() || !plan.refused.is_empty()).cloned() else {
-            return;
-        };
-        let marks = self.marks_of(file.id, &path);
+        let marks = self.marks_of(subject.pid, file);
         subject.libraries.push(FoundLibrary {
             path: printable(&file.path),
             version: marks.version.clone().filter(|_| plan.has_tls() || !plan.refused.is_empty()),
@@ -301,15 +301,15 @@ impl<'a> Surveyor<'a> {
         if !subject.libraries.iter().any(unnamed) {
             return;
         }
-        let Some(path) = openable(subject.pid, crypto) else { return };
-        let version = self.marks_of(crypto.id, &path).version.clone();
+        let version = self.marks_of(subject.pid, crypto).version.clone();
         for library in subject.libraries.iter_mut().filter(|library| unnamed(library)) {
             library.version.clone_from(&version);
         }
     }
 
-    fn marks_of(&mut self, id: FileId, path: &Path) -> &Marks {
-        self.marks.entry(id).or_insert_with(|| File::open(path).map(Marks::search).unwrap_or_default())
+    fn marks_of(&mut self, pid: u32, file: &MappedFile) -> &Marks {
+        let opener = &self.opener;
+        self.marks.entry(file.id).or_insert_with(|| open(opener, pid, file).map(Marks::search).unwrap_or_default())
     }
 
     /// What is known by its marks only.
@@ -324,10 +324,8 @@ impl<'a> Surveyor<'a> {
         if !has_tls || closely {
             let executable = Process::executable(subject.pid).ok();
             let program = files.iter().find(|file| Some(file.id) == executable).filter(|file| !hooked(&file.path));
-            if let Some(program) = program
-                && let Some(path) = openable(subject.pid, program)
-            {
-                let found = self.marks_of(program.id, &path).unseen();
+            if let Some(program) = program {
+                let found = self.marks_of(subject.pid, program).unseen();
                 subject.unseen.extend(found);
             }
         }
@@ -377,16 +375,43 @@ fn snake_case(name: &str) -> String {
     out
 }
 
-/// A path through which a mapped file can be opened here: that of the mapping wants CAP_SYS_ADMIN, so the process's own path is
-/// tried as well, if it still leads to the very file.
-fn openable(pid: u32, file: &MappedFile) -> Option<PathBuf> {
-    if File::open(&file.open).is_ok() {
-        return Some(file.open.clone());
+/// What is in a file is not known: says so, once for the process.
+fn unopened(file: &MappedFile, error: &io::Error, subject: &mut Subject) {
+    let what = "a mapped file";
+    if subject.unseen.iter().any(|unseen| unseen.what == what) {
+        return;
     }
-    let inside = PathBuf::from(format!("/proc/{pid}/root")).join(file.path.strip_prefix("/").ok()?);
-    [inside, file.path.clone()]
-        .into_iter()
-        .find(|path| FileId::of(path).is_ok_and(|id| id == file.id) && path.is_file() && File::open(path).is_ok())
+    let path = printable(&file.path);
+    subject.unseen.push(if error.kind() == io::ErrorKind::TimedOut {
+        let why = format!("{path} cannot be read: its file system does not answer");
+        Unseen::new(
+            what,
+            why,
+            "see to the network file system or FUSE server that it is on; the observer looks again by itself",
+        )
+    } else {
+        let why = format!("{path} cannot be opened");
+        Unseen::new(what, why, "run as root, or with CAP_SYS_ADMIN and CAP_DAC_READ_SEARCH")
+    });
+}
+
+/// Opens a mapped file: the link of the mapping wants CAP_SYS_ADMIN, so the process's own path is tried as well, if it still leads to the
+/// very file.
+fn open(opener: &Opener, pid: u32, file: &MappedFile) -> io::Result<File> {
+    let first = opener::find(&file.open).and_then(|found| opener.open(&found, opener::PATIENT));
+    let refused = match first {
+        Err(error) if error.kind() != io::ErrorKind::TimedOut => error,
+        other => return other,
+    };
+    let Ok(inside) = file.path.strip_prefix("/") else { return Err(refused) };
+    let paths = [PathBuf::from(format!("/proc/{pid}/root")).join(inside), file.path.clone()];
+    for found in paths.iter().filter_map(|path| opener::find(path).ok()) {
+        let same = FileId::of(Path::new(&opener::own_path(&found))).is_ok_and(|id| id == file.id);
+        if same && opener::is_regular(&found) {
+            return opener.open(&found, opener::PATIENT);
+        }
+    }
+    Err(refused)
 }
 
 /// A path of a process's own choice, for a terminal.

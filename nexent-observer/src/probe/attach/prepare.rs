@@ -1,8 +1,7 @@
 //! Executables of which processes are expected: looked into and hooked before anybody runs them.
 
 use std::{
-    fs::{self, File},
-    os::fd::AsRawFd,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -10,6 +9,7 @@ use super::{Attacher, kills_under_seccomp};
 use crate::privileges;
 use crate::probe::{
     kernel::{KernelError, Sockets},
+    opener,
     plain::PlainHttp,
     process::{FileId, MappedFile},
 };
@@ -22,8 +22,12 @@ impl Attacher {
     pub fn prepare(&mut self, executable: &Path, file: FileId) -> bool {
         let _raised = privileges::raise();
         // Opened once and kept, so that all of it is about one file, whatever the path leads to meanwhile.
-        let Ok(opened) = File::open(executable) else { return true };
-        let open = PathBuf::from(format!("/proc/self/fd/{}", opened.as_raw_fd()));
+        let opened = opener::find(executable).and_then(|found| self.libraries.opener().open(&found, opener::PATIENT));
+        let opened = match opened {
+            Ok(opened) => opened,
+            Err(error) => return error.kind() != io::ErrorKind::TimedOut,
+        };
+        let open = PathBuf::from(opener::own_path(&opened));
         // Under another identity the first process would be hooked once more, and its bytes be seen twice.
         let same = FileId::as_mapped(&opened).is_ok_and(|id| id == file);
         self.prepared.insert(file, opened);

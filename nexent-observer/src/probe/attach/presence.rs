@@ -15,7 +15,12 @@ use std::{
 use nexent_observer_common::cookie::Scope;
 
 use super::{Attached, Attacher, KernelError, Library, Observed, privileges};
-use crate::probe::process::{FileId, MappedFile, Process, mapped_bytes};
+use crate::probe::{
+    kernel::Place,
+    lease::HookedFile,
+    opener,
+    process::{FileId, MappedFile, Process, mapped_bytes},
+};
 
 /// Most shared attachments to one library: each stands for another file below an overlay file system.
 const SETS: usize = 8;
@@ -216,19 +221,28 @@ impl Attacher {
         if offsets.is_empty() {
             return Ok(Some(Arc::new(())));
         }
-        if !runs_what_is_in_the_file(memory, file, &offsets).unwrap_or(false) {
+        const UNREADABLE: &str = "its file cannot be read: restart the process";
+        let wanted: Vec<u64> = offsets.iter().copied().collect();
+        let read = self.opened(file, move |opened| {
+            let there = wanted.iter().map(|offset| Ok((*offset, eight_at(&opened, *offset)?)));
+            let there = there.collect::<io::Result<Vec<_>>>()?;
+            Ok((there, Arc::new(HookedFile::new(opened)?)))
+        });
+        let (there, opened) = read.map_err(|_| UNREADABLE)?;
+        if !runs_what_is_in_the_file(memory, file, &there) {
             return Err("it runs other code than the file that is there now: restart the process");
         }
+        let place = Place { file: Arc::clone(&opened), held: opened };
         self.kernel.mark_unseen(pid);
         let refused = |error: KernelError| {
             tracing::debug!(pid, %error, "Probes that were gone are refused.");
             "the kernel refuses to put them back: restart the process, or attach to it anew"
         };
-        let probes = self.kernel.rouse(&offsets, &file.open, pid).map_err(refused)?;
+        let probes = self.kernel.rouse(&offsets, &place, pid).map_err(refused)?;
         let there = offsets.iter().all(|offset| code_at(memory, file, *offset).is_none_or(is_breakpoint));
         let out = Arc::new(());
         for probe in probes {
-            self.undertaker.bury((probe, Arc::clone(&out)));
+            self.undertaker.bury(probe, Arc::clone(&out));
         }
         if there {
             Ok(Some(out))
@@ -271,15 +285,26 @@ impl Attacher {
 
     /// Whether a shared attachment is on the file to which the process's mapping leads now.
     fn is_hooked(&self, file: &MappedFile) -> io::Result<bool> {
-        let opened = File::open(&file.open)?;
-        for probe in self.filtered.get(&file.id).into_iter().flatten().flatten() {
-            let (mut read, mapped) = ([0; 8], mapped_bytes(&opened, probe.offset())?);
-            opened.read_exact_at(&mut read, probe.offset())?;
-            if is_breakpoint(mapped) && mapped != read {
-                return Ok(true);
+        let probes = self.filtered.get(&file.id).into_iter().flatten().flatten();
+        let offsets: Vec<u64> = probes.map(Attached::offset).collect();
+        self.opened(file, move |opened| {
+            for offset in offsets {
+                let (read, mapped) = (eight_at(&opened, offset)?, mapped_bytes(&opened, offset)?);
+                if is_breakpoint(mapped) && mapped != read {
+                    return Ok(true);
+                }
             }
-        }
-        Ok(false)
+            Ok(false)
+        })
+    }
+
+    /// Opens what a process has mapped, and does something short with it.
+    fn opened<T: Send + 'static>(
+        &self,
+        file: &MappedFile,
+        work: impl FnOnce(File) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        self.libraries.opener().with(&opener::find(&file.open)?, opener::IN_THE_LOOP, work)
     }
 
     /// What is in a file now, and can be hooked. `None`: it is being searched.
@@ -310,20 +335,21 @@ fn is_breakpoint(code: [u8; 8]) -> bool {
     }
 }
 
+/// What stands at an offset of a file.
+fn eight_at(file: &File, offset: u64) -> io::Result<[u8; 8]> {
+    let mut there = [0; 8];
+    file.read_exact_at(&mut there, offset)?;
+    Ok(there)
+}
+
 /// Whether the process has at these offsets what the file has there now, but for probes. A probe anywhere else could crash it.
-fn runs_what_is_in_the_file(memory: &File, file: &MappedFile, offsets: &HashSet<u64>) -> io::Result<bool> {
-    let opened = File::open(&file.open)?;
-    for offset in offsets {
-        let Some(code) = code_at(memory, file, *offset) else { return Ok(false) };
-        let mut there = [0; 8];
-        opened.read_exact_at(&mut there, *offset)?;
+fn runs_what_is_in_the_file(memory: &File, file: &MappedFile, there: &[(u64, [u8; 8])]) -> bool {
+    there.iter().all(|(offset, there)| {
+        let Some(code) = code_at(memory, file, *offset) else { return false };
         let (code, there) = if is_breakpoint(code) { (&code[5..], &there[5..]) } else { (&code[..], &there[..]) };
         // Another site may follow at once.
-        if code.iter().zip(there).any(|(mine, theirs)| mine != theirs && *mine != 0xcc) {
-            return Ok(false);
-        }
-    }
-    Ok(true)
+        code.iter().zip(there).all(|(mine, theirs)| mine == theirs || *mine == 0xcc)
+    })
 }
 
 #[cfg(test)]
@@ -341,13 +367,16 @@ mod tests {
         };
         let memory = File::open("/proc/self/mem").unwrap();
         let text = file.text[0];
-        let offsets = HashSet::from([text.offset, text.offset + 64]);
-        assert!(runs_what_is_in_the_file(&memory, &file, &offsets).unwrap());
+        let opened = File::open(&file.open).unwrap();
+        let there = [text.offset, text.offset + 64].map(|offset| (offset, eight_at(&opened, offset).unwrap()));
+        assert!(runs_what_is_in_the_file(&memory, &file, &there));
+        assert!(!runs_what_is_in_the_file(&memory, &file, &[(there[0].0, [0xaa; 8])]));
         // The same memory, said to be of another part of the file.
         let moved = crate::probe::process::Segment { offset: 0, ..text };
         let other = MappedFile { text: vec![moved], ..file.clone() };
-        assert!(!runs_what_is_in_the_file(&memory, &other, &HashSet::from([0])).unwrap());
-        assert!(!runs_what_is_in_the_file(&memory, &file, &HashSet::from([u64::MAX])).unwrap());
+        assert!(!runs_what_is_in_the_file(&memory, &other, &[(0, eight_at(&opened, 0).unwrap())]));
+        assert!(!runs_what_is_in_the_file(&memory, &file, &[(u64::MAX, [0; 8])]));
+        assert!(eight_at(&opened, u64::MAX >> 1).is_err());
         assert_eq!(code_at(&memory, &file, u64::MAX), None);
         if cfg!(target_arch = "x86_64") {
             assert!(is_breakpoint([0xcc, 0x55, 0, 0, 0, 0, 0, 0]) && is_breakpoint([0xe8; 8]));

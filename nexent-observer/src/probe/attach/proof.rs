@@ -12,7 +12,7 @@ use std::{
     io::{self, Read},
     mem::MaybeUninit,
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::{fs::FileExt, net::UnixStream},
     },
     path::{Path, PathBuf},
@@ -24,7 +24,9 @@ use rustix::fs::inotify;
 
 use super::{Attached, Attacher, Library};
 use crate::probe::{
-    kernel::KernelError,
+    kernel::{KernelError, Place},
+    lease::HookedFile,
+    opener::{self, own_path},
     process::{FileId, FileStamp},
 };
 
@@ -52,14 +54,11 @@ pub struct Rewritten {
     pub changed: bool,
 }
 
-/// Files, leased until the last of them is closed.
-pub(super) type Leases = Arc<Vec<Arc<File>>>;
-
 /// A file that is not hooked for a while.
 #[derive(Debug)]
 struct Barred {
-    /// Those under which probes are being taken away.
-    leases: Weak<Vec<Arc<File>>>,
+    /// The files from which probes are being taken away: each probe holds its own.
+    hooked: Vec<Weak<HookedFile>>,
     /// When that began, and how often in a row.
     at: Instant,
     times: u32,
@@ -69,7 +68,7 @@ struct Barred {
 
 impl Default for Barred {
     fn default() -> Self {
-        Self { leases: Weak::new(), at: Instant::now(), times: 0, open_since: None }
+        Self { hooked: Vec::new(), at: Instant::now(), times: 0, open_since: None }
     }
 }
 
@@ -80,16 +79,15 @@ impl Barred {
             0 | 1 => Duration::ZERO,
             times => Duration::from_secs(1 << times.min(6)).min(LONGEST_PAUSE),
         };
-        self.leases.strong_count() == 0 && self.at.elapsed() >= pause
+        self.hooked.iter().all(|file| file.strong_count() == 0) && self.at.elapsed() >= pause
     }
 }
 
 /// One state of a file that probes were proven for.
 #[derive(Debug)]
 struct Proof {
-    /// The very file, whatever its path leads to meanwhile. The lease ends when it is closed.
-    file: Arc<File>,
-    leased: bool,
+    /// The very file, whatever its path leads to meanwhile. The lease ends when the last probe on it is gone.
+    file: Arc<HookedFile>,
     /// A lease may be had later: it is open for writing now.
     leasable: bool,
     path: PathBuf,
@@ -101,35 +99,26 @@ struct Proof {
 }
 
 impl Proof {
-    fn of(library: &Library, open: &Path) -> io::Result<Self> {
-        let file = File::open(open)?;
+    /// Reads what stands in a file where probes are to be put.
+    fn of(file: File, path: PathBuf, offsets: &[u64]) -> io::Result<Self> {
         let stamp = FileStamp::of(&file)?;
-        let hooks = library.plan.implementations.iter().flat_map(|plan| &plan.hooks);
-        let code = hooks.map(|hook| Ok((hook.offset, code_in(&file, hook.offset)?))).collect::<io::Result<_>>()?;
-        Ok(Self {
-            file: Arc::new(file),
-            leased: false,
-            leasable: false,
-            path: library.path.clone(),
-            stamp,
-            code,
-            watch: None,
-        })
+        let code = offsets.iter().map(|offset| Ok((*offset, code_in(&file, *offset)?))).collect::<io::Result<_>>()?;
+        Ok(Self { file: Arc::new(HookedFile::new(file)?), leasable: false, path, stamp, code, watch: None })
     }
 
     /// Whether something else stands now where the probes are (`true`), or somebody waits to write (`false`). `written`: it may have been, though
     /// its stamp be the same, which counts in steps of some milliseconds.
     fn broken(&mut self, written: bool) -> Option<bool> {
-        if self.leased && !has_lease(&self.file) {
+        if self.file.is_awaited() {
             return Some(false);
         }
         // It cannot be looked at any more, on a network file system: whatever it says, nothing was seen to change.
-        let stamp = FileStamp::as_known(&self.file).ok()?;
+        let stamp = FileStamp::as_known(self.file.file()).ok()?;
         if stamp == self.stamp && !written {
             return None;
         }
         self.stamp = stamp;
-        let changed = |(offset, code): &(u64, [u8; CODE])| match code_in(&self.file, *offset) {
+        let changed = |(offset, code): &(u64, [u8; CODE])| match code_in(self.file.file(), *offset) {
             Ok(now) => now != *code,
             Err(error) => error.kind() == io::ErrorKind::UnexpectedEof,
         };
@@ -138,8 +127,7 @@ impl Proof {
 
     /// Takes a lease if there can be one. `false`: the file is open for writing.
     fn lease(&mut self) -> bool {
-        let leased = lease(&self.file);
-        self.leased = leased.is_ok();
+        let leased = self.file.lease();
         self.leasable = leased.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
         if let (Err(error), false) = (leased, self.leasable) {
             tracing::debug!(path = %self.path.display(), %error, "A hooked file is not leased.");
@@ -166,28 +154,6 @@ fn code_in(file: &File, offset: u64) -> io::Result<[u8; CODE]> {
         0 => Err(io::ErrorKind::UnexpectedEof.into()),
         _ => Ok(code),
     }
-}
-
-/// `OVERLAYFS_SUPER_MAGIC` (include/uapi/linux/magic.h).
-const OVERLAY: u64 = 0x794c_7630;
-
-/// Takes a read lease: whoever opens the file for writing waits until it ends, and SIGIO tells. None below an overlay file system: opened for writing for
-/// the first time, a file of an image becomes another one there, and the probes on the old one, which old processes run, are in nobody's way.
-fn lease(file: &File) -> io::Result<()> {
-    if rustix::fs::fstatfs(file)?.f_type.cast_unsigned() == OVERLAY {
-        return Err(io::ErrorKind::Unsupported.into());
-    }
-    // SAFETY: a plain call with an open descriptor.
-    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_RDLCK) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-/// Whether nobody waits for the end of a lease that was taken.
-fn has_lease(file: &File) -> bool {
-    // SAFETY: as above.
-    unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETLEASE) == libc::F_RDLCK }
 }
 
 /// What probes were proven for.
@@ -227,17 +193,18 @@ impl Proofs {
         }
     }
 
-    /// Takes in a proof. `false`: the file is open for writing now, nothing is to be hooked there.
-    fn add(&mut self, id: FileId, mut proof: Proof) -> bool {
-        let known = |known: &Proof| known.stamp == proof.stamp && known.code == proof.code;
-        if self.of.get(&id).is_some_and(|states| states.iter().any(known)) {
-            return true;
+    /// Takes in a proof. Gives where to put the probes; `None`: the file is open for writing now, nothing is to be hooked there.
+    fn add(&mut self, id: FileId, mut proof: Proof) -> Option<Place> {
+        let file = Arc::clone(&proof.file);
+        let same = |known: &&Proof| known.stamp == proof.stamp && known.code == proof.code;
+        if let Some(known) = self.of.get(&id).and_then(|states| states.iter().find(same)) {
+            return Some(Place { file, held: Arc::clone(&known.file) });
         }
         // Without somebody who hears it, SIGIO would end the observer.
         if self.asked.is_some() && !proof.lease() {
             let barred = self.barred.entry(id).or_default();
             if barred.open_since.get_or_insert_with(Instant::now).elapsed() < OPEN_FOR {
-                return false;
+                return None;
             }
             let path = proof.path.display();
             tracing::warn!(%path, "A file is open for writing all the time. It is hooked all the same: do not write to it while it is.");
@@ -245,7 +212,7 @@ impl Proofs {
         if let Some(barred) = self.barred.get_mut(&id) {
             barred.open_since = None;
         }
-        let path = format!("/proc/self/fd/{}", proof.file.as_raw_fd());
+        let path = own_path(file.file());
         let watch = |fd| inotify::add_watch(fd, path, inotify::WatchFlags::MODIFY);
         proof.watch = self.watcher.as_ref().and_then(|fd| watch(fd).ok());
         let states = self.of.entry(id).or_default();
@@ -253,7 +220,7 @@ impl Proofs {
         if states.len() > STATES {
             drop(states.remove(0));
         }
-        true
+        Some(Place { held: Arc::clone(&file), file })
     }
 
     /// Tries again where a file was open for writing.
@@ -268,11 +235,12 @@ impl Proofs {
         self.barred.get(&id).is_none_or(Barred::is_over)
     }
 
-    /// Probes of a file are being taken away under these leases.
-    fn bar(&mut self, id: FileId, leases: &Leases) {
+    /// Probes are being taken away from a file; it is forgotten.
+    fn bar(&mut self, id: FileId) {
+        let hooked = self.keep(|other| other != id).iter().map(Arc::downgrade).collect();
         let barred = self.barred.entry(id).or_default();
         let times = if barred.at.elapsed() < CALM { barred.times.saturating_add(1) } else { 1 };
-        *barred = Barred { leases: Arc::downgrade(leases), times, ..Barred::default() };
+        *barred = Barred { hooked, times, ..Barred::default() };
     }
 
     /// Whether somebody waits for the end of a lease, since the last call.
@@ -308,8 +276,8 @@ impl Proofs {
         any
     }
 
-    /// Forgets files without probes. Gives these, which are leased until they are closed.
-    pub(super) fn keep(&mut self, hooked: impl Fn(FileId) -> bool) -> Leases {
+    /// Forgets files without probes. Gives these; probes that are being taken away hold theirs.
+    pub(super) fn keep(&mut self, hooked: impl Fn(FileId) -> bool) -> Vec<Arc<HookedFile>> {
         let gone: Vec<FileId> = self.of.keys().copied().filter(|id| !hooked(*id)).collect();
         let gone: Vec<Proof> = gone.iter().filter_map(|id| self.of.remove(id)).flatten().collect();
         let watched: HashSet<i32> = self.of.values().flatten().filter_map(|proof| proof.watch).collect();
@@ -320,7 +288,7 @@ impl Proofs {
                 tracing::debug!(%error, "A watch was gone already: its file is.");
             }
         }
-        Arc::new(gone.into_iter().map(|proof| proof.file).collect())
+        gone.into_iter().map(|proof| proof.file).collect()
     }
 }
 
@@ -359,8 +327,7 @@ impl Attacher {
         for rewritten in found {
             let id = rewritten.file;
             // Who waits for a lease goes on when the last probe is gone.
-            let leases = self.proofs.keep(|hooked| hooked != id);
-            self.proofs.bar(id, &leases);
+            self.proofs.bar(id);
             let mut probes: Vec<Attached> = self.filtered.remove(&id).into_iter().flatten().flatten().collect();
             let mut unseen = Vec::new();
             for (pid, observed) in &mut self.observed {
@@ -376,9 +343,7 @@ impl Attacher {
                 unseen.push(leaving.pid);
                 probes.extend(leaving.probes);
             }
-            for probe in probes {
-                self.undertaker.bury((probe, Arc::clone(&leases)));
-            }
+            self.bury(probes);
             unseen.into_iter().for_each(|pid| self.kernel.mark_unseen(pid));
             self.presence.forget(id);
             self.proofs.count += 1;
@@ -390,17 +355,21 @@ impl Attacher {
     ///
     /// # Errors
     /// [`KernelError::Rewritten`] when it is not what was looked into, is being written to, or cannot be read: it can be hooked later.
-    pub(super) fn prove(&mut self, library: &Library, open: &Path) -> Result<(), KernelError> {
+    pub(super) fn prove(&mut self, library: &Library, open: &Path) -> Result<Place, KernelError> {
         let rewritten = || KernelError::Rewritten { path: library.path.clone() };
         if !self.proofs.is_free(library.id) {
             return Err(rewritten());
         }
-        let proof = Proof::of(library, open).map_err(|_| rewritten())?;
-        if self.libraries.is_of(library.id, proof.stamp) && self.proofs.add(library.id, proof) {
-            Ok(())
-        } else {
-            Err(rewritten())
+        let hooks = library.plan.implementations.iter().flat_map(|plan| &plan.hooks);
+        let (offsets, path): (Vec<u64>, _) = (hooks.map(|hook| hook.offset).collect(), library.path.clone());
+        let opener = self.libraries.opener();
+        let proof = opener::find(open)
+            .and_then(|found| opener.with(&found, opener::IN_THE_LOOP, move |file| Proof::of(file, path, &offsets)));
+        let proof = proof.map_err(|_| rewritten())?;
+        if !self.libraries.is_of(library.id, proof.stamp) {
+            return Err(rewritten());
         }
+        self.proofs.add(library.id, proof).ok_or_else(rewritten)
     }
 
     /// Forgets what was proven of files on which there is no probe any more.
@@ -419,9 +388,8 @@ mod tests {
     use super::*;
 
     fn library(path: &Path, code: Vec<(u64, [u8; CODE])>) -> Proof {
-        let file = File::open(path).unwrap();
-        let stamp = FileStamp::of(&file).unwrap();
-        Proof { file: Arc::new(file), leased: false, leasable: false, path: path.to_owned(), stamp, code, watch: None }
+        let offsets: Vec<u64> = code.iter().map(|(offset, _)| *offset).collect();
+        Proof { code, ..Proof::of(File::open(path).unwrap(), path.to_owned(), &offsets).unwrap() }
     }
 
     #[test]
@@ -433,7 +401,7 @@ mod tests {
         let unleased = || Proofs { asked: None, ..Proofs::new() };
         let mut proofs = unleased();
         let id = FileId { device: 1, inode: 2 };
-        assert!(proofs.add(id, library(&path, vec![(64, [2; CODE])])));
+        assert!(proofs.add(id, library(&path, vec![(64, [2; CODE])])).is_some());
         assert!(!proofs.were_written());
         let proof = |proofs: &mut Proofs, written| proofs.of.get_mut(&id).unwrap()[0].broken(written) == Some(true);
         // Elsewhere, and without a change.
@@ -449,12 +417,12 @@ mod tests {
         drop(proofs);
         // The other one is cut short and written anew.
         let mut proofs = unleased();
-        assert!(proofs.add(id, library(&path, vec![(64, [9; CODE])])));
+        assert!(proofs.add(id, library(&path, vec![(64, [9; CODE])])).is_some());
         drop(File::create(&path).unwrap());
         assert!(proofs.were_written() && proof(&mut proofs, true), "nothing is there");
         let mut proofs = unleased();
         fs::write(&path, [9; 128]).unwrap();
-        assert!(proofs.add(id, library(&path, vec![(64, [9; CODE])])));
+        assert!(proofs.add(id, library(&path, vec![(64, [9; CODE])])).is_some());
         std::thread::sleep(Duration::from_millis(20));
         fs::OpenOptions::new().write(true).open(&path).unwrap().write_all_at(&[8], 79).unwrap();
         assert!(proof(&mut proofs, false), "also without a watch");
@@ -469,8 +437,10 @@ mod tests {
         fs::write(&path, [1_u8; 64]).unwrap();
         let mut proofs = Proofs::new();
         let id = FileId { device: 1, inode: 3 };
-        assert!(proofs.add(id, library(&path, vec![(0, [1; CODE])])));
-        assert!(proofs.of[&id][0].leased, "the temporary directory's file system has no leases");
+        let place = proofs.add(id, library(&path, vec![(0, [1; CODE])])).unwrap();
+        let again = proofs.add(id, library(&path, vec![(0, [1; CODE])])).unwrap();
+        assert!(Arc::ptr_eq(&again.held, &place.held) && !Arc::ptr_eq(&again.file, &place.file));
+        assert!(place.held.is_leased(), "the temporary directory's file system has no leases");
         assert!(File::open(&path).is_ok() && !proofs.are_asked_for(), "reading is free");
         let writer = {
             let path = path.clone();
@@ -483,28 +453,28 @@ mod tests {
         }
         assert!(!writer.is_finished() && fs::read(&path).unwrap() == [1; 64]);
         assert!(broken(id, proofs.of.get_mut(&id).unwrap(), false).is_some_and(|rewritten| !rewritten.changed));
-        let leases = proofs.keep(|_| false);
-        proofs.bar(id, &leases);
+        proofs.bar(id);
         assert!(!writer.is_finished() && !proofs.is_free(id), "nothing is hooked there meanwhile");
-        drop(leases);
+        drop(again);
+        assert!(!proofs.is_free(id), "a probe is there");
+        drop(place);
         writer.join().unwrap();
         assert_eq!(fs::read(&path).unwrap(), [2; 64]);
         assert!(proofs.is_free(id));
         // While it is open for writing no lease can be had, and nothing is hooked; for ever that would be too long.
         let open = fs::OpenOptions::new().append(true).open(&path).unwrap();
-        assert!(!proofs.add(id, library(&path, vec![(0, [2; CODE])])) && proofs.of.is_empty());
+        assert!(proofs.add(id, library(&path, vec![(0, [2; CODE])])).is_none() && proofs.of.is_empty());
         proofs.barred.get_mut(&id).unwrap().open_since = Instant::now().checked_sub(2 * OPEN_FOR);
-        assert!(proofs.add(id, library(&path, vec![(0, [2; CODE])])));
+        let place = proofs.add(id, library(&path, vec![(0, [2; CODE])])).unwrap();
         proofs.lease_more();
-        assert!(!proofs.of[&id][0].leased);
+        assert!(!place.held.is_leased());
         drop(open);
         proofs.lease_more();
-        assert!(proofs.of[&id][0].leased);
+        assert!(place.held.is_leased());
+        drop(place);
         // Again and again: longer and longer.
         for times in 2..=8 {
-            let leases = proofs.keep(|_| false);
-            proofs.bar(id, &leases);
-            drop(leases);
+            proofs.bar(id);
             assert!(!proofs.is_free(id));
             let barred = proofs.barred.get_mut(&id).unwrap();
             assert_eq!(barred.times, times);
