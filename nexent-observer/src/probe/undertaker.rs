@@ -1,5 +1,5 @@
-//! Takes probes away in threads of its own. Each waits for the kernel, up to 250 ms: not in the loop that drains the rings. Those come
-//! first on whose file somebody waits to write.
+//! Takes probes away in threads of its own. Each waits for the kernel, up to 250 ms: not in the loop that drains the rings, and side by
+//! side, or it would take half a minute to leave a dozen processes. Those come first on whose file somebody waits to write.
 
 use std::{
     any::Any,
@@ -12,7 +12,7 @@ use std::{
 use super::{kernel::Attached, lease::HookedFile};
 use crate::privileges;
 
-/// Threads. They wait for the kernel nearly all the time, which takes most of each probe's end one after the other.
+/// Threads. They wait for the kernel nearly all the time, for the same grace periods.
 const THREADS: usize = 8;
 
 /// What is taken away by being dropped.
