@@ -13,7 +13,7 @@ mod show;
 mod value;
 
 use std::{
-    fmt,
+    fmt, io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -25,7 +25,13 @@ pub use env::{CONFIG_VARIABLE, Environment};
 pub use show::{write_json, write_yaml};
 pub use value::{CacheDir, Endpoint, JsonlTarget, Kubelet, Listen, LogFormat, Secret, Semconv, WebPage};
 
-use crate::{probe::plain::PlainHttp, tokens::ModelFile};
+use crate::{
+    probe::{
+        opener::{self, Opener},
+        plain::PlainHttp,
+    },
+    tokens::ModelFile,
+};
 use keys::Key;
 use raw::{Layer, RawConfig};
 
@@ -200,9 +206,13 @@ impl Config {
             return Err(ConfigError::NoTarget);
         }
         for exe in &self.exes {
-            let reason = match std::fs::metadata(exe) {
-                Ok(metadata) if metadata.is_file() => continue,
+            let found = Opener::start().and_then(|opener| opener.find(exe, opener::PATIENT));
+            let reason = match found {
+                Ok(found) if opener::is_regular(&found) => continue,
                 Ok(_) => "is not a file".to_owned(),
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                    "cannot be looked at: its file system does not answer".to_owned()
+                }
                 Err(error) => format!("cannot be found: {error}"),
             };
             return Err(ConfigError::Exe { path: exe.clone(), origin: self.origin(&keys::EXE), reason });

@@ -580,7 +580,7 @@ impl Attacher {
     /// Attaches for all processes to each library that is not attached so yet.
     fn share(&mut self, libraries: &[Library], files: &[MappedFile]) -> Result<(), KernelError> {
         // Not below those that stand there yet, if somebody waits to write.
-        self.check_proofs(false, |id| libraries.iter().any(|library| library.id == id));
+        self.check_proofs(&HashSet::new(), |id| libraries.iter().any(|library| library.id == id));
         for library in libraries {
             if !self.filtered.contains_key(&library.id) {
                 let probes = self.hook(library, files, None)?;

@@ -6,6 +6,7 @@ use std::{
     collections::HashMap,
     fs::File,
     io,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc},
     thread,
@@ -35,10 +36,12 @@ pub struct Library {
 /// What is known of a file.
 #[derive(Debug, Clone)]
 enum Knowledge {
-    /// The thread has it.
-    Searching,
+    /// The thread has it, since then.
+    Searching(Instant),
     /// There was no room for it, or its file system does not answer: it is asked for again, from then on.
     Later(Instant),
+    /// It cannot be opened: it is tried again, from then on.
+    Unreadable(Instant),
     /// What it holds, if it is an ELF file of this machine.
     Known(Option<Arc<Plan>>),
 }
@@ -56,8 +59,18 @@ struct Desk {
     answers: mpsc::Sender<Answer>,
     opener: Opener,
     cache: OnceLock<Cache>,
-    /// Which thread works, counted from the first, and since when on its file.
-    works: Mutex<(u32, Option<Instant>)>,
+    shift: Mutex<Shift>,
+}
+
+/// Which thread looks into files.
+#[derive(Debug)]
+struct Shift {
+    /// Counted from the first.
+    number: u32,
+    /// The file that it has, and since when.
+    has: Option<(FileId, Instant)>,
+    /// It, and those that are stuck.
+    threads: u32,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -84,7 +97,7 @@ const ASKED_FILES: usize = 64;
 const BEFORE_THE_LOOP: Duration = Duration::from_secs(30);
 /// And in the loop: most files take less.
 const IN_THE_LOOP: Duration = Duration::from_millis(5);
-/// A file that was put off is asked for again after this long.
+/// A file that was put off is asked for again after this long; one that is searched for longer is waited for no more in the loop.
 const LATER: Duration = Duration::from_secs(1);
 /// A thread that has had a file for so long is stuck in it, and another one takes over; the largest real program took a few seconds.
 const STUCK: Duration = Duration::from_secs(30);
@@ -104,7 +117,7 @@ impl Libraries {
             answers: done,
             opener: Opener::start()?,
             cache: OnceLock::new(),
-            works: Mutex::new((1, None)),
+            shift: Mutex::new(Shift { number: 1, has: None, threads: 1 }),
         });
         search(&desk, 1)?;
         Ok(Self { known: HashMap::new(), jobs, answers, desk, asked: 0, patience: BEFORE_THE_LOOP })
@@ -135,20 +148,25 @@ impl Libraries {
         for file in files {
             self.ask(file);
         }
-        while files.iter().any(|file| matches!(self.known.get(&file.id), Some((_, Knowledge::Searching)))) {
+        let longest = self.patience.max(LATER);
+        let is_awaited = |known: Option<&(FileStamp, Knowledge)>| match known {
+            Some((_, Knowledge::Searching(since))) => since.elapsed() < longest,
+            _ => false,
+        };
+        while files.iter().any(|file| is_awaited(self.known.get(&file.id))) {
             match self.answers.recv_timeout(until.saturating_duration_since(Instant::now())) {
                 Ok(answer) => self.learn(answer),
                 Err(_) => break,
             }
             // There is room now for those that found none.
             for file in files {
-                if self.known.get(&file.id).is_none_or(|(stamp, _)| *stamp == FileStamp::none()) {
+                if matches!(self.known.get(&file.id), Some((_, Knowledge::Later(_)))) {
                     self.ask(file);
                 }
             }
         }
         let is_complete = |file: &MappedFile| {
-            !matches!(self.known.get(&file.id), Some((_, Knowledge::Searching | Knowledge::Later(_))))
+            !matches!(self.known.get(&file.id), Some((_, Knowledge::Searching(_) | Knowledge::Later(_))))
         };
         let complete = files.iter().all(is_complete);
         let hookable = files.iter().filter_map(|file| match self.known.get(&file.id) {
@@ -201,7 +219,7 @@ impl Libraries {
         let Ok(found) = opener::find(&file.open) else { return };
         let Ok(stamp) = FileStamp::as_known(&found) else { return };
         match self.known.get(&file.id) {
-            Some((_, Knowledge::Later(at))) if Instant::now() < *at => return,
+            Some((_, Knowledge::Later(at) | Knowledge::Unreadable(at))) if Instant::now() < *at => return,
             Some((known, _)) if *known == stamp => return,
             _ => {}
         }
@@ -217,13 +235,10 @@ impl Libraries {
             self.known.insert(file.id, (FileStamp::none(), Knowledge::Later(Instant::now())));
             return;
         }
-        self.known.insert(file.id, (stamp, Knowledge::Searching));
+        self.known.insert(file.id, (stamp, Knowledge::Searching(Instant::now())));
         self.asked += 1;
-        if let Err(mpsc::SendError((id, stamp, _))) = self.jobs.send((file.id, stamp, found)) {
-            // The threads are gone, by a defect of this program. Nothing is hooked that was not known before.
-            tracing::error!("The thread that looks into files has ended.");
-            self.learn((id, stamp, Ok(None)));
-        }
+        // The other end is kept as long as this one.
+        drop(self.jobs.send((file.id, stamp, found)));
     }
 
     fn learn(&mut self, (id, stamp, plan): Answer) {
@@ -238,26 +253,33 @@ impl Libraries {
                 let later = Instant::now() + LATER;
                 self.known.insert(id, (FileStamp::none(), Knowledge::Later(later)));
             }
-            // It may not be opened, by nobody; or is gone.
-            Err(_) => drop(self.known.remove(&id)),
+            Err(error) => {
+                tracing::debug!(?id, %error, "A mapped file cannot be opened.");
+                self.known.insert(id, (FileStamp::none(), Knowledge::Unreadable(Instant::now() + LATER)));
+            }
         }
     }
 
     /// Another thread takes over from one that is stuck.
-    fn relieve(&self) {
-        let mut works = lock(&self.desk.works);
-        let (number, since) = *works;
-        if since.is_none_or(|since| since.elapsed() < STUCK) || number >= SEARCHERS {
+    fn relieve(&mut self) {
+        let mut shift = lock(&self.desk.shift);
+        let Some((id, _)) = shift.has.filter(|(_, since)| since.elapsed() > STUCK) else { return };
+        if shift.threads >= SEARCHERS {
             return;
         }
-        *works = (number + 1, None);
-        drop(works);
+        let next = shift.number + 1;
+        if let Err(error) = search(&self.desk, next) {
+            tracing::warn!(%error, "No thread can be started to look into files.");
+            return;
+        }
+        (shift.number, shift.has) = (next, None);
+        shift.threads += 1;
+        drop(shift);
         tracing::warn!(
+            device = id.device,
+            inode = id.inode,
             "A file is being searched for TLS for half a minute: its file system does not answer. Others are searched meanwhile."
         );
-        if let Err(error) = search(&self.desk, number + 1) {
-            tracing::warn!(%error, "No thread can be started to look into files.");
-        }
     }
 }
 
@@ -270,14 +292,22 @@ fn search(desk: &Arc<Desk>, number: u32) -> io::Result<()> {
             // The lock is given back before it looks.
             let next = lock(&desk.jobs).recv();
             let Ok((id, stamp, found)) = next else { return };
-            *lock(&desk.works) = (number, Some(Instant::now()));
-            let plan = desk.opener.open(&found, opener::PATIENT).map(|file| look_into(file, desk.cache.get()));
-            let mut works = lock(&desk.works);
-            let is_relieved = works.0 != number;
-            if !is_relieved {
-                works.1 = None;
-            }
-            drop(works);
+            lock(&desk.shift).has = Some((id, Instant::now()));
+            let look = || desk.opener.open(&found, opener::PATIENT).map(|file| look_into(file, desk.cache.get()));
+            let plan = catch_unwind(AssertUnwindSafe(look)).unwrap_or_else(|_| {
+                tracing::error!(?id, "Looking into a file has failed: nothing of it is hooked.");
+                Ok(None)
+            });
+            let is_relieved = {
+                let mut shift = lock(&desk.shift);
+                let is_relieved = shift.number != number;
+                if is_relieved {
+                    shift.threads = shift.threads.saturating_sub(1);
+                } else {
+                    shift.has = None;
+                }
+                is_relieved
+            };
             if desk.answers.send((id, stamp, plan)).is_err() || is_relieved {
                 return;
             }

@@ -65,9 +65,21 @@ impl FileId {
     /// # Errors
     /// The error of `statx`.
     pub fn of(path: &Path) -> io::Result<Self> {
-        use rustix::fs::{AtFlags, CWD, StatxFlags, makedev, statx};
-        let meta = statx(CWD, path, AtFlags::STATX_DONT_SYNC, StatxFlags::INO)?;
-        Ok(Self { device: makedev(meta.stx_dev_major, meta.stx_dev_minor), inode: meta.stx_ino })
+        use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+        Ok(Self::in_answer(&statx(CWD, path, AtFlags::STATX_DONT_SYNC, StatxFlags::INO)?))
+    }
+
+    /// Identity of an open file, or of one that was found. No file system is asked.
+    ///
+    /// # Errors
+    /// The error of `statx`.
+    pub fn of_file(file: &File) -> io::Result<Self> {
+        use rustix::fs::{AtFlags, StatxFlags, statx};
+        Ok(Self::in_answer(&statx(file, "", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, StatxFlags::INO)?))
+    }
+
+    fn in_answer(meta: &rustix::fs::Statx) -> Self {
+        Self { device: rustix::fs::makedev(meta.stx_dev_major, meta.stx_dev_minor), inode: meta.stx_ino }
     }
 }
 

@@ -14,6 +14,7 @@ pub use super::candidates::telemetry;
 use super::{
     attach::{AttachError, AttachReport, Attacher, Loss, Manner, Rewritten},
     candidates::{Candidate, Candidates, Reason, is_ours},
+    opener,
     plan::Family,
     process::{FileId, Process},
     silence::{Cause, Silences, Silent},
@@ -188,7 +189,8 @@ impl Targets {
     /// When an executable does not exist.
     pub fn new(mut attacher: Attacher, selection: Selection) -> io::Result<Self> {
         let paths = selection.executables.iter();
-        let executables = paths.map(|path| Ok((path.clone(), FileId::of(path)?))).collect::<io::Result<Vec<_>>>()?;
+        let identity = |path: &PathBuf| FileId::of_file(&attacher.found(path, opener::PATIENT)?);
+        let executables = paths.map(|path| Ok((path.clone(), identity(path)?))).collect::<io::Result<Vec<_>>>()?;
         let mut rewritten = HashMap::new();
         for (path, file) in &executables {
             if let Err(error) = attacher.expect_executable(*file) {
@@ -500,7 +502,8 @@ impl Targets {
             Err(AttachError::Searching { .. }) => {
                 // What it has mapped was not looked into yet, so the next look is none at something unchanged.
                 candidate.mapped = None;
-                candidate.next = MonoNs(now.0.saturating_add(SEARCHED_AGAIN));
+                let after = if age > WARN_AFTER { SWEEP } else { SEARCHED_AGAIN };
+                candidate.next = MonoNs(now.0.saturating_add(after));
                 self.candidates.put(pid, candidate);
             }
             Err(error) if error.is_passing() => {
@@ -597,8 +600,13 @@ impl Targets {
         let quiet = self.rewritten.extract_if(|_, since| now.since(*since) > WRITTEN_FOR);
         let quiet: HashSet<FileId> = quiet.map(|(file, _)| file).collect();
         let again = self.executables.iter().filter(|(_, file)| quiet.contains(file));
-        for (path, file) in again.filter(|(path, file)| FileId::of(path).is_ok_and(|id| id == *file)) {
-            if !self.attacher.prepare(path, *file) {
+        for (path, file) in again {
+            let found = self.attacher.found(path, opener::IN_THE_LOOP).and_then(|found| FileId::of_file(&found));
+            let passing = found.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut);
+            if found.is_ok_and(|id| id != *file) {
+                continue; // another one has taken its place
+            }
+            if passing || !self.attacher.prepare(path, *file) {
                 self.rewritten.insert(*file, now);
             }
         }

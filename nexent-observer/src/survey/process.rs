@@ -398,15 +398,18 @@ fn unopened(file: &MappedFile, error: &io::Error, subject: &mut Subject) {
 /// Opens a mapped file: the link of the mapping wants CAP_SYS_ADMIN, so the process's own path is tried as well, if it still leads to the
 /// very file.
 fn open(opener: &Opener, pid: u32, file: &MappedFile) -> io::Result<File> {
-    let first = opener::find(&file.open).and_then(|found| opener.open(&found, opener::PATIENT));
+    let first = opener::find(&file.open).and_then(|found| match opener::is_regular(&found) {
+        true => opener.open(&found, opener::PATIENT),
+        false => Err(io::ErrorKind::InvalidInput.into()),
+    });
     let refused = match first {
         Err(error) if error.kind() != io::ErrorKind::TimedOut => error,
         other => return other,
     };
     let Ok(inside) = file.path.strip_prefix("/") else { return Err(refused) };
     let paths = [PathBuf::from(format!("/proc/{pid}/root")).join(inside), file.path.clone()];
-    for found in paths.iter().filter_map(|path| opener::find(path).ok()) {
-        let same = FileId::of(Path::new(&opener::own_path(&found))).is_ok_and(|id| id == file.id);
+    for found in paths.iter().filter_map(|path| opener.find(path, opener::PATIENT).ok()) {
+        let same = FileId::of_file(&found).is_ok_and(|id| id == file.id);
         if same && opener::is_regular(&found) {
             return opener.open(&found, opener::PATIENT);
         }

@@ -1,8 +1,10 @@
 //! Executables of which processes are expected: looked into and hooked before anybody runs them.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use super::{Attacher, kills_under_seccomp};
@@ -15,6 +17,14 @@ use crate::probe::{
 };
 
 impl Attacher {
+    /// Finds a file by a path of the user's.
+    ///
+    /// # Errors
+    /// `TimedOut` when its file system has not answered until then; else as the kernel gives them.
+    pub fn found(&self, path: &Path, patience: Duration) -> io::Result<File> {
+        self.libraries.opener().find(path, patience)
+    }
+
     /// Looks into an executable, and hooks for all processes the TLS that it holds itself, so that the first process is observed from
     /// its first instruction: a program may be through with its calls before 100 MB are searched. Processes that load their TLS
     /// from other files are hooked when they have. What goes wrong here is left to the first process as well. `false`: it is being written to, or
@@ -22,14 +32,16 @@ impl Attacher {
     pub fn prepare(&mut self, executable: &Path, file: FileId) -> bool {
         let _raised = privileges::raise();
         // Opened once and kept, so that all of it is about one file, whatever the path leads to meanwhile.
-        let opened = opener::find(executable).and_then(|found| self.libraries.opener().open(&found, opener::PATIENT));
-        let opened = match opened {
+        let found = self.found(executable, opener::PATIENT);
+        let look = |opened: File| Ok((FileId::as_mapped(&opened), opened));
+        let opened = found.and_then(|found| self.libraries.opener().with(&found, opener::PATIENT, look));
+        let (id, opened) = match opened {
             Ok(opened) => opened,
             Err(error) => return error.kind() != io::ErrorKind::TimedOut,
         };
         let open = PathBuf::from(opener::own_path(&opened));
         // Under another identity the first process would be hooked once more, and its bytes be seen twice.
-        let same = FileId::as_mapped(&opened).is_ok_and(|id| id == file);
+        let same = id.is_ok_and(|id| id == file);
         self.prepared.insert(file, opened);
         let mapped = MappedFile { id: file, path: executable.to_owned(), open, text: Vec::new() };
         let files = std::slice::from_ref(&mapped);

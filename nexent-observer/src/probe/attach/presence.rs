@@ -169,7 +169,8 @@ impl Attacher {
                 Err(why) => (Some(Stage::Failed(file.path.clone(), why)), Some(Outcome::Failed(why))),
             },
             (Some(Stage::Roused(_)), false) => match self.attach_anew(pid, file, memory) {
-                Ok(()) => (None, Some(Outcome::Reattached)),
+                Ok(true) => (None, Some(Outcome::Reattached)),
+                Ok(false) => (Some(Stage::Suspected), None),
                 Err(why) => (Some(Stage::Failed(file.path.clone(), why)), Some(Outcome::Failed(why))),
             },
             (failed @ Some(Stage::Failed(..)), false) => (failed, None),
@@ -221,18 +222,21 @@ impl Attacher {
         if offsets.is_empty() {
             return Ok(Some(Arc::new(())));
         }
-        const UNREADABLE: &str = "its file cannot be read: restart the process";
         let wanted: Vec<u64> = offsets.iter().copied().collect();
         let read = self.opened(file, move |opened| {
             let there = wanted.iter().map(|offset| Ok((*offset, eight_at(&opened, *offset)?)));
             let there = there.collect::<io::Result<Vec<_>>>()?;
             Ok((there, Arc::new(HookedFile::new(opened)?)))
         });
-        let (there, opened) = read.map_err(|_| UNREADABLE)?;
+        let (there, opened) = match read {
+            Ok(read) => read,
+            Err(error) if is_passing(&error) => return Ok(None),
+            Err(_) => return Err("its file cannot be read: restart the process"),
+        };
         if !runs_what_is_in_the_file(memory, file, &there) {
             return Err("it runs other code than the file that is there now: restart the process");
         }
-        let place = Place { file: Arc::clone(&opened), held: opened };
+        let place = Place { held: self.proofs.held_for(file.id, &opened), file: opened };
         self.kernel.mark_unseen(pid);
         let refused = |error: KernelError| {
             tracing::debug!(pid, %error, "Probes that were gone are refused.");
@@ -252,25 +256,33 @@ impl Attacher {
     }
 
     /// What is attached is attached to another file than the process runs: attaches to that one. Shared attachments stay beside each other, for
-    /// no process runs the code of both.
-    fn attach_anew(&mut self, pid: u32, file: &MappedFile, memory: &File) -> Result<(), &'static str> {
+    /// no process runs the code of both. `false`: not yet, the file cannot be read now or is being written to.
+    fn attach_anew(&mut self, pid: u32, file: &MappedFile, memory: &File) -> Result<bool, &'static str> {
         const REFUSED: &str = "the kernel refuses to put them back: restart the process, or attach to it anew";
         let _raised = privileges::raise();
-        let library = self.library(file)?.ok_or("its library is being written over: restart the process")?;
+        let Some(library) = self.library(file)? else { return Ok(false) };
         let shared = self.observed.get(&pid).is_some_and(|observed| observed.scope == Scope::Filtered);
         if shared && self.filtered.get(&file.id).is_some_and(|sets| sets.len() >= SETS) {
             return Err("its library was changed too often in an overlay file system: restart the observer");
         }
         // The process may have thrown its page away once more since. A second attachment to the very same file would see all bytes twice,
         // of every process; a probe for all processes is in our own mappings as well.
-        if shared && self.is_hooked(file).unwrap_or(true) {
+        let hooked = if shared { self.is_hooked(file) } else { Ok(false) };
+        if hooked.as_ref().is_err_and(is_passing) {
+            return Ok(false);
+        }
+        if hooked.unwrap_or(true) {
             return Err("it throws pages of its code away again and again: restart the process, or attach to it anew");
         }
         let files = std::slice::from_ref(file);
-        let probes = self.hook(&library, files, (!shared).then_some(pid)).map_err(|error| {
-            tracing::debug!(pid, %error, "Probes that were gone are refused.");
-            REFUSED
-        })?;
+        let probes = match self.hook(&library, files, (!shared).then_some(pid)) {
+            Ok(probes) => probes,
+            Err(KernelError::Rewritten { .. }) => return Ok(false),
+            Err(error) => {
+                tracing::debug!(pid, %error, "Probes that were gone are refused.");
+                return Err(REFUSED);
+            }
+        };
         if shared {
             self.filtered.entry(file.id).or_default().push(probes);
         } else if let Some(observed) = self.observed.get_mut(&pid) {
@@ -278,7 +290,7 @@ impl Attacher {
             self.bury(before.unwrap_or_default());
         }
         match self.is_in_place(pid, file, memory) {
-            Some(true) => Ok(()),
+            Some(true) => Ok(true),
             _ => Err(REFUSED),
         }
     }
@@ -333,6 +345,11 @@ fn is_breakpoint(code: [u8; 8]) -> bool {
     } else {
         code.starts_with(&0xd420_00a0_u32.to_le_bytes())
     }
+}
+
+/// Whether a file that cannot be read now may be readable later.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock)
 }
 
 /// What stands at an offset of a file.

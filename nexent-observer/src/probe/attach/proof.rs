@@ -26,7 +26,7 @@ use super::{Attached, Attacher, Library};
 use crate::probe::{
     kernel::{KernelError, Place},
     lease::HookedFile,
-    opener::{self, own_path},
+    opener::{self, Opener, own_path},
     process::{FileId, FileStamp},
 };
 
@@ -96,51 +96,64 @@ struct Proof {
     code: Vec<(u64, [u8; CODE])>,
     /// None: the limit of watches is reached. Then it is noticed later.
     watch: Option<i32>,
+    /// It may have changed, and could not be read.
+    unread: bool,
 }
 
 impl Proof {
-    /// Reads what stands in a file where probes are to be put.
-    fn of(file: File, path: PathBuf, offsets: &[u64]) -> io::Result<Self> {
-        let stamp = FileStamp::of(&file)?;
-        let code = offsets.iter().map(|offset| Ok((*offset, code_in(&file, *offset)?))).collect::<io::Result<_>>()?;
-        Ok(Self { file: Arc::new(HookedFile::new(file)?), leasable: false, path, stamp, code, watch: None })
+    /// Reads what stands in a file where probes are to be put. `lease`: it is leased before, so that this stays true.
+    fn of(file: File, path: PathBuf, offsets: &[u64], lease: bool) -> io::Result<Self> {
+        let file = Arc::new(HookedFile::new(file)?);
+        let leased = if lease { file.lease() } else { Ok(()) };
+        let leasable = leased.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+        if let (Err(error), false) = (leased, leasable) {
+            tracing::debug!(path = %path.display(), %error, "A hooked file is not leased.");
+        }
+        let stamp = FileStamp::of(file.file())?;
+        let code = all_code_in(file.file(), offsets.iter().copied())?;
+        Ok(Self { file, leasable, path, stamp, code, watch: None, unread: false })
     }
 
     /// Whether something else stands now where the probes are (`true`), or somebody waits to write (`false`). `written`: it may have been, though
     /// its stamp be the same, which counts in steps of some milliseconds.
-    fn broken(&mut self, written: bool) -> Option<bool> {
+    fn broken(&mut self, written: bool, opener: &Opener) -> Option<bool> {
         if self.file.is_awaited() {
             return Some(false);
         }
         // It cannot be looked at any more, on a network file system: whatever it says, nothing was seen to change.
         let stamp = FileStamp::as_known(self.file.file()).ok()?;
-        if stamp == self.stamp && !written {
+        if stamp == self.stamp && !written && !self.unread {
             return None;
         }
         self.stamp = stamp;
-        let changed = |(offset, code): &(u64, [u8; CODE])| match code_in(self.file.file(), *offset) {
-            Ok(now) => now != *code,
+        let (file, offsets): (_, Vec<u64>) = (Arc::clone(&self.file), self.code.iter().map(|(at, _)| *at).collect());
+        let now = opener.of(self.file.file(), opener::IN_THE_LOOP, move || all_code_in(file.file(), offsets));
+        self.unread = now.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut);
+        let changed = match now {
+            Ok(now) => now != self.code,
             Err(error) => error.kind() == io::ErrorKind::UnexpectedEof,
         };
-        self.code.iter().any(changed).then_some(true)
+        changed.then_some(true)
     }
 
-    /// Takes a lease if there can be one. `false`: the file is open for writing.
-    fn lease(&mut self) -> bool {
+    /// Takes a lease that could not be had before.
+    fn lease_later(&mut self) {
         let leased = self.file.lease();
-        self.leasable = leased.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
-        if let (Err(error), false) = (leased, self.leasable) {
-            tracing::debug!(path = %self.path.display(), %error, "A hooked file is not leased.");
-        }
-        !self.leasable
+        self.leasable = leased.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
     }
 }
 
+/// What stands at each of these offsets of a file.
+fn all_code_in(file: &File, offsets: impl IntoIterator<Item = u64>) -> io::Result<Vec<(u64, [u8; CODE])>> {
+    offsets.into_iter().map(|offset| Ok((offset, code_in(file, offset)?))).collect()
+}
+
 /// What is wrong with a file, and its path.
-fn broken(file: FileId, states: &mut [Proof], written: bool) -> Option<Rewritten> {
+fn broken(file: FileId, states: &mut [Proof], written: &HashSet<i32>, opener: &Opener) -> Option<Rewritten> {
     let mut found = None;
     for proof in states {
-        if let Some(changed) = proof.broken(written) {
+        let was_written = proof.watch.is_some_and(|watch| written.contains(&watch));
+        if let Some(changed) = proof.broken(was_written, opener) {
             found = Some(Rewritten { file, path: proof.path.clone(), changed });
         }
     }
@@ -200,8 +213,7 @@ impl Proofs {
         if let Some(known) = self.of.get(&id).and_then(|states| states.iter().find(same)) {
             return Some(Place { file, held: Arc::clone(&known.file) });
         }
-        // Without somebody who hears it, SIGIO would end the observer.
-        if self.asked.is_some() && !proof.lease() {
+        if proof.leasable {
             let barred = self.barred.entry(id).or_default();
             if barred.open_since.get_or_insert_with(Instant::now).elapsed() < OPEN_FOR {
                 return None;
@@ -216,18 +228,28 @@ impl Proofs {
         let watch = |fd| inotify::add_watch(fd, path, inotify::WatchFlags::MODIFY);
         proof.watch = self.watcher.as_ref().and_then(|fd| watch(fd).ok());
         let states = self.of.entry(id).or_default();
-        states.push(proof);
-        if states.len() > STATES {
-            drop(states.remove(0));
+        if states.len() >= STATES {
+            // One on which no probe is any more. Nobody would look at one with probes then.
+            let unused = states.iter().position(|known| Arc::strong_count(&known.file) == 1)?;
+            drop(states.remove(unused));
         }
+        states.push(proof);
         Some(Place { held: Arc::clone(&file), file })
     }
 
     /// Tries again where a file was open for writing.
     fn lease_more(&mut self) {
         for proof in self.of.values_mut().flatten().filter(|proof| proof.leasable) {
-            proof.lease();
+            proof.lease_later();
         }
+    }
+
+    /// The file that is leased for this state of it; else this one itself.
+    pub(super) fn held_for(&self, id: FileId, opened: &Arc<HookedFile>) -> Arc<HookedFile> {
+        let stamp = FileStamp::as_known(opened.file()).ok();
+        let same = |known: &&Proof| Some(known.stamp) == stamp;
+        let known = self.of.get(&id).and_then(|states| states.iter().find(same));
+        Arc::clone(known.map_or(opened, |known| &known.file))
     }
 
     /// Whether nothing stands against hooking a file.
@@ -253,27 +275,31 @@ impl Proofs {
         any
     }
 
-    /// Whether a watched file was written to since the last call.
-    fn were_written(&mut self) -> bool {
+    /// Watches of files that were written to since the last call.
+    fn were_written(&mut self) -> HashSet<i32> {
+        let mut written = HashSet::new();
         // Until it is read, one event stands for all that follow.
         let Some(watcher) = self.watcher.as_ref().filter(|_| self.read.is_none_or(|at| at.elapsed() > READ_EVERY))
         else {
-            return false;
+            return written;
         };
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut events = inotify::Reader::new(watcher, &mut buffer);
-        let mut any = false;
-        // One buffer at a time is enough: what it says matters to nobody, and more comes with the next tick.
+        // One buffer at a time is enough: more comes with the next tick.
         while let Ok(event) = events.next() {
-            any |= !event.events().contains(inotify::ReadFlags::IGNORED);
+            if event.events().contains(inotify::ReadFlags::QUEUE_OVERFLOW) {
+                written.extend(self.of.values().flatten().filter_map(|proof| proof.watch));
+            } else if !event.events().contains(inotify::ReadFlags::IGNORED) {
+                written.insert(event.wd());
+            }
             if events.is_buffer_empty() {
                 break;
             }
         }
-        if any {
+        if !written.is_empty() {
             self.read = Some(Instant::now());
         }
-        any
+        written
     }
 
     /// Forgets files without probes. Gives these; probes that are being taken away hold theirs.
@@ -311,8 +337,8 @@ impl Attacher {
     /// when something was heard of one.
     pub fn drop_rewritten(&mut self, look: bool) -> Vec<Rewritten> {
         let (asked, written) = (self.proofs.are_asked_for(), self.proofs.were_written());
-        if asked || written || look {
-            self.check_proofs(written, |_| true);
+        if asked || !written.is_empty() || look {
+            self.check_proofs(&written, |_| true);
         }
         if look {
             self.proofs.lease_more();
@@ -321,9 +347,10 @@ impl Attacher {
     }
 
     /// Holds what is hooked in these files against what they hold now.
-    pub(super) fn check_proofs(&mut self, written: bool, of: impl Fn(FileId) -> bool) {
+    pub(super) fn check_proofs(&mut self, written: &HashSet<i32>, of: impl Fn(FileId) -> bool) {
+        let opener = self.libraries.opener().clone();
         let states = self.proofs.of.iter_mut().filter(|(id, _)| of(**id));
-        let found: Vec<Rewritten> = states.filter_map(|(id, states)| broken(*id, states, written)).collect();
+        let found: Vec<Rewritten> = states.filter_map(|(id, states)| broken(*id, states, written, &opener)).collect();
         for rewritten in found {
             let id = rewritten.file;
             // Who waits for a lease goes on when the last probe is gone.
@@ -362,9 +389,11 @@ impl Attacher {
         }
         let hooks = library.plan.implementations.iter().flat_map(|plan| &plan.hooks);
         let (offsets, path): (Vec<u64>, _) = (hooks.map(|hook| hook.offset).collect(), library.path.clone());
-        let opener = self.libraries.opener();
-        let proof = opener::find(open)
-            .and_then(|found| opener.with(&found, opener::IN_THE_LOOP, move |file| Proof::of(file, path, &offsets)));
+        // Without somebody who hears it, SIGIO would end the observer.
+        let (opener, lease) = (self.libraries.opener(), self.proofs.asked.is_some());
+        let proof = opener::find(open).and_then(|found| {
+            opener.with(&found, opener::IN_THE_LOOP, move |file| Proof::of(file, path, &offsets, lease))
+        });
         let proof = proof.map_err(|_| rewritten())?;
         if !self.libraries.is_of(library.id, proof.stamp) {
             return Err(rewritten());
@@ -387,9 +416,9 @@ mod tests {
 
     use super::*;
 
-    fn library(path: &Path, code: Vec<(u64, [u8; CODE])>) -> Proof {
+    fn library(path: &Path, code: Vec<(u64, [u8; CODE])>, lease: bool) -> Proof {
         let offsets: Vec<u64> = code.iter().map(|(offset, _)| *offset).collect();
-        Proof { code, ..Proof::of(File::open(path).unwrap(), path.to_owned(), &offsets).unwrap() }
+        Proof { code, ..Proof::of(File::open(path).unwrap(), path.to_owned(), &offsets, lease).unwrap() }
     }
 
     #[test]
@@ -398,31 +427,34 @@ mod tests {
         fs::create_dir_all(&dir).unwrap();
         let path = dir.join("lib.so");
         fs::write(&path, [[1_u8; 64], [2; 64]].concat()).unwrap();
-        let unleased = || Proofs { asked: None, ..Proofs::new() };
-        let mut proofs = unleased();
+        let opener = Opener::start().unwrap();
+        let mut proofs = Proofs::new();
         let id = FileId { device: 1, inode: 2 };
-        assert!(proofs.add(id, library(&path, vec![(64, [2; CODE])])).is_some());
-        assert!(!proofs.were_written());
-        let proof = |proofs: &mut Proofs, written| proofs.of.get_mut(&id).unwrap()[0].broken(written) == Some(true);
+        assert!(proofs.add(id, library(&path, vec![(64, [2; CODE])], false)).is_some());
+        assert!(proofs.were_written().is_empty());
+        let proof =
+            |proofs: &mut Proofs, written| proofs.of.get_mut(&id).unwrap()[0].broken(written, &opener) == Some(true);
         // Elsewhere, and without a change.
         fs::OpenOptions::new().write(true).open(&path).unwrap().write_all(&[7; 8]).unwrap();
-        assert!(proofs.were_written() && !proofs.were_written(), "once");
+        let watch = proofs.of[&id][0].watch.unwrap();
+        assert_eq!(proofs.were_written(), HashSet::from([watch]));
+        assert!(proofs.were_written().is_empty(), "once");
         proofs.read = None;
         assert!(!proof(&mut proofs, true) && !proof(&mut proofs, false));
         // Another file under its name.
         let other = dir.join("other");
         fs::write(&other, [9; 128]).unwrap();
         fs::rename(&other, &path).unwrap();
-        assert!(!proofs.were_written() && !proof(&mut proofs, true));
+        assert!(proofs.were_written().is_empty() && !proof(&mut proofs, true));
         drop(proofs);
         // The other one is cut short and written anew.
-        let mut proofs = unleased();
-        assert!(proofs.add(id, library(&path, vec![(64, [9; CODE])])).is_some());
+        let mut proofs = Proofs::new();
+        assert!(proofs.add(id, library(&path, vec![(64, [9; CODE])], false)).is_some());
         drop(File::create(&path).unwrap());
-        assert!(proofs.were_written() && proof(&mut proofs, true), "nothing is there");
-        let mut proofs = unleased();
+        assert!(!proofs.were_written().is_empty() && proof(&mut proofs, true), "nothing is there");
+        let mut proofs = Proofs::new();
         fs::write(&path, [9; 128]).unwrap();
-        assert!(proofs.add(id, library(&path, vec![(64, [9; CODE])])).is_some());
+        assert!(proofs.add(id, library(&path, vec![(64, [9; CODE])], false)).is_some());
         std::thread::sleep(Duration::from_millis(20));
         fs::OpenOptions::new().write(true).open(&path).unwrap().write_all_at(&[8], 79).unwrap();
         assert!(proof(&mut proofs, false), "also without a watch");
@@ -437,8 +469,8 @@ mod tests {
         fs::write(&path, [1_u8; 64]).unwrap();
         let mut proofs = Proofs::new();
         let id = FileId { device: 1, inode: 3 };
-        let place = proofs.add(id, library(&path, vec![(0, [1; CODE])])).unwrap();
-        let again = proofs.add(id, library(&path, vec![(0, [1; CODE])])).unwrap();
+        let place = proofs.add(id, library(&path, vec![(0, [1; CODE])], true)).unwrap();
+        let again = proofs.add(id, library(&path, vec![(0, [1; CODE])], true)).unwrap();
         assert!(Arc::ptr_eq(&again.held, &place.held) && !Arc::ptr_eq(&again.file, &place.file));
         assert!(place.held.is_leased(), "the temporary directory's file system has no leases");
         assert!(File::open(&path).is_ok() && !proofs.are_asked_for(), "reading is free");
@@ -452,7 +484,9 @@ mod tests {
             std::thread::sleep(Duration::from_millis(1));
         }
         assert!(!writer.is_finished() && fs::read(&path).unwrap() == [1; 64]);
-        assert!(broken(id, proofs.of.get_mut(&id).unwrap(), false).is_some_and(|rewritten| !rewritten.changed));
+        let opener = Opener::start().unwrap();
+        let found = broken(id, proofs.of.get_mut(&id).unwrap(), &HashSet::new(), &opener);
+        assert!(found.is_some_and(|rewritten| !rewritten.changed));
         proofs.bar(id);
         assert!(!writer.is_finished() && !proofs.is_free(id), "nothing is hooked there meanwhile");
         drop(again);
@@ -463,9 +497,9 @@ mod tests {
         assert!(proofs.is_free(id));
         // While it is open for writing no lease can be had, and nothing is hooked; for ever that would be too long.
         let open = fs::OpenOptions::new().append(true).open(&path).unwrap();
-        assert!(proofs.add(id, library(&path, vec![(0, [2; CODE])])).is_none() && proofs.of.is_empty());
+        assert!(proofs.add(id, library(&path, vec![(0, [2; CODE])], true)).is_none() && proofs.of.is_empty());
         proofs.barred.get_mut(&id).unwrap().open_since = Instant::now().checked_sub(2 * OPEN_FOR);
-        let place = proofs.add(id, library(&path, vec![(0, [2; CODE])])).unwrap();
+        let place = proofs.add(id, library(&path, vec![(0, [2; CODE])], true)).unwrap();
         proofs.lease_more();
         assert!(!place.held.is_leased());
         drop(open);
