@@ -46,7 +46,7 @@ pub enum KernelError {
     /// Not enough rights.
     #[error(
         "missing capability {missing}: attaching probes needs CAP_SYS_ADMIN (and CAP_BPF, CAP_PERFMON, CAP_SYS_PTRACE, which \
-         it includes); run as root, with `docker run --privileged`, or with `capabilities: add: [SYS_ADMIN, SYS_PTRACE]`"
+         it includes); run as root, with `docker run --privileged`, or with `capabilities: add: [SYS_ADMIN, SYS_PTRACE, DAC_READ_SEARCH]`"
     )]
     Capability {
         /// First capability that is missing.

@@ -298,7 +298,7 @@ fn rights_of(effective: CapabilitySet) -> Check {
     let missing = needed - effective;
     if !missing.is_empty() {
         return Check::new("capabilities", State::Failed, format!("{} missing", names(missing))).advise(
-            "run as root, with `docker run --privileged`, or with `capabilities: add: [SYS_ADMIN, SYS_PTRACE]`",
+            "run as root, with `docker run --privileged`, or with `capabilities: add: [SYS_ADMIN, SYS_PTRACE, DAC_READ_SEARCH]`",
         );
     }
     if !effective.contains(useful) {
