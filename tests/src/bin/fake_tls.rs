@@ -8,13 +8,15 @@
 //! `connections N RATE MODELS` - N short connections, RATE a second, each with one short stream; of one model (`one`) or each
 //! of a model of its own whose name would colour a terminal (`each`);
 //! `hostile CASE MB` - on one connection an answer that no server should give: `header` (one header line of so many MB), `line` (one
-//! event of as many), `bomb` (a body of gzip that unpacks to as many).
+//! event of as many), `bomb` (a body of gzip that unpacks to as many);
+//! `map PATH` - map a file, executable, as when a library is loaded.
 //!
 //! An answer says what was made and how many calls were made (`calls`), and of how many the result was another one than
 //! the real function gave (`wrong`).
 
 use std::{
     io::{BufRead, Write},
+    os::fd::AsRawFd,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -362,6 +364,19 @@ fn requests(n: u64, bytes: usize) -> String {
     format!("{{\"event\":\"done\",\"exchanges\":{n},\"chunks\":{n},\"bytes\":{bytes},{checked}")
 }
 
+/// Maps a whole file until the end.
+fn map(path: &str) -> std::io::Result<String> {
+    let file = std::fs::File::open(path)?;
+    let bytes = file.metadata()?.len() as usize;
+    let access = libc::PROT_READ | libc::PROT_EXEC;
+    // SAFETY: where it is mapped is left to the kernel, and nobody uses it.
+    let at = unsafe { libc::mmap(std::ptr::null_mut(), bytes, access, libc::MAP_PRIVATE, file.as_raw_fd(), 0) };
+    if at == libc::MAP_FAILED {
+        return Err(std::io::Error::last_os_error());
+    }
+    Ok(format!("{{\"event\":\"done\",\"bytes\":{bytes}}}"))
+}
+
 fn main() -> std::io::Result<()> {
     let mut out = std::io::stdout();
     writeln!(out, "{{\"event\":\"ready\",\"pid\":{}}}", std::process::id())?;
@@ -375,6 +390,7 @@ fn main() -> std::io::Result<()> {
             Some(&"requests") => requests(number(1), number(2) as usize),
             Some(&"connections") => connections(number(1), number(2), words.get(3) == Some(&"each")),
             Some(&"hostile") => hostile(words.get(1).copied().unwrap_or_default(), number(2))?,
+            Some(&"map") => map(words.get(1).copied().unwrap_or_default())?,
             _ => "{\"error\":\"unknown command\"}".to_owned(),
         };
         writeln!(out, "{answer}")?;

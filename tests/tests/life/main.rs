@@ -16,6 +16,7 @@ mod executables;
 mod exports;
 mod harness;
 mod hostile;
+mod hung;
 mod libraries;
 mod liveness;
 mod phases;
