@@ -3,7 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -11,7 +11,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use serde_json::Value;
 use xtask::{fake_tls::FakeTls, process::Guarded};
 
-use crate::harness::{Observer, Place, SOON, lines, until};
+use crate::harness::{Observer, Place, SOON, binary, lines, until};
 
 /// Longest that the endpoint may take: the loop does not wait for files, and the machine may be busy.
 const PROMPT: Duration = Duration::from_secs(5);
@@ -170,6 +170,17 @@ impl Case {
         until("all streams of the process on it are seen", || (self.seen(pid).len() == already + more).then_some(()));
     }
 
+    /// Tells the observer to stop. It is done when its first thread has ended; the kernel keeps a thread that waits for an answer of FUSE,
+    /// and the rest of the process with it, until the answer comes, whoever kills it.
+    fn stops_in_the_silence(&mut self) {
+        let pid = self.observer().process.pid();
+        self.observer().process.signal(rustix::process::Signal::TERM);
+        until("its first thread has ended", || {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            (status.is_empty() || status.contains("State:\tZ")).then_some(())
+        });
+    }
+
     /// Ends the observer as a service manager does; all that was seen must be right.
     fn stops_in_order(&mut self) {
         let began = Instant::now();
@@ -217,10 +228,11 @@ fn a_file_system_that_does_not_answer_holds_up_nobody_else() {
     case.fs.falls_silent();
     case.observe_processes();
     nobody_else_is_held_up(&mut case);
+    case.stops_in_the_silence();
+    assert!(!case.fs.answers().is_empty(), "the observer asked for nothing");
     case.stops_in_order();
     let pid = case.elsewhere.pid();
     assert_eq!(case.seen(pid).len(), case.elsewhere.made, "each once");
-    assert!(!case.fs.answers().is_empty(), "the observer asked for nothing");
 }
 
 #[test]
@@ -234,12 +246,21 @@ fn a_process_is_attached_to_when_the_file_system_of_its_executable_answers_again
 
 /// Its path is the user's: already its name has to be asked for.
 #[test]
-fn an_executable_on_a_file_system_that_does_not_answer_is_hooked_when_it_does() {
+fn an_executable_on_a_file_system_that_does_not_answer_is_refused_in_words() {
     let mut case = Case::new("executable");
     case.fs.falls_silent();
-    case.observe_executables();
-    nobody_else_is_held_up(&mut case);
-    both_are_observed_when_it_answers(&mut case);
+    // What it is called is known for a second.
+    std::thread::sleep(Duration::from_millis(1500));
+    let said = case.place.dir.join("refused.stderr");
+    let mut command = Command::new(binary());
+    command.args(["run", "--listen", "127.0.0.1:0", "--exe", case.executables[0].to_str().unwrap()]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(fs::File::create(&said).unwrap());
+    let mut refused = command.spawn().unwrap();
+    until("it says why", || {
+        fs::read_to_string(&said).unwrap().contains("its file system does not answer").then_some(())
+    });
+    case.fs.answers();
+    assert_eq!(refused.wait().unwrap().code(), Some(64), "{}", fs::read_to_string(&said).unwrap());
 }
 
 /// Also one that loads a library: all files that it has mapped are looked at again then, also that which cannot be opened.
