@@ -1,5 +1,6 @@
 //! A file system (FUSE) that falls silent when it is told to, as one on a network does whose server is gone: `silent_fs MOUNTPOINT
-//! DIRECTORY` shows the regular files of a directory, read-only, under their names; it does not list them.
+//! DIRECTORY [asked-on-close]` shows the regular files of a directory, read-only, under their names; it does not list them. The kernel tells it
+//! when a file is closed, and waits, if it wants that, as sshfs does; NFS does not for files that were only read.
 //!
 //! It says `{"event":"ready"}` when it is mounted. Commands on stdin, one a line, answered by one line of JSON on stdout:
 //! `silent` - from now on requests are taken and not answered; answered by `{"event":"silent"}`;
@@ -56,6 +57,8 @@ struct Shown {
     files: Vec<Served>,
     root: FileAttr,
     silence: Arc<Mutex<Silence>>,
+    /// Whether closing a file waits for an answer.
+    asked_on_close: bool,
 }
 
 fn lock(silence: &Mutex<Silence>) -> MutexGuard<'_, Silence> {
@@ -64,7 +67,7 @@ fn lock(silence: &Mutex<Silence>) -> MutexGuard<'_, Silence> {
 
 impl Shown {
     /// The regular files of a directory.
-    fn of(directory: &Path, silence: Arc<Mutex<Silence>>) -> Result<Self> {
+    fn of(directory: &Path, silence: Arc<Mutex<Silence>>, asked_on_close: bool) -> Result<Self> {
         let mut files = Vec::new();
         for entry in fs::read_dir(directory).with_context(|| format!("cannot list {}", directory.display()))? {
             let entry = entry?;
@@ -76,7 +79,8 @@ impl Shown {
             let attributes = attributes(FIRST + files.len() as u64, FileType::RegularFile, &meta)?;
             files.push(Served { name: entry.file_name(), file: Arc::new(file), attributes });
         }
-        Ok(Self { files, root: attributes(1, FileType::Directory, &fs::metadata(directory)?)?, silence })
+        let root = attributes(1, FileType::Directory, &fs::metadata(directory)?)?;
+        Ok(Self { files, root, silence, asked_on_close })
     }
 
     /// Answers now, or when the silence is over.
@@ -163,7 +167,8 @@ impl Filesystem for Shown {
     // What is answered with `ENOSYS` once is not asked for again.
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        self.answer("flush", move || reply.error(Errno::ENOSYS));
+        let goes_on = self.asked_on_close;
+        self.answer("flush", move || if goes_on { reply.ok() } else { reply.error(Errno::ENOSYS) });
     }
 
     fn access(&self, _: &Request, _: INodeNo, _: AccessFlags, reply: ReplyEmpty) {
@@ -197,10 +202,14 @@ fn end(mountpoint: &Path) -> ! {
 
 fn main() -> Result<()> {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    let [mountpoint, directory] = arguments.as_slice() else { bail!("usage: silent_fs MOUNTPOINT DIRECTORY") };
+    let (mountpoint, directory, asked_on_close) = match arguments.as_slice() {
+        [mountpoint, directory] => (mountpoint, directory, false),
+        [mountpoint, directory, flag] if flag == "asked-on-close" => (mountpoint, directory, true),
+        _ => bail!("usage: silent_fs MOUNTPOINT DIRECTORY [asked-on-close]"),
+    };
     let mountpoint = fs::canonicalize(mountpoint).context("there is no such mount point")?;
     let silence = Arc::new(Mutex::new(None));
-    let shown = Shown::of(Path::new(directory), Arc::clone(&silence))?;
+    let shown = Shown::of(Path::new(directory), Arc::clone(&silence), asked_on_close)?;
     let mut config = Config::default();
     config.mount_options = vec![MountOption::RO, MountOption::FSName("silent_fs".to_owned())];
     let session = fuser::Session::new(shown, &mountpoint, &config).context("cannot mount")?;

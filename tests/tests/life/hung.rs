@@ -23,14 +23,14 @@ struct SilentFs {
 }
 
 impl SilentFs {
-    fn of(directory: &Path) -> Self {
+    fn of(directory: &Path, flags: &[&str]) -> Self {
         let name = directory.file_name().unwrap().display();
         let mountpoint = std::env::temp_dir().join(format!("nexent-observer-silent-{}-{name}", std::process::id()));
         fs::create_dir_all(&mountpoint).unwrap();
         // As the kernel and so the observer name it.
         let mountpoint = fs::canonicalize(mountpoint).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_silent_fs"));
-        let process = Guarded::talking("silent_fs", command.arg(&mountpoint).arg(directory)).unwrap();
+        let process = Guarded::talking("silent_fs", command.arg(&mountpoint).arg(directory).args(flags)).unwrap();
         let this = Self { process, mountpoint };
         this.process.event("ready", SOON).unwrap();
         this
@@ -95,13 +95,18 @@ struct Case {
 
 impl Case {
     fn new(name: &str) -> Self {
+        Self::with(name, &[])
+    }
+
+    /// With flags for the file system.
+    fn with(name: &str, flags: &[&str]) -> Self {
         let place = Place::new(name);
         let [served, elsewhere] = [place.dir.join(name), place.dir.join("elsewhere")];
         fs::create_dir(&served).unwrap();
         for copy in [served.join("on_it"), elsewhere.clone()] {
             fs::copy(env!("CARGO_BIN_EXE_fake_tls"), copy).unwrap();
         }
-        let fs = SilentFs::of(&served);
+        let fs = SilentFs::of(&served, flags);
         let on_it = fs.mountpoint.join("on_it");
         // Into the page cache, so that the process can run during the silence.
         assert!(fs::read(&on_it).unwrap().starts_with(b"\x7fELF"));
@@ -290,4 +295,17 @@ fn processes_go_on_being_observed_when_the_file_system_of_their_executable_falls
     assert_eq!(case.seen(on_it).len(), made, "each once");
     case.stops_in_order();
     eprintln!("in the silence it was asked for {:?}", case.fs.answers());
+}
+
+/// A process that ends closes what it has open, and waits for that; not even SIGKILL ends it then.
+#[test]
+fn the_observer_stops_though_a_file_system_is_asked_on_close_and_does_not_answer() {
+    let mut case = Case::with("asked-on-close", &["asked-on-close"]);
+    case.observe_processes();
+    case.on_it_is_attached();
+    case.elsewhere_is_attached();
+    case.both_are_observed();
+    case.fs.falls_silent();
+    case.both_are_observed();
+    case.stops_in_order();
 }
