@@ -4,52 +4,83 @@ use std::{
     fs::File,
     io,
     os::fd::AsRawFd,
+    path::Path,
     sync::atomic::{AtomicBool, Ordering},
 };
 
+use super::opener::{self, own_path};
+
 /// `OVERLAYFS_SUPER_MAGIC` (include/uapi/linux/magic.h).
 const OVERLAY: u64 = 0x794c_7630;
+/// `FUSE_SUPER_MAGIC`, likewise.
+const FUSE: u64 = 0x6573_5546;
 
 /// A file. Each probe on it holds it, so that its lease ends when the last of them is gone, and not before.
 #[derive(Debug)]
 pub struct HookedFile {
+    /// Opened for reading while it is leased or may be; else only found.
     file: File,
-    below_overlay: bool,
     leased: AtomicBool,
 }
 
+/// How taking a lease went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lease {
+    /// Whoever opens the file for writing waits.
+    Taken,
+    /// It is open for writing: one may be had later.
+    Later,
+    /// There is none.
+    None,
+}
+
 impl HookedFile {
-    /// Without a lease. It asks the file system.
+    /// Without a lease. Of the file that is given nothing is kept but what it is: closing it may ask the file system, and that in whatever
+    /// thread lets go of the last probe.
     ///
     /// # Errors
-    /// The error of `fstatfs`.
-    pub fn new(file: File) -> io::Result<Self> {
-        let below_overlay = rustix::fs::fstatfs(&file)?.f_type.cast_unsigned() == OVERLAY;
-        Ok(Self { file, below_overlay, leased: AtomicBool::new(false) })
+    /// As the kernel gives them.
+    pub fn unleased(file: &File) -> io::Result<Self> {
+        let file = opener::find(Path::new(&own_path(file)))?;
+        Ok(Self { file, leased: AtomicBool::new(false) })
     }
 
-    /// The file.
+    /// With a read lease if there can be one: whoever opens the file for writing waits until it ends, and SIGIO tells. None below an overlay
+    /// file system: opened for writing for the first time, a file of an image becomes another one there, and the probes on the old one, which
+    /// old processes run, are in nobody's way. None on FUSE, which asks its server when the file is closed. It asks the file system.
+    ///
+    /// # Errors
+    /// As the kernel gives them.
+    pub fn leased(file: File) -> io::Result<(Self, Lease)> {
+        if matches!(rustix::fs::fstatfs(&file)?.f_type.cast_unsigned(), OVERLAY | FUSE) {
+            return Ok((Self::unleased(&file)?, Lease::None));
+        }
+        let this = Self { file, leased: AtomicBool::new(false) };
+        match this.lease() {
+            Lease::None => Ok((Self::unleased(&this.file)?, Lease::None)),
+            lease => Ok((this, lease)),
+        }
+    }
+
+    /// The file, to be found or opened by.
     #[must_use]
     pub fn file(&self) -> &File {
         &self.file
     }
 
-    /// Takes a read lease: whoever opens the file for writing waits until it ends, and SIGIO tells. None below an overlay file system:
-    /// opened for writing for the first time, a file of an image becomes another one there, and the probes on the old one, which old
-    /// processes run, are in nobody's way.
-    ///
-    /// # Errors
-    /// `WouldBlock` while it is open for writing; else there can be none.
-    pub fn lease(&self) -> io::Result<()> {
-        if self.below_overlay {
-            return Err(io::ErrorKind::Unsupported.into());
-        }
+    /// Takes the lease that could not be had before.
+    pub fn lease(&self) -> Lease {
         // SAFETY: a plain call with an open descriptor.
-        if unsafe { libc::fcntl(self.file.as_raw_fd(), libc::F_SETLEASE, libc::F_RDLCK) } != 0 {
-            return Err(io::Error::last_os_error());
+        if unsafe { libc::fcntl(self.file.as_raw_fd(), libc::F_SETLEASE, libc::F_RDLCK) } == 0 {
+            self.leased.store(true, Ordering::Relaxed);
+            return Lease::Taken;
         }
-        self.leased.store(true, Ordering::Relaxed);
-        Ok(())
+        let error = io::Error::last_os_error();
+        if error.kind() == io::ErrorKind::WouldBlock {
+            return Lease::Later;
+        }
+        tracing::debug!(%error, "A hooked file is not leased.");
+        Lease::None
     }
 
     /// Whether it was ever leased.

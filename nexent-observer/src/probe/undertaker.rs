@@ -131,13 +131,13 @@ mod tests {
         let path = |name: &str| dir.join(format!("nexent-observer-{name}-{}", std::process::id()));
         let hooked = |name: &str| {
             fs::write(path(name), name).unwrap();
-            Arc::new(HookedFile::new(File::open(path(name)).unwrap()).unwrap())
+            let (file, lease) = HookedFile::leased(File::open(path(name)).unwrap()).unwrap();
+            assert_eq!(lease, crate::probe::lease::Lease::Taken);
+            Arc::new(file)
         };
         // A lease that ends is told by a signal, which would end this process.
         drop(signal_hook::low_level::pipe::register(libc::SIGIO, std::os::unix::net::UnixStream::pair().unwrap().0));
         let (quiet, awaited) = (hooked("quiet"), hooked("awaited"));
-        quiet.lease().unwrap();
-        awaited.lease().unwrap();
         let mut queue = Queue::default();
         for file in [&quiet, &quiet, &awaited, &quiet] {
             queue.dead.push_back(Dead { what: Box::new(()), file: Some(Arc::downgrade(file)) });

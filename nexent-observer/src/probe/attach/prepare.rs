@@ -33,7 +33,8 @@ impl Attacher {
         let _raised = privileges::raise();
         // Opened once and kept, so that all of it is about one file, whatever the path leads to meanwhile.
         let found = self.found(executable, opener::PATIENT);
-        let look = |opened: File| Ok((FileId::as_mapped(&opened), opened));
+        let look =
+            |opened: File| Ok((FileId::as_mapped(&opened), opener::find(Path::new(&opener::own_path(&opened)))?));
         let opened = found.and_then(|found| self.libraries.opener().with(&found, opener::PATIENT, look));
         let (id, opened) = match opened {
             Ok(opened) => opened,

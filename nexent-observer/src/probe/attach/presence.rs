@@ -226,7 +226,7 @@ impl Attacher {
         let read = self.opened(file, move |opened| {
             let there = wanted.iter().map(|offset| Ok((*offset, eight_at(&opened, *offset)?)));
             let there = there.collect::<io::Result<Vec<_>>>()?;
-            Ok((there, Arc::new(HookedFile::new(opened)?)))
+            Ok((there, Arc::new(HookedFile::unleased(&opened)?)))
         });
         let (there, opened) = match read {
             Ok(read) => read,

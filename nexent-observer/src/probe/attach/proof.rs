@@ -25,7 +25,7 @@ use rustix::fs::inotify;
 use super::{Attached, Attacher, Library};
 use crate::probe::{
     kernel::{KernelError, Place},
-    lease::HookedFile,
+    lease::{HookedFile, Lease},
     opener::{self, Opener, own_path},
     process::{FileId, FileStamp},
 };
@@ -102,16 +102,15 @@ struct Proof {
 
 impl Proof {
     /// Reads what stands in a file where probes are to be put. `lease`: it is leased before, so that this stays true.
-    fn of(file: File, path: PathBuf, offsets: &[u64], lease: bool) -> io::Result<Self> {
-        let file = Arc::new(HookedFile::new(file)?);
-        let leased = if lease { file.lease() } else { Ok(()) };
-        let leasable = leased.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
-        if let (Err(error), false) = (leased, leasable) {
-            tracing::debug!(path = %path.display(), %error, "A hooked file is not leased.");
-        }
-        let stamp = FileStamp::of(file.file())?;
-        let code = all_code_in(file.file(), offsets.iter().copied())?;
-        Ok(Self { file, leasable, path, stamp, code, watch: None, unread: false })
+    fn of(file: File, path: PathBuf, offsets: &[u64], lease: bool, watcher: Option<&OwnedFd>) -> io::Result<Self> {
+        let read = file.try_clone()?;
+        let (file, lease) = if lease { HookedFile::leased(file)? } else { (HookedFile::unleased(&file)?, Lease::None) };
+        let watch = |fd| inotify::add_watch(fd, own_path(&read), inotify::WatchFlags::MODIFY);
+        let watch = watcher.and_then(|fd| watch(fd).ok());
+        let stamp = FileStamp::of(&read)?;
+        let code = all_code_in(&read, offsets.iter().copied())?;
+        let (file, leasable) = (Arc::new(file), lease == Lease::Later);
+        Ok(Self { file, leasable, path, stamp, code, watch, unread: false })
     }
 
     /// Whether something else stands now where the probes are (`true`), or somebody waits to write (`false`). `written`: it may have been, though
@@ -126,8 +125,8 @@ impl Proof {
             return None;
         }
         self.stamp = stamp;
-        let (file, offsets): (_, Vec<u64>) = (Arc::clone(&self.file), self.code.iter().map(|(at, _)| *at).collect());
-        let now = opener.of(self.file.file(), opener::IN_THE_LOOP, move || all_code_in(file.file(), offsets));
+        let offsets: Vec<u64> = self.code.iter().map(|(offset, _)| *offset).collect();
+        let now = opener.with(self.file.file(), opener::IN_THE_LOOP, move |file| all_code_in(&file, offsets));
         self.unread = now.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut);
         let changed = match now {
             Ok(now) => now != self.code,
@@ -138,8 +137,7 @@ impl Proof {
 
     /// Takes a lease that could not be had before.
     fn lease_later(&mut self) {
-        let leased = self.file.lease();
-        self.leasable = leased.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+        self.leasable = self.file.lease() == Lease::Later;
     }
 }
 
@@ -207,7 +205,7 @@ impl Proofs {
     }
 
     /// Takes in a proof. Gives where to put the probes; `None`: the file is open for writing now, nothing is to be hooked there.
-    fn add(&mut self, id: FileId, mut proof: Proof) -> Option<Place> {
+    fn add(&mut self, id: FileId, proof: Proof) -> Option<Place> {
         let file = Arc::clone(&proof.file);
         let same = |known: &&Proof| known.stamp == proof.stamp && known.code == proof.code;
         if let Some(known) = self.of.get(&id).and_then(|states| states.iter().find(same)) {
@@ -216,6 +214,7 @@ impl Proofs {
         if proof.leasable {
             let barred = self.barred.entry(id).or_default();
             if barred.open_since.get_or_insert_with(Instant::now).elapsed() < OPEN_FOR {
+                self.unwatch(&[proof]);
                 return None;
             }
             let path = proof.path.display();
@@ -224,13 +223,13 @@ impl Proofs {
         if let Some(barred) = self.barred.get_mut(&id) {
             barred.open_since = None;
         }
-        let path = own_path(file.file());
-        let watch = |fd| inotify::add_watch(fd, path, inotify::WatchFlags::MODIFY);
-        proof.watch = self.watcher.as_ref().and_then(|fd| watch(fd).ok());
         let states = self.of.entry(id).or_default();
         if states.len() >= STATES {
             // One on which no probe is any more. Nobody would look at one with probes then.
-            let unused = states.iter().position(|known| Arc::strong_count(&known.file) == 1)?;
+            let Some(unused) = states.iter().position(|known| Arc::strong_count(&known.file) == 1) else {
+                self.unwatch(&[proof]);
+                return None;
+            };
             drop(states.remove(unused));
         }
         states.push(proof);
@@ -241,6 +240,18 @@ impl Proofs {
     fn lease_more(&mut self) {
         for proof in self.of.values_mut().flatten().filter(|proof| proof.leasable) {
             proof.lease_later();
+        }
+    }
+
+    /// Ends the watches of these, but for those of files that are hooked.
+    fn unwatch(&self, gone: &[Proof]) {
+        let watched: HashSet<i32> = self.of.values().flatten().filter_map(|proof| proof.watch).collect();
+        for watch in gone.iter().filter_map(|proof| proof.watch).filter(|watch| !watched.contains(watch)) {
+            if let Some(watcher) = &self.watcher
+                && let Err(error) = inotify::remove_watch(watcher, watch)
+            {
+                tracing::debug!(%error, "A watch was gone already: its file is.");
+            }
         }
     }
 
@@ -306,14 +317,7 @@ impl Proofs {
     pub(super) fn keep(&mut self, hooked: impl Fn(FileId) -> bool) -> Vec<Arc<HookedFile>> {
         let gone: Vec<FileId> = self.of.keys().copied().filter(|id| !hooked(*id)).collect();
         let gone: Vec<Proof> = gone.iter().filter_map(|id| self.of.remove(id)).flatten().collect();
-        let watched: HashSet<i32> = self.of.values().flatten().filter_map(|proof| proof.watch).collect();
-        for watch in gone.iter().filter_map(|proof| proof.watch).filter(|watch| !watched.contains(watch)) {
-            if let Some(watcher) = &self.watcher
-                && let Err(error) = inotify::remove_watch(watcher, watch)
-            {
-                tracing::debug!(%error, "A watch was gone already: its file is.");
-            }
-        }
+        self.unwatch(&gone);
         gone.into_iter().map(|proof| proof.file).collect()
     }
 }
@@ -391,8 +395,10 @@ impl Attacher {
         let (offsets, path): (Vec<u64>, _) = (hooks.map(|hook| hook.offset).collect(), library.path.clone());
         // Without somebody who hears it, SIGIO would end the observer.
         let (opener, lease) = (self.libraries.opener(), self.proofs.asked.is_some());
+        let watcher = self.proofs.watcher.as_ref().and_then(|watcher| watcher.try_clone().ok());
         let proof = opener::find(open).and_then(|found| {
-            opener.with(&found, opener::IN_THE_LOOP, move |file| Proof::of(file, path, &offsets, lease))
+            opener
+                .with(&found, opener::IN_THE_LOOP, move |file| Proof::of(file, path, &offsets, lease, watcher.as_ref()))
         });
         let proof = proof.map_err(|_| rewritten())?;
         if !self.libraries.is_of(library.id, proof.stamp) {
@@ -416,9 +422,10 @@ mod tests {
 
     use super::*;
 
-    fn library(path: &Path, code: Vec<(u64, [u8; CODE])>, lease: bool) -> Proof {
+    fn library(proofs: &Proofs, path: &Path, code: Vec<(u64, [u8; CODE])>, lease: bool) -> Proof {
         let offsets: Vec<u64> = code.iter().map(|(offset, _)| *offset).collect();
-        Proof { code, ..Proof::of(File::open(path).unwrap(), path.to_owned(), &offsets, lease).unwrap() }
+        let file = File::open(path).unwrap();
+        Proof { code, ..Proof::of(file, path.to_owned(), &offsets, lease, proofs.watcher.as_ref()).unwrap() }
     }
 
     #[test]
@@ -430,7 +437,11 @@ mod tests {
         let opener = Opener::start().unwrap();
         let mut proofs = Proofs::new();
         let id = FileId { device: 1, inode: 2 };
-        assert!(proofs.add(id, library(&path, vec![(64, [2; CODE])], false)).is_some());
+        let add = |proofs: &mut Proofs, code: Vec<(u64, [u8; CODE])>, lease| {
+            let proof = library(proofs, &path, code, lease);
+            proofs.add(id, proof)
+        };
+        assert!(add(&mut proofs, vec![(64, [2; CODE])], false).is_some());
         assert!(proofs.were_written().is_empty());
         let proof =
             |proofs: &mut Proofs, written| proofs.of.get_mut(&id).unwrap()[0].broken(written, &opener) == Some(true);
@@ -449,12 +460,12 @@ mod tests {
         drop(proofs);
         // The other one is cut short and written anew.
         let mut proofs = Proofs::new();
-        assert!(proofs.add(id, library(&path, vec![(64, [9; CODE])], false)).is_some());
+        assert!(add(&mut proofs, vec![(64, [9; CODE])], false).is_some());
         drop(File::create(&path).unwrap());
         assert!(!proofs.were_written().is_empty() && proof(&mut proofs, true), "nothing is there");
         let mut proofs = Proofs::new();
         fs::write(&path, [9; 128]).unwrap();
-        assert!(proofs.add(id, library(&path, vec![(64, [9; CODE])], false)).is_some());
+        assert!(add(&mut proofs, vec![(64, [9; CODE])], false).is_some());
         std::thread::sleep(Duration::from_millis(20));
         fs::OpenOptions::new().write(true).open(&path).unwrap().write_all_at(&[8], 79).unwrap();
         assert!(proof(&mut proofs, false), "also without a watch");
@@ -469,8 +480,12 @@ mod tests {
         fs::write(&path, [1_u8; 64]).unwrap();
         let mut proofs = Proofs::new();
         let id = FileId { device: 1, inode: 3 };
-        let place = proofs.add(id, library(&path, vec![(0, [1; CODE])], true)).unwrap();
-        let again = proofs.add(id, library(&path, vec![(0, [1; CODE])], true)).unwrap();
+        let add = |proofs: &mut Proofs, code: Vec<(u64, [u8; CODE])>, lease| {
+            let proof = library(proofs, &path, code, lease);
+            proofs.add(id, proof)
+        };
+        let place = add(&mut proofs, vec![(0, [1; CODE])], true).unwrap();
+        let again = add(&mut proofs, vec![(0, [1; CODE])], true).unwrap();
         assert!(Arc::ptr_eq(&again.held, &place.held) && !Arc::ptr_eq(&again.file, &place.file));
         assert!(place.held.is_leased(), "the temporary directory's file system has no leases");
         assert!(File::open(&path).is_ok() && !proofs.are_asked_for(), "reading is free");
@@ -497,9 +512,9 @@ mod tests {
         assert!(proofs.is_free(id));
         // While it is open for writing no lease can be had, and nothing is hooked; for ever that would be too long.
         let open = fs::OpenOptions::new().append(true).open(&path).unwrap();
-        assert!(proofs.add(id, library(&path, vec![(0, [2; CODE])], true)).is_none() && proofs.of.is_empty());
+        assert!(add(&mut proofs, vec![(0, [2; CODE])], true).is_none() && proofs.of.is_empty());
         proofs.barred.get_mut(&id).unwrap().open_since = Instant::now().checked_sub(2 * OPEN_FOR);
-        let place = proofs.add(id, library(&path, vec![(0, [2; CODE])], true)).unwrap();
+        let place = add(&mut proofs, vec![(0, [2; CODE])], true).unwrap();
         proofs.lease_more();
         assert!(!place.held.is_leased());
         drop(open);
