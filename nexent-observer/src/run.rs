@@ -277,7 +277,8 @@ impl Observer {
                     return Ok(());
                 }
             }
-            if self.ends_with_targets && self.targets.observed() == 0 && self.dying.is_empty() {
+            let none = self.targets.observed() == 0 && !self.targets.awaits_named();
+            if self.ends_with_targets && none && self.dying.is_empty() {
                 // The last process's open exchanges have just ended; they are still in the core.
                 self.finish(now);
                 tracing::info!("No observed process is left; ending.");

@@ -47,12 +47,14 @@ pub(super) struct Candidate {
     pub(super) executed: bool,
     /// What it had mapped when it was last looked at.
     pub(super) mapped: Option<u64>,
+    /// It was named at the start, and what it has mapped could not be looked into then.
+    pub(super) named: bool,
 }
 
 impl Candidate {
     pub(super) fn new(reason: Reason, since: MonoNs, delay: u64) -> Self {
         let next = MonoNs(since.0.saturating_add(delay));
-        Self { reason, since, next, sibling: None, warned: false, executed: false, mapped: None }
+        Self { reason, since, next, sibling: None, warned: false, executed: false, mapped: None, named: false }
     }
 }
 
@@ -79,6 +81,10 @@ impl Candidates {
 
     pub(super) fn contains(&self, pid: u32) -> bool {
         self.0.contains_key(&pid)
+    }
+
+    pub(super) fn awaits_named(&self) -> bool {
+        self.0.values().any(|candidate| candidate.named)
     }
 
     pub(super) fn len(&self) -> usize {

@@ -7,7 +7,7 @@ use std::{
     fs::File,
     io,
     panic::{AssertUnwindSafe, catch_unwind},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc},
     thread,
     time::{Duration, Instant},
@@ -332,4 +332,12 @@ fn look_into(file: File, cache: Option<&Cache>) -> Option<Plan> {
 #[must_use]
 pub fn plan_of(file: File) -> Option<Plan> {
     look_into(file, None)
+}
+
+/// What a file by path holds, with what is known on disk; `None` if it is no ELF file of this machine.
+///
+/// # Errors
+/// As opening the file gives them.
+pub fn plan_of_path(path: &Path, cache: Option<&Cache>) -> io::Result<Option<Plan>> {
+    Ok(look_into(File::open(path)?, cache))
 }

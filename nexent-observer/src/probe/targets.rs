@@ -1,11 +1,13 @@
 //! Which processes are observed: those named by pid, all present and future ones of an executable, or all that talk to an LLM.
 //! Follows forks, execs and exits, and tries again where a TLS library is loaded late.
 
+mod named;
+
 use std::{
     collections::{HashMap, HashSet},
     io,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use nexent_observer_core::event::{ConnId, MonoNs, Record, RecordFlags, RecordKind, Stamp};
@@ -239,27 +241,6 @@ impl Targets {
         Census { on_trial, let_go, candidates: self.candidates.len(), left_alone: self.left_alone.len() }
     }
 
-    /// Attaches to a process named by pid.
-    ///
-    /// # Errors
-    /// [`AttachError`]; nothing is attached then.
-    pub fn add_pid(&mut self, pid: u32) -> Result<(), AttachError> {
-        if self.judge(pid, Reason::Pid) == Verdict::Unwanted {
-            self.changes.push(Change::OptedOut { pid });
-            return Ok(());
-        }
-        let until = Instant::now() + PASSES_WITHIN;
-        let report = loop {
-            match self.attacher.attach(pid, Manner::Own, None) {
-                Err(error) if error.is_passing() && Instant::now() < until => std::thread::sleep(LOOK_AGAIN),
-                done => break done?,
-            }
-        };
-        self.reasons.insert(pid, Reason::Pid);
-        self.changes.push(Change::Attached { report, after_exec: None });
-        Ok(())
-    }
-
     /// A process said something: counts for those on trial.
     pub fn heard(&mut self, record: &Record<'_>) {
         self.trials.heard(record.pid, record.conn.0, record.at.ret);
@@ -480,7 +461,9 @@ impl Targets {
         // One that has ended since has no libraries any more.
         let lives = |sibling: &u32| self.attacher.observes(*sibling) && !self.suspects.contains_key(sibling);
         candidate.sibling = candidate.sibling.filter(lives).or_else(|| self.sibling(reason));
-        match self.attacher.attach(pid, manner, candidate.sibling) {
+        let attached = self.attacher.attach(pid, manner, candidate.sibling);
+        candidate.named &= matches!(attached, Err(AttachError::Searching { .. }));
+        match attached {
             Ok(report) => {
                 if report.hooked.iter().all(|hooked| hooked.plan.family == Family::Hooks) && age < WARN_AFTER {
                     // It may load a TLS library yet: an interpreter does so within its first second.
