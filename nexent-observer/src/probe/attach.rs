@@ -3,13 +3,13 @@
 mod prepare;
 mod presence;
 mod proof;
+mod report;
 mod seccomp;
 
 use std::{
     collections::{HashMap, HashSet},
     fs::File,
     io,
-    path::PathBuf,
     time::Duration,
 };
 
@@ -17,8 +17,7 @@ use nexent_observer_common::{cookie::Scope, state::Conn};
 
 use super::{
     cache::Cache,
-    hookpoint::Cost,
-    kernel::{Attached, KernelError, KernelHalf, Place, Sockets, Turn},
+    kernel::{Attached, KernelError, KernelHalf, Place, Sockets},
     library::{Libraries, Library},
     opener,
     plain::{Listeners, PATIENCE, PlainHttp, PlainLinks},
@@ -31,6 +30,7 @@ use presence::Presence;
 pub use presence::{Loss, Losses, Outcome};
 use proof::Proofs;
 pub use proof::Rewritten;
+pub use report::{AttachReport, Hooked, is_expensive};
 pub(crate) use seccomp::kills_under_seccomp;
 
 /// Why a process cannot be observed. Each message says what to do.
@@ -109,15 +109,6 @@ impl AttachError {
     }
 }
 
-/// An implementation of TLS that is hooked in a process.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Hooked {
-    /// File that holds it, as the process sees it.
-    pub path: PathBuf,
-    /// What was found there.
-    pub plan: FamilyPlan,
-}
-
 /// How a process is attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Manner {
@@ -127,21 +118,6 @@ pub enum Manner {
     Shared,
     /// Likewise, and nobody asked for this very process: without TLS it is left alone unless it listens.
     Found,
-}
-
-/// What was attached to a process.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AttachReport {
-    /// Which.
-    pub pid: u32,
-    /// Implementations of TLS that are hooked.
-    pub hooked: Vec<Hooked>,
-    /// Whether the attachment is shared with other processes and filtered.
-    pub filtered: bool,
-    /// Whether its sockets are looked at for plain HTTP.
-    pub plain: bool,
-    /// Whether the process or one of its libraries was not observed before.
-    pub news: bool,
 }
 
 /// One observed process.
@@ -348,9 +324,14 @@ impl Attacher {
             if already.contains(&library.id) {
                 continue;
             }
-            let probes =
-                if filtered { Vec::new() } else { self.hook(library, &files, Some(pid)).map_err(kernel_error)? };
-            fresh.insert(library.id, probes);
+            let probes = if filtered { Ok(Vec::new()) } else { self.hook(library, &files, Some(pid)) };
+            match probes {
+                Ok(probes) => drop(fresh.insert(library.id, probes)),
+                Err(source) => {
+                    self.bury(fresh.into_values().flatten());
+                    return Err(kernel_error(source));
+                }
+            }
         }
         self.kernel.arm(pid, scope, sockets).map_err(kernel_error)?;
         let news = !fresh.is_empty() || self.observed.get(&pid).is_none_or(|observed| observed.sockets != sockets);
@@ -685,14 +666,4 @@ impl Drop for Attacher {
         self.bury(probes);
         self.undertaker.finish();
     }
-}
-
-/// Whether a call of one of these implementations is single-stepped, for a warning.
-#[must_use]
-pub fn is_expensive(report: &AttachReport) -> bool {
-    report
-        .hooked
-        .iter()
-        .flat_map(|hooked| &hooked.plan.hooks)
-        .any(|hook| hook.program.turn() != Turn::Second && hook.cost == Cost::SingleStepped)
 }

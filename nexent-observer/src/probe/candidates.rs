@@ -83,6 +83,10 @@ impl Candidates {
         self.0.contains_key(&pid)
     }
 
+    pub(super) fn is_named(&self, pid: u32) -> bool {
+        self.0.get(&pid).is_some_and(|candidate| candidate.named)
+    }
+
     pub(super) fn awaits_named(&self) -> bool {
         self.0.values().any(|candidate| candidate.named)
     }

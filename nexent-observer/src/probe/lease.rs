@@ -10,10 +10,9 @@ use std::{
 
 use super::opener::{self, own_path};
 
-/// `OVERLAYFS_SUPER_MAGIC` (include/uapi/linux/magic.h).
-const OVERLAY: u64 = 0x794c_7630;
-/// `FUSE_SUPER_MAGIC`, likewise.
-const FUSE: u64 = 0x6573_5546;
+/// Local file systems, by their magic numbers (include/uapi/linux/magic.h): ext2 to ext4, XFS, Btrfs, tmpfs, ramfs, F2FS, bcachefs, ZFS.
+const LOCAL: [u64; 8] =
+    [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0x8584_58f6, 0xf2f5_2010, 0xca45_1a4e, 0x2fc1_2fc1];
 
 /// A file. Each probe on it holds it, so that its lease ends when the last of them is gone, and not before.
 #[derive(Debug)]
@@ -45,14 +44,15 @@ impl HookedFile {
         Ok(Self { file, leased: AtomicBool::new(false) })
     }
 
-    /// With a read lease if there can be one: whoever opens the file for writing waits until it ends, and SIGIO tells. None below an overlay
-    /// file system: opened for writing for the first time, a file of an image becomes another one there, and the probes on the old one, which
-    /// old processes run, are in nobody's way. None on FUSE, which asks its server when the file is closed. It asks the file system.
+    /// With a read lease if there can be one: whoever opens the file for writing waits until it ends, and SIGIO tells. Only on local file
+    /// systems. None below an overlay one: opened for writing for the first time, a file of an image becomes another one there, and the probes
+    /// on the old one, which old processes run, are in nobody's way. None on network ones and FUSE, which ask their server when the file is
+    /// closed. It asks the file system.
     ///
     /// # Errors
     /// As the kernel gives them.
     pub fn leased(file: File) -> io::Result<(Self, Lease)> {
-        if matches!(rustix::fs::fstatfs(&file)?.f_type.cast_unsigned(), OVERLAY | FUSE) {
+        if !LOCAL.contains(&rustix::fs::fstatfs(&file)?.f_type.cast_unsigned()) {
             return Ok((Self::unleased(&file)?, Lease::None));
         }
         let this = Self { file, leased: AtomicBool::new(false) };

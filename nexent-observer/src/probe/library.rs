@@ -69,8 +69,8 @@ struct Shift {
     number: u32,
     /// The file that it has, and since when.
     has: Option<(FileId, Instant)>,
-    /// It, and those that are stuck.
-    threads: u32,
+    /// Devices of the files in which others are stuck.
+    stuck: Vec<u64>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -101,8 +101,8 @@ const IN_THE_LOOP: Duration = Duration::from_millis(5);
 const LATER: Duration = Duration::from_secs(1);
 /// A thread that has had a file for so long is stuck in it, and another one takes over; the largest real program took a few seconds.
 const STUCK: Duration = Duration::from_secs(30);
-/// Most threads: a stuck one holds what it has read of its file.
-const SEARCHERS: u32 = 4;
+/// Most threads that are stuck: each holds what it has read of its file.
+const STUCK_THREADS: usize = 3;
 
 impl Libraries {
     /// Starts the threads.
@@ -117,7 +117,7 @@ impl Libraries {
             answers: done,
             opener: Opener::start()?,
             cache: OnceLock::new(),
-            shift: Mutex::new(Shift { number: 1, has: None, threads: 1 }),
+            shift: Mutex::new(Shift { number: 1, has: None, stuck: Vec::new() }),
         });
         search(&desk, 1)?;
         Ok(Self { known: HashMap::new(), jobs, answers, desk, asked: 0, patience: BEFORE_THE_LOOP })
@@ -249,7 +249,7 @@ impl Libraries {
         }
         match plan {
             Ok(plan) => drop(self.known.insert(id, (stamp, Knowledge::Known(plan.map(Arc::new))))),
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+            Err(error) if is_passing(&error) => {
                 let later = Instant::now() + LATER;
                 self.known.insert(id, (FileStamp::none(), Knowledge::Later(later)));
             }
@@ -264,7 +264,7 @@ impl Libraries {
     fn relieve(&mut self) {
         let mut shift = lock(&self.desk.shift);
         let Some((id, _)) = shift.has.filter(|(_, since)| since.elapsed() > STUCK) else { return };
-        if shift.threads >= SEARCHERS {
+        if shift.stuck.len() >= STUCK_THREADS {
             return;
         }
         let next = shift.number + 1;
@@ -273,7 +273,7 @@ impl Libraries {
             return;
         }
         (shift.number, shift.has) = (next, None);
-        shift.threads += 1;
+        shift.stuck.push(id.device);
         drop(shift);
         tracing::warn!(
             device = id.device,
@@ -292,7 +292,15 @@ fn search(desk: &Arc<Desk>, number: u32) -> io::Result<()> {
             // The lock is given back before it looks.
             let next = lock(&desk.jobs).recv();
             let Ok((id, stamp, found)) = next else { return };
-            lock(&desk.shift).has = Some((id, Instant::now()));
+            {
+                let mut shift = lock(&desk.shift);
+                if shift.stuck.contains(&id.device) {
+                    drop(shift);
+                    drop(desk.answers.send((id, stamp, Err(io::ErrorKind::TimedOut.into()))));
+                    continue;
+                }
+                shift.has = Some((id, Instant::now()));
+            }
             let look = || desk.opener.open(&found, opener::PATIENT).map(|file| look_into(file, desk.cache.get()));
             let plan = catch_unwind(AssertUnwindSafe(look)).unwrap_or_else(|_| {
                 tracing::error!(?id, "Looking into a file has failed: nothing of it is hooked.");
@@ -302,7 +310,10 @@ fn search(desk: &Arc<Desk>, number: u32) -> io::Result<()> {
                 let mut shift = lock(&desk.shift);
                 let is_relieved = shift.number != number;
                 if is_relieved {
-                    shift.threads = shift.threads.saturating_sub(1);
+                    let at = shift.stuck.iter().position(|device| *device == id.device);
+                    if let Some(at) = at {
+                        shift.stuck.swap_remove(at);
+                    }
                 } else {
                     shift.has = None;
                 }
@@ -314,6 +325,13 @@ fn search(desk: &Arc<Desk>, number: u32) -> io::Result<()> {
         }
     };
     thread::Builder::new().name("search".to_owned()).spawn(work).map(drop)
+}
+
+/// Whether a file that cannot be opened now may be opened later.
+fn is_passing(error: &io::Error) -> bool {
+    use io::ErrorKind::{OutOfMemory, TimedOut, WouldBlock};
+    matches!(error.kind(), TimedOut | WouldBlock | OutOfMemory)
+        || matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
 /// What an opened file holds, if it is an ELF file.

@@ -9,7 +9,7 @@ use std::{
     io,
     os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
     panic::{AssertUnwindSafe, catch_unwind},
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         mpsc::{RecvTimeoutError, Sender, channel, sync_channel},
@@ -43,12 +43,12 @@ pub fn find(path: &Path) -> io::Result<File> {
 type Job = Box<dyn FnOnce(&Mutex<Asked>) + Send>;
 
 /// Whose answer is waited for.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Whose {
     /// A device's, by number.
     Device(u64),
-    /// That of whoever has to be asked on the way to a file.
-    Path(PathBuf),
+    /// That of whoever has to be asked on the way to some file.
+    Path,
 }
 
 /// Somebody who keeps threads waiting, after the wait for them was given up.
@@ -118,7 +118,7 @@ impl Opener {
     /// `TimedOut` when one has not answered until then; else as the kernel gives them.
     pub fn find(&self, path: &Path, patience: Duration) -> io::Result<File> {
         let wanted = path.to_owned();
-        self.run(Whose::Path(wanted.clone()), path, patience, move || find(&wanted))
+        self.run(Whose::Path, path, patience, move || find(&wanted))
     }
 
     /// Opens for reading what was found.
@@ -184,7 +184,7 @@ impl Opener {
         let (answer, done) = sync_channel(1);
         // Written and read under the lock of all that is asked.
         let stage = Arc::new(Mutex::new(Stage::Queued));
-        let (its_stage, of) = (Arc::clone(&stage), whose.clone());
+        let (its_stage, of) = (Arc::clone(&stage), whose);
         let job: Job = Box::new(move |asked| {
             {
                 let mut asked = lock(asked);
@@ -278,7 +278,7 @@ fn known_of(file: &File) -> io::Result<rustix::fs::Statx> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
+    use std::{io::Read, path::PathBuf};
 
     use super::*;
 
@@ -328,9 +328,9 @@ mod tests {
         let mut ends = Vec::new();
         for number in 0..THREADS as u64 {
             let (end, waits) = channel::<()>();
-            let path = PathBuf::from(number.to_string());
+            let (whose, path) = (Whose::Device(u64::MAX - number), PathBuf::from(number.to_string()));
             let work = move || Ok(waits.recv().is_ok());
-            assert!(is_late(&opener.run(Whose::Path(path.clone()), &path, Duration::from_millis(200), work)));
+            assert!(is_late(&opener.run(whose, &path, Duration::from_millis(200), work)));
             ends.push(end);
         }
         let done = Arc::new(Mutex::new(false));

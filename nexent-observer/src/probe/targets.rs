@@ -198,7 +198,7 @@ impl Targets {
             if let Err(error) = attacher.expect_executable(*file) {
                 tracing::warn!(path = %path.display(), %error, "Its processes are observed only from some milliseconds on.");
             }
-            if !attacher.prepare(path, *file) {
+            if !attacher.prepare(path, *file, opener::PATIENT) {
                 rewritten.insert(*file, MonoNs(0));
             }
         }
@@ -310,7 +310,8 @@ impl Targets {
 
     /// A process runs another program now: what it was is over, what it is has to be looked at.
     fn executed(&mut self, pid: u32, at: MonoNs) {
-        let before = self.reasons.get(&pid).copied();
+        let named = || self.candidates.is_named(pid).then_some(Reason::Pid);
+        let before = self.reasons.get(&pid).copied().or_else(named);
         let runs = Process::executable(pid).ok();
         let matching = runs.filter(|file| self.executables.iter().any(|(_, wanted)| wanted == file));
         let reason = match (before, matching) {
@@ -462,7 +463,8 @@ impl Targets {
         let lives = |sibling: &u32| self.attacher.observes(*sibling) && !self.suspects.contains_key(sibling);
         candidate.sibling = candidate.sibling.filter(lives).or_else(|| self.sibling(reason));
         let attached = self.attacher.attach(pid, manner, candidate.sibling);
-        candidate.named &= matches!(attached, Err(AttachError::Searching { .. }));
+        let passing = |error: &AttachError| matches!(error, AttachError::Searching { .. }) || error.is_passing();
+        candidate.named &= attached.as_ref().is_err_and(passing);
         match attached {
             Ok(report) => {
                 if report.hooked.iter().all(|hooked| hooked.plan.family == Family::Hooks) && age < WARN_AFTER {
@@ -589,7 +591,7 @@ impl Targets {
             if found.is_ok_and(|id| id != *file) {
                 continue; // another one has taken its place
             }
-            if passing || !self.attacher.prepare(path, *file) {
+            if passing || !self.attacher.prepare(path, *file, opener::IN_THE_LOOP) {
                 self.rewritten.insert(*file, now);
             }
         }

@@ -29,13 +29,13 @@ impl Attacher {
     /// its first instruction: a program may be through with its calls before 100 MB are searched. Processes that load their TLS
     /// from other files are hooked when they have. What goes wrong here is left to the first process as well. `false`: it is being written to, or
     /// searched; try again.
-    pub fn prepare(&mut self, executable: &Path, file: FileId) -> bool {
+    pub fn prepare(&mut self, executable: &Path, file: FileId, patience: Duration) -> bool {
         let _raised = privileges::raise();
         // Opened once and kept, so that all of it is about one file, whatever the path leads to meanwhile.
-        let found = self.found(executable, opener::PATIENT);
+        let found = self.found(executable, patience);
         let look =
             |opened: File| Ok((FileId::as_mapped(&opened), opener::find(Path::new(&opener::own_path(&opened)))?));
-        let opened = found.and_then(|found| self.libraries.opener().with(&found, opener::PATIENT, look));
+        let opened = found.and_then(|found| self.libraries.opener().with(&found, patience, look));
         let (id, opened) = match opened {
             Ok(opened) => opened,
             Err(error) => return error.kind() != io::ErrorKind::TimedOut,

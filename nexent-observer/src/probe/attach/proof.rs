@@ -105,10 +105,14 @@ impl Proof {
     fn of(file: File, path: PathBuf, offsets: &[u64], lease: bool, watcher: Option<&OwnedFd>) -> io::Result<Self> {
         let read = file.try_clone()?;
         let (file, lease) = if lease { HookedFile::leased(file)? } else { (HookedFile::unleased(&file)?, Lease::None) };
+        let stamp = FileStamp::of(&read)?;
         let watch = |fd| inotify::add_watch(fd, own_path(&read), inotify::WatchFlags::MODIFY);
         let watch = watcher.and_then(|fd| watch(fd).ok());
-        let stamp = FileStamp::of(&read)?;
-        let code = all_code_in(&read, offsets.iter().copied())?;
+        let code = all_code_in(&read, offsets.iter().copied()).inspect_err(|_| {
+            if let (Some(watcher), Some(watch)) = (watcher, watch) {
+                inotify::remove_watch(watcher, watch).unwrap_or(());
+            }
+        })?;
         let (file, leasable) = (Arc::new(file), lease == Lease::Later);
         Ok(Self { file, leasable, path, stamp, code, watch, unread: false })
     }
@@ -124,20 +128,30 @@ impl Proof {
         if stamp == self.stamp && !written && !self.unread {
             return None;
         }
-        self.stamp = stamp;
         let offsets: Vec<u64> = self.code.iter().map(|(offset, _)| *offset).collect();
         let now = opener.with(self.file.file(), opener::IN_THE_LOOP, move |file| all_code_in(&file, offsets));
-        self.unread = now.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut);
         let changed = match now {
-            Ok(now) => now != self.code,
-            Err(error) => error.kind() == io::ErrorKind::UnexpectedEof,
+            Ok(now) => {
+                (self.stamp, self.unread) = (stamp, false);
+                now != self.code
+            }
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => true,
+            // For whatever reason: it is tried again.
+            Err(error) => {
+                tracing::debug!(path = %self.path.display(), %error, "A hooked file may have changed and cannot be read.");
+                self.unread = true;
+                false
+            }
         };
         changed.then_some(true)
     }
 
     /// Takes a lease that could not be had before.
-    fn lease_later(&mut self) {
-        self.leasable = self.file.lease() == Lease::Later;
+    fn lease_later(&mut self, opener: &Opener) {
+        // Its threads have the right to, also for files of other users.
+        let file = Arc::clone(&self.file);
+        let lease = opener.of(self.file.file(), opener::IN_THE_LOOP, move || Ok(file.lease()));
+        self.leasable = lease.unwrap_or(Lease::Later) == Lease::Later;
     }
 }
 
@@ -209,7 +223,9 @@ impl Proofs {
         let file = Arc::clone(&proof.file);
         let same = |known: &&Proof| known.stamp == proof.stamp && known.code == proof.code;
         if let Some(known) = self.of.get(&id).and_then(|states| states.iter().find(same)) {
-            return Some(Place { file, held: Arc::clone(&known.file) });
+            let held = Arc::clone(&known.file);
+            self.unwatch(&[proof]);
+            return Some(Place { file, held });
         }
         if proof.leasable {
             let barred = self.barred.entry(id).or_default();
@@ -230,16 +246,19 @@ impl Proofs {
                 self.unwatch(&[proof]);
                 return None;
             };
-            drop(states.remove(unused));
+            let unused = states.remove(unused);
+            states.push(proof);
+            self.unwatch(&[unused]);
+        } else {
+            states.push(proof);
         }
-        states.push(proof);
         Some(Place { held: Arc::clone(&file), file })
     }
 
     /// Tries again where a file was open for writing.
-    fn lease_more(&mut self) {
+    fn lease_more(&mut self, opener: &Opener) {
         for proof in self.of.values_mut().flatten().filter(|proof| proof.leasable) {
-            proof.lease_later();
+            proof.lease_later(opener);
         }
     }
 
@@ -345,7 +364,7 @@ impl Attacher {
             self.check_proofs(&written, |_| true);
         }
         if look {
-            self.proofs.lease_more();
+            self.proofs.lease_more(self.libraries.opener());
         }
         std::mem::take(&mut self.proofs.broken)
     }
@@ -402,6 +421,7 @@ impl Attacher {
         });
         let proof = proof.map_err(|_| rewritten())?;
         if !self.libraries.is_of(library.id, proof.stamp) {
+            self.proofs.unwatch(&[proof]);
             return Err(rewritten());
         }
         self.proofs.add(library.id, proof).ok_or_else(rewritten)
@@ -515,10 +535,10 @@ mod tests {
         assert!(add(&mut proofs, vec![(0, [2; CODE])], true).is_none() && proofs.of.is_empty());
         proofs.barred.get_mut(&id).unwrap().open_since = Instant::now().checked_sub(2 * OPEN_FOR);
         let place = add(&mut proofs, vec![(0, [2; CODE])], true).unwrap();
-        proofs.lease_more();
+        proofs.lease_more(&opener);
         assert!(!place.held.is_leased());
         drop(open);
-        proofs.lease_more();
+        proofs.lease_more(&opener);
         assert!(place.held.is_leased());
         drop(place);
         // Again and again: longer and longer.
