@@ -15,8 +15,8 @@ use rustix::thread::{
 
 /// `/proc/PID/{maps,exe}` of other users' processes; their `environ` and executables that only their owner may read.
 const READING: CapabilitySet = CapabilitySet::SYS_PTRACE.union(CapabilitySet::DAC_READ_SEARCH);
-/// Executables that only their owner may read, and leases on files of other users.
-const OPENING: CapabilitySet = CapabilitySet::DAC_READ_SEARCH.union(CapabilitySet::LEASE);
+/// Executables that only their owner may read, paths below `/proc/PID/root`, and leases on files of other users.
+const OPENING: CapabilitySet = READING.union(CapabilitySet::LEASE);
 /// `perf_event_open` for a uprobe, and opening a file through `/proc/PID/map_files`.
 const ATTACHING: CapabilitySet = CapabilitySet::SYS_ADMIN;
 /// Kernels before 5.19 want it, or CAP_SYS_ADMIN, for every use of a map where `kernel.unprivileged_bpf_disabled` is set.
@@ -49,7 +49,7 @@ impl fmt::Display for Held {
         let bounding = if self.bounding_set_is_empty { "empty" } else { "unchanged (no CAP_SETPCAP)" };
         write!(
             f,
-            "always {}; while attaching {}; in other threads none, or CAP_DAC_READ_SEARCH and CAP_LEASE to open files; no_new_privs set; \
+            "always {}; while attaching {}; in other threads none, or of CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE and CAP_LEASE what is given, to open files; no_new_privs set; \
              bounding set {bounding}",
             list("always"),
             list("attaching")
@@ -111,7 +111,7 @@ pub fn shed() {
     keep(CapabilitySet::empty());
 }
 
-/// Drops every capability of this thread but those of opening files that only their owner may read, and of leasing them: for threads that open
+/// Drops every capability of this thread but those of finding files by any path, opening those that only their owner may read, and leasing them: for threads that open
 /// what the loop found.
 pub fn keep_opening() {
     keep(OPENING);
@@ -207,7 +207,7 @@ mod tests {
         assert_eq!(
             held.to_string(),
             "always CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE; while attaching CAP_SYS_ADMIN; in other threads none, or \
-             CAP_DAC_READ_SEARCH and CAP_LEASE to open files; no_new_privs set; bounding set unchanged (no CAP_SETPCAP)"
+             of CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE and CAP_LEASE what is given, to open files; no_new_privs set; bounding set unchanged (no CAP_SETPCAP)"
         );
         let none = Held { always: CapabilitySet::empty(), attaching: CapabilitySet::empty(), ..held };
         assert!(none.to_string().starts_with("always none; while attaching none;"), "{none}");

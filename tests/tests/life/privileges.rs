@@ -68,7 +68,8 @@ fn assert_confined(observer: &mut Observer, bounding: u64) {
     assert!(others.len() >= 3, "the endpoint, the lines, the detaching: {others:?}");
     let nothing = Caps { permitted: 0, effective: 0, ..wanted };
     // What it was started with, of what opening takes: all, where it could empty its bounding set.
-    let opens = if bounding == 0 { DAC_READ_SEARCH | LEASE } else { DAC_READ_SEARCH };
+    let reading = DAC_READ_SEARCH | SYS_PTRACE;
+    let opens = if bounding == 0 { reading | LEASE } else { reading };
     let opening = Caps { permitted: opens, effective: opens, ..wanted };
     assert_eq!(others.iter().filter(|task| **task == opening).count(), 4, "those that open files: {others:?}");
     assert!(others.iter().all(|task| *task == nothing || *task == opening), "{others:?}");
@@ -76,7 +77,7 @@ fn assert_confined(observer: &mut Observer, bounding: u64) {
     for words in [
         "always CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE;",
         "while attaching CAP_SYS_ADMIN;",
-        "in other threads none, or CAP_DAC_READ_SEARCH and CAP_LEASE to open files;",
+        "in other threads none, or of CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE and CAP_LEASE what is given, to open files;",
     ] {
         assert!(line.contains(words), "{words}: {line}");
     }
