@@ -205,8 +205,15 @@ impl Config {
         if self.pids.is_empty() && self.exes.is_empty() && !self.all {
             return Err(ConfigError::NoTarget);
         }
+        if self.exes.is_empty() {
+            return Ok(());
+        }
+        let opener = Opener::start();
         for exe in &self.exes {
-            let found = Opener::start().and_then(|opener| opener.find(exe, opener::PATIENT));
+            let found = match &opener {
+                Ok(opener) => opener.find(exe, opener::PATIENT),
+                Err(_) => opener::find(exe), // no thread can be had: then it is waited for
+            };
             let reason = match found {
                 Ok(found) if opener::is_regular(&found) => continue,
                 Ok(_) => "is not a file".to_owned(),

@@ -200,7 +200,10 @@ impl Case {
 }
 
 /// From a start in the silence on: whoever is elsewhere is observed, before it is told of the silence and after.
-fn nobody_else_is_held_up(case: &mut Case) {
+fn started_in_the_silence(name: &str) -> Case {
+    let mut case = Case::new(name);
+    case.fs.falls_silent();
+    case.observe_processes();
     case.elsewhere_is_attached();
     until("it is told", || {
         case.round();
@@ -212,6 +215,7 @@ fn nobody_else_is_held_up(case: &mut Case) {
     }
     let pid = case.on_it.pid();
     assert!(case.seen(pid).is_empty(), "nobody could look into its file");
+    case
 }
 
 /// From the end of the silence on.
@@ -229,10 +233,7 @@ fn both_are_observed_when_it_answers(case: &mut Case) {
 
 #[test]
 fn a_file_system_that_does_not_answer_holds_up_nobody_else() {
-    let mut case = Case::new("does-not-answer");
-    case.fs.falls_silent();
-    case.observe_processes();
-    nobody_else_is_held_up(&mut case);
+    let mut case = started_in_the_silence("does-not-answer");
     case.stops_in_the_silence();
     assert!(!case.fs.answers().is_empty(), "the observer asked for nothing");
     case.stops_in_order();
@@ -242,10 +243,7 @@ fn a_file_system_that_does_not_answer_holds_up_nobody_else() {
 
 #[test]
 fn a_process_is_attached_to_when_the_file_system_of_its_executable_answers_again() {
-    let mut case = Case::new("answers-again");
-    case.fs.falls_silent();
-    case.observe_processes();
-    nobody_else_is_held_up(&mut case);
+    let mut case = started_in_the_silence("answers-again");
     both_are_observed_when_it_answers(&mut case);
 }
 
