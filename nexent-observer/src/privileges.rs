@@ -2,7 +2,7 @@
 //!
 //! The loop's thread keeps what reading `/proc` of other users' processes takes. The one that attaching takes stays permitted,
 //! because processes, forks and late libraries keep coming, and is in effect only while something is attached ([`raise`]).
-//! The threads that open files of processes keep the one that opening takes ([`keep_opening`]), and every other thread (the endpoint, the
+//! The threads that open files of processes keep those that finding and opening them takes ([`keep_opening`]), and every other thread (the endpoint, the
 //! exporters, the writers, those that look into files) keeps none ([`shed`]): capabilities belong to a thread (capabilities(7)), and a new
 //! one inherits those of the thread that starts it.
 
@@ -111,8 +111,8 @@ pub fn shed() {
     keep(CapabilitySet::empty());
 }
 
-/// Drops every capability of this thread but those of finding files by any path, opening those that only their owner may read, and leasing them: for threads that open
-/// what the loop found.
+/// Drops every capability of this thread but those of finding files by any path, opening those that only their owner may read, and leasing
+/// them: for threads that do this for the loop.
 pub fn keep_opening() {
     keep(OPENING);
 }

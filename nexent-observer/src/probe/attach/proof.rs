@@ -2,7 +2,7 @@
 //! somebody copies a new version over the old one in place, the kernel would put the breakpoints of the old one into every process that
 //! starts the new one, in the middle of its instructions. So the observer takes a lease on each file (fcntl(2), "Leases"): who opens it for writing
 //! waits until the probes are gone, about half a second, and if the observer is stopped, for as long as the kernel allows
-//! (`/proc/sys/fs/lease-break-time`). Until it has closed the file again, nothing is put there. Where there is no lease (another user's file, overlay and network file systems) writing is noticed when it happens (inotify(7)), and with
+//! (`/proc/sys/fs/lease-break-time`). Until it has closed the file again, nothing is put there. Where there is no lease (overlay and network file systems, FUSE, another user's file without CAP_LEASE) writing is noticed when it happens (inotify(7)), and with
 //! every look at a process, and the probes go then. Who replaces a file by renaming, as package managers do, makes another file of it, and
 //! nothing of this matters.
 
